@@ -1,0 +1,127 @@
+//! Configuration: plain data, read once, validated before anything is connected. Reads the environment; connects nowhere.
+
+mod pattern;
+mod secret;
+mod url;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use pattern::{PatternError, TablePattern, TableSet};
+pub use secret::Secret;
+pub use url::{ChannelBinding, Host, ServerUrl, SslMode, TargetSessionAttributes};
+
+use crate::model::{PipelineName, SlotName};
+
+/// A validated configuration: the file, overridden by the environment, passwords resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where open transactions beyond the memory limit are spooled; `None`: systemd's STATE_DIRECTORY, else a private temporary folder.
+    pub spool_dir: Option<PathBuf>,
+    /// How long a stop may drain.
+    pub shutdown_timeout: Duration,
+    /// Level and format of the log.
+    pub log: Log,
+    /// The primary.
+    pub primary: ServerUrl,
+    /// The HTTP listener, if one is wanted.
+    pub http: Option<SocketAddr>,
+    /// The pipelines, in file order, names unique.
+    pub pipelines: Vec<Pipeline>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A tracing filter: `info`, `debug`, `walrelay=trace,info` …
+    pub level: String,
+    /// Text for people or JSON for machines.
+    pub format: LogFormat,
+}
+
+/// `log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One readable line an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// One `[[pipeline]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pipeline {
+    /// The `application_name` that the primary lists.
+    pub name: PipelineName,
+    /// Which tables.
+    pub tables: TableSet,
+    /// Whether the existing rows are copied first.
+    pub initial_copy: bool,
+    /// Tables or table ranges copied at once.
+    pub copy_workers: usize,
+    /// What to do with target tables that are not empty before the initial copy.
+    pub on_existing_rows: OnExistingRows,
+    /// Bytes of rows held in memory before open transactions are spooled.
+    pub memory_limit_bytes: u64,
+    /// An existing publication to use instead of a managed `walrelay_NAME`.
+    pub publication: Option<String>,
+    /// Another slot name instead of `walrelay_NAME`.
+    pub slot: Option<SlotName>,
+    /// Where the transactions go.
+    pub sink: Sink,
+}
+
+/// `on_existing_rows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExistingRows {
+    /// Stop before anything is written and name the tables.
+    Refuse,
+    /// Empty them first.
+    Truncate,
+    /// Copy into them as they are.
+    Keep,
+}
+
+/// `[pipeline.sink]`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Sink {
+    /// `type = "postgres"`.
+    Postgres(PostgresSink),
+    /// `type = "stdout"`: decoded changes as JSON lines.
+    Stdout,
+}
+
+impl Sink {
+    /// The word of the contract.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Sink::Postgres(_) => "postgres",
+            Sink::Stdout => "stdout",
+        }
+    }
+}
+
+/// A Postgres standby.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PostgresSink {
+    /// The standby.
+    pub url: ServerUrl,
+    /// Whether the replicated tables refuse every other writer.
+    pub read_only: bool,
+}
+
+impl Pipeline {
+    /// The slot this pipeline streams from.
+    pub fn slot_name(&self) -> SlotName {
+        match &self.slot {
+            Some(slot) => slot.clone(),
+            None => SlotName::owned_by(&self.name),
+        }
+    }
+
+    /// The publication this pipeline reads.
+    pub fn publication_name(&self) -> String {
+        self.publication.clone().unwrap_or_else(|| self.name.owned_name())
+    }
+}

@@ -1,0 +1,19 @@
+//! The vocabulary of the house, in Postgres' own words. Plain values and leaf tools; imports nothing of ours and does no I/O.
+
+mod health;
+mod lsn;
+mod memory;
+mod name;
+mod position;
+mod progress;
+mod relation;
+mod transaction;
+
+pub use health::{Retry, State};
+pub use lsn::{Lsn, LsnParseError, Timestamp};
+pub use memory::{MemoryBudget, Reservation};
+pub use name::{NameError, PipelineName, QualifiedName, SlotName};
+pub use position::{Applied, Durable, Positions, Received};
+pub use progress::{PrimaryIdentity, Progress};
+pub use relation::{Column, Relation, ReplicaIdentity};
+pub use transaction::{Body, SpooledChunks, Transaction};

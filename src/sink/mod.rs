@@ -1,0 +1,31 @@
+//! What takes whole transactions and gives receipts. Never confirms anything to the primary.
+
+use crate::model::{Applied, Durable, Lsn, Progress, Timestamp, Transaction};
+
+/// Complete transactions that waited, in commit order, to be written as one unit; or a mere position.
+#[derive(Debug)]
+pub struct Batch {
+    /// May be empty: then only the position is recorded.
+    pub transactions: Vec<Transaction>,
+    /// What the progress record says after this batch: at least the last transaction's end, further if an idle position
+    /// was received behind it.
+    pub position: Lsn,
+}
+
+/// What a sink promises after a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Visible to readers of the sink.
+    pub applied: Applied,
+    /// Survives a crash of the sink, and so does the record that says so. Never beyond `applied` here.
+    pub durable: Durable,
+    /// Transactions of the batch.
+    pub transactions: u64,
+    /// Row changes of the batch.
+    pub rows: u64,
+    /// Commit time of the last transaction of the batch, if it had one.
+    pub commit_time: Option<Timestamp>,
+}
+
+/// Where a sink stands when it is opened: its own record, already durable.
+pub type Resume = Option<Progress>;
