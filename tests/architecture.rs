@@ -1,5 +1,7 @@
 //! Holds the house against its rules: layers, cycles, file sizes, opening comments. Reads source text; runs nothing.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
