@@ -21,6 +21,7 @@
 //!
 //! `ARCHITECTURE.md` holds the map and the reasons.
 
+pub mod backoff;
 pub mod model;
 
 pub mod config;

@@ -7,6 +7,7 @@ mod name;
 mod position;
 mod progress;
 mod relation;
+mod report;
 mod transaction;
 
 pub use health::{Retry, State};
@@ -16,4 +17,5 @@ pub use name::{NameError, PipelineName, QualifiedName, SlotName};
 pub use position::{Applied, Durable, Positions, Received};
 pub use progress::{PrimaryIdentity, Progress};
 pub use relation::{Column, Relation, ReplicaIdentity};
+pub use report::{CopyReport, PipelineReport};
 pub use transaction::{Body, SpooledChunks, Transaction};

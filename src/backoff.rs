@@ -1,0 +1,46 @@
+//! One backoff for every retry of the daemon: exponential from 0.1 s to 30 s, with jitter. Decides nothing about what may be retried.
+
+use std::time::Duration;
+
+/// First delay.
+const FIRST: Duration = Duration::from_millis(100);
+/// Longest delay.
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// The delays between attempts.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    attempts: u32,
+}
+
+impl Backoff {
+    /// The next delay: doubles from 0.1 s to 30 s, drawn between half and the whole of that, so that many clients of one
+    /// server do not come back at the same moment.
+    pub fn next_delay(&mut self) -> Duration {
+        let whole = FIRST.saturating_mul(1u32.checked_shl(self.attempts).unwrap_or(u32::MAX)).min(LONGEST);
+        self.attempts = (self.attempts + 1).min(16);
+        whole.mul_f64(rand::random_range(0.5..=1.0))
+    }
+
+    /// Begin anew after a success.
+    pub fn reset(&mut self) {
+        self.attempts = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_with_jitter_and_stay_within_half_a_minute() {
+        let mut backoff = Backoff::default();
+        for attempt in 0..40 {
+            let whole = (0.1 * 2f64.powi(attempt)).min(30.0);
+            let delay = backoff.next_delay().as_secs_f64();
+            assert!(delay >= whole / 2.0 - 1e-9 && delay <= whole + 1e-9, "attempt {attempt}: {delay}");
+        }
+        backoff.reset();
+        assert!(backoff.next_delay() <= FIRST);
+    }
+}
