@@ -1,1 +1,7 @@
 //! The only maker of a flush position: a pure ledger of what was received, applied and made durable. Sends nothing itself.
+
+mod idle;
+mod ledger;
+
+pub use idle::IdleRecords;
+pub use ledger::{Arrived, Ledger};
