@@ -193,7 +193,7 @@ mod tests {
                     }
                     2 => {
                         let count = (step as usize).min(waiting.len());
-                        if let Some(end) = waiting.drain(..count).last() {
+                        if let Some(end) = waiting.drain(..count).next_back() {
                             let record = ledger.record_after(Lsn(end));
                             ledger.receipt(Applied(record), Durable(record));
                         }
