@@ -1,1 +1,19 @@
 //! The replication connection to the primary: publication, slot, the stream and the status messages. Never interprets a row.
+
+mod error;
+mod identity;
+mod publication;
+mod receive;
+mod slot;
+mod standby_names;
+mod stream;
+mod tables;
+
+pub use error::SourceError;
+pub use identity::{identify, timeline_switch_point};
+pub use publication::{Publication, ensure_publication};
+pub use receive::ReceivePolicy;
+pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};
+pub use standby_names::lists_standby;
+pub use stream::{Stream, StreamOptions};
+pub use tables::{PublishableTable, publishable_tables, published_tables};

@@ -1,1 +1,14 @@
 //! The PostgreSQL frontend/backend protocol, built on `postgres-protocol`: connections, TLS, authentication, frames. Knows no pgoutput.
+
+mod connect;
+mod connection;
+mod error;
+pub mod frame;
+pub mod replication;
+pub mod sql;
+mod startup;
+mod tls;
+mod transport;
+
+pub use connection::{Connection, OwnedMessage, QueryResult, Session};
+pub use error::{ServerError, WireError};

@@ -1,0 +1,189 @@
+//! The publication: made before the slot (a slot older than its publication cannot decode), kept in step with the table set.
+//! One that somebody else owns is used as it is, never changed.
+
+use std::collections::BTreeSet;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::error::SqlState;
+
+use crate::config::TableSet;
+use crate::model::QualifiedName;
+use crate::wire::sql::SqlClient;
+
+use super::SourceError;
+use super::tables::{PublishableTable, publishable_tables, published_tables};
+
+/// The publication a pipeline reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Its name.
+    pub name: String,
+    /// Whether it is ours to change and drop.
+    pub is_managed: bool,
+    /// The names under which changes arrive, those of the table set only.
+    pub tables: Vec<QualifiedName>,
+}
+
+/// What `pg_publication` says.
+struct Existing {
+    publishes_all_tables: bool,
+    omitted_operations: Vec<&'static str>,
+    is_owned: bool,
+    /// Tables named in it, roots of partitioned ones included.
+    named: BTreeSet<QualifiedName>,
+}
+
+/// Finds the publication or creates it (managed ones only), and adds tables that have come into the set since.
+pub async fn ensure_publication(
+    sql: &SqlClient,
+    name: &str,
+    is_managed: bool,
+    tables: &TableSet,
+) -> Result<Publication, SourceError> {
+    let wanted = if is_managed { publishable_tables(sql, tables).await? } else { Vec::new() };
+    match existing(sql, name).await? {
+        None if is_managed => create(sql, name, &wanted).await?,
+        None => {
+            return Err(SourceError::Refused(format!(
+                "the publication \"{name}\" does not exist on the primary; create it (CREATE PUBLICATION {} FOR TABLE …), \
+                 or leave out the key `publication` to have one managed",
+                escape_identifier(name)
+            )));
+        }
+        Some(existing) => {
+            if !existing.omitted_operations.is_empty() && is_managed {
+                return Err(SourceError::Refused(format!(
+                    "the publication \"{name}\" does not publish {}; a standby would miss them: ALTER PUBLICATION {} \
+                     SET (publish = 'insert, update, delete, truncate')",
+                    existing.omitted_operations.join(", "),
+                    escape_identifier(name)
+                )));
+            }
+            if is_managed && !existing.publishes_all_tables {
+                add_missing(sql, name, &existing, &wanted).await?;
+            }
+        }
+    }
+    let mut published = published_tables(sql, name).await?;
+    // A partition of a wanted table is wanted, whatever its own name is.
+    let partitions = partitions_of_wanted(sql, tables).await?;
+    published.retain(|table| tables.contains(table) || partitions.contains(table));
+    if published.is_empty() {
+        tracing::warn!(
+            publication = name,
+            "the publication covers no table of the table set; nothing will be replicated"
+        );
+    }
+    Ok(Publication { name: name.to_owned(), is_managed, tables: published })
+}
+
+async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, SourceError> {
+    let context = || SourceError::sql(format!("reading the publication \"{name}\""));
+    let query = "SELECT puballtables, pubinsert, pubupdate, pubdelete, pubtruncate, \
+                        pg_catalog.pg_has_role(current_user, pubowner, 'USAGE') \
+                 FROM pg_catalog.pg_publication WHERE pubname = $1";
+    let Some(row) = sql.query_opt(query, &[&name]).await.map_err(context())? else { return Ok(None) };
+    let operations = ["insert", "update", "delete", "truncate"].into_iter().enumerate();
+    let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_rel pr \
+                 JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid JOIN pg_catalog.pg_class c ON c.oid = pr.prrelid \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+    let named = sql.query(query, &[&name]).await.map_err(context())?;
+    Ok(Some(Existing {
+        publishes_all_tables: row.get(0),
+        omitted_operations: operations
+            .filter(|(index, _)| !row.get::<_, bool>(index + 1))
+            .map(|(_, word)| word)
+            .collect(),
+        is_owned: row.get(5),
+        named: named.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
+    }))
+}
+
+/// `ONLY`, so that an inheritance child is published only if it is in the set itself; on a partitioned table it has no effect.
+fn table_list<'a>(tables: impl Iterator<Item = &'a PublishableTable>) -> String {
+    tables.map(|table| format!("ONLY {}", table.name.sql())).collect::<Vec<_>>().join(", ")
+}
+
+async fn create(sql: &SqlClient, name: &str, wanted: &[PublishableTable]) -> Result<(), SourceError> {
+    let command = create_command(name, wanted);
+    tracing::info!(publication = name, tables = wanted.len(), "creating the publication");
+    run_or_refuse(sql, &command, &format!("creating the publication \"{name}\"")).await
+}
+
+/// The statement that makes a managed publication.
+fn create_command(name: &str, wanted: &[PublishableTable]) -> String {
+    let tables = table_list(wanted.iter());
+    let for_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {tables}") };
+    format!("CREATE PUBLICATION {}{for_tables}", escape_identifier(name))
+}
+
+async fn add_missing(
+    sql: &SqlClient,
+    name: &str,
+    existing: &Existing,
+    wanted: &[PublishableTable],
+) -> Result<(), SourceError> {
+    let covered: BTreeSet<QualifiedName> = published_tables(sql, name).await?.into_iter().collect();
+    let is_missing = |table: &&PublishableTable| {
+        let is_named = existing.named.contains(&table.name) || covered.contains(&table.name);
+        !is_named && !table.ancestors.iter().any(|ancestor| existing.named.contains(ancestor))
+    };
+    let missing: Vec<&PublishableTable> = wanted.iter().filter(is_missing).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let command =
+        format!("ALTER PUBLICATION {} ADD TABLE {}", escape_identifier(name), table_list(missing.iter().copied()));
+    let context = format!("adding {} tables to the publication \"{name}\"", missing.len());
+    if !existing.is_owned {
+        return Err(refused_for_rights(&context, "the role does not own it", &command));
+    }
+    tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
+    run_or_refuse(sql, &command, &context).await
+}
+
+async fn run_or_refuse(sql: &SqlClient, command: &str, context: &str) -> Result<(), SourceError> {
+    match sql.batch_execute(command).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+            let message = error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned());
+            Err(refused_for_rights(context, &message, command))
+        }
+        Err(error) => Err(SourceError::sql(context)(error)),
+    }
+}
+
+fn refused_for_rights(context: &str, why: &str, command: &str) -> SourceError {
+    SourceError::Refused(format!("{context}: {why}; let the owner of the tables (or a superuser) run: {command}"))
+}
+
+async fn partitions_of_wanted(sql: &SqlClient, tables: &TableSet) -> Result<BTreeSet<QualifiedName>, SourceError> {
+    let query = "SELECT rn.nspname::text, r.relname::text, pn.nspname::text, p.relname::text \
+                 FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace \
+                 CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid) t JOIN pg_catalog.pg_class p ON p.oid = t.relid \
+                 JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE r.relkind = 'p' AND t.relid <> r.oid";
+    let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the primary's partitions"))?;
+    let name = |row: &tokio_postgres::Row, at: usize| {
+        QualifiedName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1))
+    };
+    Ok(rows.iter().filter(|row| tables.contains(&name(row, 0))).map(|row| name(row, 2)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_managed_publication_names_each_table_quoted() {
+        let table = |name: &str| PublishableTable {
+            name: QualifiedName::new("public", name),
+            is_partitioned: false,
+            ancestors: Vec::new(),
+        };
+        assert_eq!(
+            create_command("walrelay_a", &[table("t"), table("Odd \"name")]),
+            "CREATE PUBLICATION \"walrelay_a\" FOR TABLE ONLY \"public\".\"t\", ONLY \"public\".\"Odd \"\"name\""
+        );
+        assert_eq!(create_command("walrelay_a", &[]), "CREATE PUBLICATION \"walrelay_a\"");
+    }
+}

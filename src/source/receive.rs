@@ -1,0 +1,104 @@
+//! How eagerly the stream is read. Pure: bytes and time in, a low-water mark out.
+//!
+//! A walsender makes one `send()` per message, and on a fast link each one wakes an eager reader at the *sender's* cost.
+//! While much is coming, `SO_RCVLOWAT` lets the kernel gather before it wakes us; a timer bounds how long that may take,
+//! and one short read ends it, so that a lone synchronous commit is never held back.
+
+use std::time::{Duration, Instant};
+
+/// While hot, the kernel wakes us at this many bytes.
+const HOT_BYTES: u32 = 512 * 1024;
+/// Cold becomes hot when this much arrives within `WINDOW`; hot becomes cold at a read that is shorter.
+const BUSY_BYTES: usize = 192 * 1024;
+/// The window in which a cold reader counts.
+const WINDOW: Duration = Duration::from_millis(10);
+/// While hot, this long after the last read we look anyway: keepalives must be seen.
+const HOT_TIMEOUT: Duration = Duration::from_millis(5);
+
+/// The adaptive receive policy of one connection.
+#[derive(Debug)]
+pub struct ReceivePolicy {
+    is_enabled: bool,
+    is_hot: bool,
+    window_start: Instant,
+    window_bytes: usize,
+    last_read: Instant,
+}
+
+impl ReceivePolicy {
+    /// Starts cold. A disabled policy stays cold.
+    pub fn new(is_enabled: bool, now: Instant) -> Self {
+        Self { is_enabled, is_hot: false, window_start: now, window_bytes: 0, last_read: now }
+    }
+
+    /// A read brought `bytes`. Returns the low-water mark to set, if it changes.
+    pub fn read(&mut self, bytes: usize, now: Instant) -> Option<u32> {
+        self.last_read = now;
+        if !self.is_enabled {
+            return None;
+        }
+        if self.is_hot {
+            if bytes >= BUSY_BYTES {
+                // The look at the time-out may have lowered it.
+                return Some(HOT_BYTES);
+            }
+            self.is_hot = false;
+            self.window_start = now;
+            self.window_bytes = 0;
+            return Some(1);
+        }
+        if now.duration_since(self.window_start) > WINDOW {
+            self.window_start = now;
+            self.window_bytes = 0;
+        }
+        self.window_bytes += bytes;
+        if self.window_bytes >= BUSY_BYTES {
+            self.is_hot = true;
+            return Some(HOT_BYTES);
+        }
+        None
+    }
+
+    /// When the low-water mark must be lowered to 1 to see what has gathered; `None` while cold.
+    pub fn look_at(&self) -> Option<Instant> {
+        self.is_hot.then(|| self.last_read + HOT_TIMEOUT)
+    }
+
+    /// The time-out came: lower the mark to 1. The next read decides whether it stays hot; an empty wait means cold.
+    pub fn looked(&mut self, now: Instant) {
+        self.is_hot = false;
+        self.window_start = now;
+        self.window_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_makes_it_hot_and_a_short_read_cold() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut policy = ReceivePolicy::new(true, start);
+        assert_eq!(policy.read(100 * 1024, at(1)), None);
+        assert_eq!(policy.look_at(), None);
+        assert_eq!(policy.read(100 * 1024, at(2)), Some(HOT_BYTES));
+        assert_eq!(policy.look_at(), Some(at(7)));
+        assert_eq!(policy.read(600 * 1024, at(6)), Some(HOT_BYTES));
+        assert_eq!(policy.read(100, at(9)), Some(1));
+        assert_eq!(policy.look_at(), None);
+        // A trickle never makes it hot.
+        for millisecond in 10..500 {
+            assert_eq!(policy.read(10 * 1024, at(millisecond)), None);
+        }
+    }
+
+    #[test]
+    fn a_disabled_policy_never_touches_the_socket() {
+        let start = Instant::now();
+        let mut policy = ReceivePolicy::new(false, start);
+        assert_eq!(policy.read(10 << 20, start), None);
+        assert_eq!(policy.look_at(), None);
+    }
+}

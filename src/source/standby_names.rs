@@ -1,0 +1,63 @@
+//! Reads `synchronous_standby_names`. Pure; the grammar is `src/backend/replication/syncrep_gram.y`.
+
+/// Whether the setting's value lists `name` (case does not count, as in `SyncRepGetStandbyPriority`) or the wildcard `*`.
+pub fn lists_standby(setting: &str, name: &str) -> bool {
+    standby_names(setting).iter().any(|listed| listed == "*" || listed.eq_ignore_ascii_case(name))
+}
+
+/// The names: of `a, b`, of `2 (a, b)`, of `FIRST 2 (a, b)` and of `ANY 2 (a, b)`.
+fn standby_names(setting: &str) -> Vec<String> {
+    let text = setting.trim();
+    match (text.find('('), text.ends_with(')')) {
+        (Some(open), true) if !text.starts_with('"') => names_of_list(&text[open + 1..text.len() - 1]),
+        _ => names_of_list(text),
+    }
+}
+
+/// Comma-separated names; a quoted one may hold anything, with `""` for a quote.
+fn names_of_list(list: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut name = String::new();
+    let mut is_quoted = false;
+    let mut characters = list.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if is_quoted && characters.peek() == Some(&'"') => {
+                name.push('"');
+                characters.next();
+            }
+            '"' => is_quoted = !is_quoted,
+            ',' if !is_quoted => names.push(std::mem::take(&mut name)),
+            c if c.is_whitespace() && !is_quoted => {}
+            c => name.push(c),
+        }
+    }
+    names.push(name);
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_the_setting_is_read() {
+        for (setting, name, expected) in [
+            ("", "a", false),
+            ("a", "a", true),
+            ("A", "a", true),
+            ("b, a", "a", true),
+            ("ab", "a", false),
+            ("*", "a", true),
+            ("2 (b, a)", "a", true),
+            ("FIRST 1 (b,c)", "a", false),
+            ("ANY 1 (\"a\", b)", "a", true),
+            ("any 2(b , a )", "a", true),
+            ("\"odd,(name\", a", "a", true),
+            ("\"odd\"\"a\"", "a", false),
+        ] {
+            assert_eq!(lists_standby(setting, name), expected, "{setting}");
+        }
+    }
+}

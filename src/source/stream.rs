@@ -1,0 +1,329 @@
+//! The replication stream: one task owns the socket. Chunks of whole messages go out, positions come in; a full consumer
+//! stops the reading but never the status messages. Interprets nothing but keepalives' wish for a reply and the server's own
+//! notices and errors.
+//!
+//! ```text
+//! START_REPLICATION ─▶ streaming ──stop──▶ last status, CopyDone ─▶ drained
+//!                        │   ▲                                        
+//!                        ▼   │  consumer has room                      
+//!                      holding a chunk (status still goes out, nothing is read)
+//! ```
+
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes};
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{Lsn, Positions, SlotName, Timestamp};
+use crate::wire::{Connection, ServerError, WireError, frame, replication};
+
+use super::{ReceivePolicy, SourceError};
+
+/// A status message goes out at least this often: a primary that newly lists us releases its waiters only when one arrives.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// Without any message for this long we ask for one.
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// Without any message for this long the connection is taken as lost.
+const SILENT_AFTER: Duration = Duration::from_secs(60);
+/// How long a clean end may take to be answered.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What to ask for in START_REPLICATION.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// The slot.
+    pub slot: SlotName,
+    /// The publication.
+    pub publication: String,
+    /// The sink's own durable position.
+    pub start: Lsn,
+    /// Binary values where the type has a send function.
+    pub binary: bool,
+    /// Logical messages too.
+    pub messages: bool,
+    /// Whether `SO_RCVLOWAT` is used while much arrives.
+    pub adaptive_receive: bool,
+}
+
+impl StreamOptions {
+    /// The command for a server of this version: the newest protocol it offers, open transactions streamed.
+    fn command(&self, version_number: u32) -> String {
+        let protocol = match version_number {
+            ..150_000 => 2,
+            150_000..160_000 => 3,
+            160_000.. => 4,
+        };
+        // The publication's name is an identifier inside a literal: quoted twice.
+        let publication = escape_literal(&escape_identifier(&self.publication));
+        let mut options =
+            format!("proto_version '{protocol}', publication_names {}, streaming 'on'", publication.trim_start());
+        if self.binary {
+            options.push_str(", binary 'true'");
+        }
+        if self.messages {
+            options.push_str(", messages 'true'");
+        }
+        let slot = escape_identifier(self.slot.as_str());
+        format!("START_REPLICATION SLOT {slot} LOGICAL {} ({options})", self.start)
+    }
+}
+
+/// A started stream.
+pub struct Stream {
+    connection: Connection,
+    policy: ReceivePolicy,
+    last_message: Instant,
+    is_ping_outstanding: bool,
+}
+
+impl Stream {
+    /// Sends START_REPLICATION and waits for the server to enter the copy-both mode.
+    pub async fn start(mut connection: Connection, options: &StreamOptions) -> Result<Self, SourceError> {
+        let command = options.command(connection.version_number());
+        let context = || {
+            SourceError::wire(format!("starting replication from the slot \"{}\" at {}", options.slot, options.start))
+        };
+        postgres_protocol::message::frontend::query(&command, connection.outgoing())
+            .map_err(|error| context()(WireError::from(error)))?;
+        connection.flush().await.map_err(context())?;
+        loop {
+            let message = connection.next_message().await.map_err(context())?;
+            match message.tag {
+                b'W' => break,
+                b'E' => return Err(context()(WireError::Server(Box::new(ServerError::parse(&message.body))))),
+                b'N' | b'S' => {}
+                tag => {
+                    return Err(SourceError::Protocol(format!("START_REPLICATION with a message '{}'", tag as char)));
+                }
+            }
+        }
+        let now = Instant::now();
+        Ok(Self {
+            connection,
+            policy: ReceivePolicy::new(options.adaptive_receive, now),
+            last_message: now,
+            is_ping_outstanding: false,
+        })
+    }
+
+    /// The walsender's process, as `pg_stat_replication` names it.
+    pub fn process_id(&self) -> i32 {
+        self.connection.process_id()
+    }
+
+    /// Runs until `stop` (then the last positions are sent and the stream is closed in order) or an error.
+    pub async fn run(
+        mut self,
+        mut positions: watch::Receiver<Positions>,
+        chunks: mpsc::Sender<Bytes>,
+        stop: CancellationToken,
+    ) -> Result<(), SourceError> {
+        let mut status_timer = interval(STATUS_INTERVAL);
+        status_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut held: Option<Bytes> = None;
+        loop {
+            let look_at = self.policy.look_at();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.finish(&mut positions).await,
+                changed = positions.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.send_status(&mut positions, false).await?;
+                }
+                _ = status_timer.tick() => {
+                    let ping = self.check_silence(held.is_some())?;
+                    self.send_status(&mut positions, ping).await?;
+                }
+                permit = chunks.reserve(), if held.is_some() => match (permit, held.take()) {
+                    (Ok(permit), Some(chunk)) => permit.send(chunk),
+                    _ => return Ok(()),
+                },
+                () = sleep_until(look_at.unwrap_or_else(Instant::now).into()), if held.is_none() && look_at.is_some() => {
+                    self.policy.looked(Instant::now());
+                    self.set_low_water(1);
+                }
+                chunk = self.connection.read_chunk(), if held.is_none() => {
+                    let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
+                    held = self.received(chunk, &mut positions).await?;
+                }
+            }
+        }
+    }
+
+    /// Takes one read: adjusts the policy, looks at each message's first byte, answers a keepalive that asks for it.
+    async fn received(
+        &mut self,
+        chunk: Bytes,
+        positions: &mut watch::Receiver<Positions>,
+    ) -> Result<Option<Bytes>, SourceError> {
+        let now = Instant::now();
+        self.last_message = now;
+        self.is_ping_outstanding = false;
+        if let Some(low_water_bytes) = self.policy.read(chunk.len(), now) {
+            self.set_low_water(low_water_bytes);
+        }
+        let (copy_data, wants_reply) = copy_data_of(chunk)?;
+        if wants_reply {
+            self.send_status(positions, false).await?;
+        }
+        Ok((!copy_data.is_empty()).then_some(copy_data))
+    }
+
+    fn set_low_water(&self, bytes: u32) {
+        if let Err(error) = self.connection.set_receive_low_water(bytes) {
+            tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
+        }
+    }
+
+    async fn send_status(&mut self, positions: &mut watch::Receiver<Positions>, ping: bool) -> Result<(), SourceError> {
+        let now = *positions.borrow_and_update();
+        replication::status_update(&now, Timestamp::now(), ping, self.connection.outgoing());
+        self.connection.flush().await.map_err(SourceError::wire("sending a status message to the primary"))
+    }
+
+    /// Whether to ask for a reply; an error when the last question stayed without one. A reader that waits for its consumer
+    /// learns nothing from silence.
+    fn check_silence(&mut self, is_holding: bool) -> Result<bool, SourceError> {
+        if is_holding {
+            self.last_message = Instant::now();
+        }
+        let silent = self.last_message.elapsed();
+        if silent >= SILENT_AFTER {
+            return Err(SourceError::Silent(silent.as_secs()));
+        }
+        let ping = silent >= PING_AFTER && !self.is_ping_outstanding;
+        self.is_ping_outstanding |= ping;
+        Ok(ping)
+    }
+
+    /// The last positions, CopyDone and Terminate; then what is still under way is read and thrown away, so that the socket's
+    /// end does not overtake the status message.
+    async fn finish(mut self, positions: &mut watch::Receiver<Positions>) -> Result<(), SourceError> {
+        self.set_low_water(1);
+        self.send_status(positions, false).await?;
+        let outgoing = self.connection.outgoing();
+        outgoing.put_slice(b"c\0\0\0\x04X\0\0\0\x04");
+        let ended = timeout(END_TIMEOUT, async {
+            self.connection.flush().await?;
+            while self.connection.read_chunk().await.is_ok() {}
+            Ok::<(), WireError>(())
+        });
+        if ended.await.is_err() {
+            tracing::debug!("the primary did not end the stream in time; closing it");
+        }
+        Ok(())
+    }
+}
+
+/// The run of `CopyData` at the start of a chunk, and whether a keepalive in it asks for a reply. Any other message is a
+/// notice (logged, or an error if the server says that it skips changes), or ends the stream.
+fn copy_data_of(chunk: Bytes) -> Result<(Bytes, bool), SourceError> {
+    let mut wants_reply = false;
+    let mut other_messages_bytes = 0;
+    for message in frame::frames(&chunk) {
+        let message = message.map_err(SourceError::wire("reading the replication stream"))?;
+        match (message.tag, message.body) {
+            (b'd', [b'k', .., 1]) => wants_reply = true,
+            (b'd', _) => {}
+            (b'S', _) => other_messages_bytes += message.body.len() + frame::HEADER_BYTES,
+            (b'N', body) => {
+                notice(&ServerError::parse(body))?;
+                other_messages_bytes += body.len() + frame::HEADER_BYTES;
+            }
+            (b'E', body) => {
+                let source = WireError::Server(Box::new(ServerError::parse(body)));
+                return Err(SourceError::Wire { context: "streaming from the primary".to_owned(), source });
+            }
+            (b'c' | b'C' | b'Z', _) => return Err(SourceError::Ended),
+            (tag, _) => return Err(SourceError::Protocol(format!("a message '{}' in the stream", tag as char))),
+        }
+    }
+    if other_messages_bytes == 0 {
+        return Ok((chunk, wants_reply));
+    }
+    // Rare: leave the other messages out.
+    let mut copy_data = Vec::with_capacity(chunk.len() - other_messages_bytes);
+    for message in frame::frames(&chunk).flatten().filter(|message| message.tag == b'd') {
+        copy_data.put_u8(b'd');
+        copy_data.put_u32(message.body.len() as u32 + 4);
+        copy_data.put_slice(message.body);
+    }
+    Ok((copy_data.into(), wants_reply))
+}
+
+/// From 18 on a missing publication is only a warning inside the stream, and its changes are left out: fatal for a standby.
+fn notice(notice: &ServerError) -> Result<(), SourceError> {
+    if notice.message.contains("publication") && notice.severity == "WARNING" {
+        return Err(SourceError::Skipping(notice.to_string()));
+    }
+    tracing::info!(notice = %notice, "the primary says");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_protocol_of_each_server_is_asked_for() {
+        let options = StreamOptions {
+            slot: SlotName::new("walrelay_a").unwrap(),
+            publication: "Odd's".to_owned(),
+            start: Lsn(0x16_B374_D848),
+            binary: false,
+            messages: false,
+            adaptive_receive: true,
+        };
+        for (version, protocol) in [(140_023, 2), (150_018, 3), (160_014, 4), (180_004, 4)] {
+            assert_eq!(
+                options.command(version),
+                format!(
+                    "START_REPLICATION SLOT \"walrelay_a\" LOGICAL 16/B374D848 (proto_version '{protocol}', \
+                     publication_names '\"Odd''s\"', streaming 'on')"
+                )
+            );
+        }
+    }
+
+    /// Builds a chunk of messages, keeps the CopyData of it, and compares.
+    fn check(messages: &[(u8, &[u8])], expected: Result<(&[&[u8]], bool), &str>) {
+        let chunk = |messages: &[(u8, &[u8])]| {
+            let mut bytes = Vec::new();
+            for (tag, body) in messages {
+                bytes.put_u8(*tag);
+                bytes.put_u32(body.len() as u32 + 4);
+                bytes.put_slice(body);
+            }
+            Bytes::from(bytes)
+        };
+        let result = copy_data_of(chunk(messages));
+        match (result, expected) {
+            (Ok((copy_data, wants_reply)), Ok((bodies, expected_reply))) => {
+                let expected: Vec<(u8, &[u8])> = bodies.iter().map(|body| (b'd', *body)).collect();
+                assert_eq!(copy_data, chunk(&expected));
+                assert_eq!(wants_reply, expected_reply);
+            }
+            (Err(error), Err(text)) => assert!(error.to_string().contains(text), "{error}"),
+            (result, expected) => panic!("{result:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn only_copy_data_goes_on() {
+        let asking = b"k\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\x01".as_slice();
+        let quiet = b"k\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0".as_slice();
+        check(&[(b'd', b"w1"), (b'd', quiet)], Ok((&[b"w1", quiet], false)));
+        check(&[(b'd', asking), (b'd', b"w1")], Ok((&[asking, b"w1"], true)));
+        check(&[(b'd', b"w1"), (b'S', b"TimeZone\0UTC\0"), (b'd', b"w2")], Ok((&[b"w1", b"w2"], false)));
+        check(&[(b'd', b"w1"), (b'N', b"SNOTICE\0Mhello\0\0"), (b'd', b"w2")], Ok((&[b"w1", b"w2"], false)));
+        check(&[(b'C', b"COPY 0\0")], Err("ended the replication stream"));
+        check(&[(b'N', b"SWARNING\0VWARNING\0C01000\0Mskipped loading publication \"p\"\0\0")], Err("skips changes"));
+        check(&[(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0")], Err("57P01"));
+        check(&[(b'?', b"")], Err("message '?'"));
+    }
+}

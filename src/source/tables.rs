@@ -1,0 +1,57 @@
+//! Which tables of the primary can be published, and which a publication publishes.
+
+use crate::config::TableSet;
+use crate::model::QualifiedName;
+use crate::wire::sql::SqlClient;
+
+use super::SourceError;
+
+/// An ordinary or partitioned permanent table outside the system schemas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishableTable {
+    /// Its name.
+    pub name: QualifiedName,
+    /// Whether it is partitioned: then its partitions are published with it.
+    pub is_partitioned: bool,
+    /// The partitioned tables above it, nearest first.
+    pub ancestors: Vec<QualifiedName>,
+}
+
+/// The tables of the set, as the catalog has them now, without partitions of a table that is itself in the set.
+pub async fn publishable_tables(sql: &SqlClient, tables: &TableSet) -> Result<Vec<PublishableTable>, SourceError> {
+    // What is_publishable_class in src/backend/catalog/pg_publication.c allows.
+    let query = "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', \
+                        ARRAY(SELECT an.nspname::text FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY a(relid, depth) \
+                              JOIN pg_catalog.pg_class ac ON ac.oid = a.relid JOIN pg_catalog.pg_namespace an ON an.oid = ac.relnamespace \
+                              WHERE a.relid <> c.oid ORDER BY depth), \
+                        ARRAY(SELECT ac.relname::text FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY a(relid, depth) \
+                              JOIN pg_catalog.pg_class ac ON ac.oid = a.relid WHERE a.relid <> c.oid ORDER BY depth) \
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384 \
+                   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'walrelay') \
+                 ORDER BY 1, 2";
+    let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the primary's tables"))?;
+    let all = rows.iter().map(|row| {
+        let schemas: Vec<String> = row.get(3);
+        let names: Vec<String> = row.get(4);
+        PublishableTable {
+            name: QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
+            is_partitioned: row.get(2),
+            ancestors: schemas.into_iter().zip(names).map(|(schema, name)| QualifiedName::new(schema, name)).collect(),
+        }
+    });
+    let is_wanted = |table: &PublishableTable| {
+        tables.contains(&table.name) && !table.ancestors.iter().any(|ancestor| tables.contains(ancestor))
+    };
+    Ok(all.filter(is_wanted).collect())
+}
+
+/// The names under which the publication publishes changes: partitions, unless it publishes through the root.
+pub async fn published_tables(sql: &SqlClient, publication: &str) -> Result<Vec<QualifiedName>, SourceError> {
+    let query = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2";
+    let rows = sql
+        .query(query, &[&publication])
+        .await
+        .map_err(SourceError::sql(format!("listing the tables of the publication \"{publication}\"")))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}

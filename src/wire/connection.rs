@@ -1,0 +1,346 @@
+//! One connection that speaks the protocol itself: for replication, for COPY passed straight through, and for pipelined
+//! statements. Decides nothing about what is said on it.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::config::ServerUrl;
+
+use super::frame::{self, HEADER_BYTES};
+use super::transport::Transport;
+use super::{ServerError, WireError, connect};
+
+/// The read buffer starts with this.
+const READ_BYTES: usize = 64 * 1024;
+/// A read buffer that is filled grows up to this, so that a flood is read in few calls.
+const READ_LIMIT_BYTES: usize = 1024 * 1024;
+
+/// What kind of session to open.
+#[derive(Clone, Debug, Default)]
+pub struct Session {
+    /// `application_name`.
+    pub application_name: String,
+    /// Whether it is a walsender session (`replication=database`).
+    pub is_replication: bool,
+    /// Settings for the session, as `SET name = value` would make them.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Session {
+    /// An ordinary session.
+    pub fn new(application_name: impl Into<String>) -> Self {
+        Self { application_name: application_name.into(), is_replication: false, settings: Vec::new() }
+    }
+
+    /// A walsender session.
+    pub fn replication(application_name: impl Into<String>) -> Self {
+        Self { is_replication: true, ..Self::new(application_name) }
+    }
+
+    /// With one more setting.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+/// One whole message, owned (a slice of the read buffer).
+#[derive(Clone, Debug)]
+pub struct OwnedMessage {
+    /// What it is.
+    pub tag: u8,
+    /// What follows the length.
+    pub body: Bytes,
+}
+
+/// The answer to one statement of a simple query.
+#[derive(Clone, Debug, Default)]
+pub struct QueryResult {
+    /// Rows of text values.
+    pub rows: Vec<Vec<Option<Bytes>>>,
+    /// The command tag, e.g. `SELECT 1`.
+    pub tag: String,
+}
+
+/// A connection that is ready for queries.
+#[derive(Debug)]
+pub struct Connection {
+    transport: Transport,
+    incoming: BytesMut,
+    read_size_bytes: usize,
+    outgoing: BytesMut,
+    parameters: HashMap<String, String>,
+    process_id: i32,
+    host: String,
+}
+
+impl Connection {
+    /// Connects to the first usable host of the URL. The error names every host tried.
+    pub async fn connect(url: &ServerUrl, session: &Session) -> Result<Self, WireError> {
+        connect::connect(url, session).await
+    }
+
+    pub(super) fn new(transport: Transport, host: String) -> Self {
+        Self {
+            transport,
+            incoming: BytesMut::new(),
+            read_size_bytes: READ_BYTES,
+            outgoing: BytesMut::new(),
+            parameters: HashMap::new(),
+            process_id: 0,
+            host,
+        }
+    }
+
+    pub(super) fn set_process_id(&mut self, process_id: i32) {
+        self.process_id = process_id;
+    }
+
+    /// The server's process behind this connection.
+    pub fn process_id(&self) -> i32 {
+        self.process_id
+    }
+
+    /// The host it is connected to, for messages.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// A parameter the server reported (`server_version`, `in_hot_standby`, …).
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.get(name).map(String::as_str)
+    }
+
+    /// `server_version_num`, from the version text: `15.18 (Debian …)` is 150018. Zero when it cannot be read.
+    pub fn version_number(&self) -> u32 {
+        version_number(self.parameter("server_version").unwrap_or(""))
+    }
+
+    /// Where frontend messages are put together; sent by `flush` or `pump`.
+    pub fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// `SO_RCVLOWAT`; nothing on a Unix socket.
+    pub fn set_receive_low_water(&self, bytes: u32) -> io::Result<()> {
+        self.transport.set_receive_low_water(bytes)
+    }
+
+    /// Writes everything outgoing. Cancel safe: what was written is gone from `outgoing`, the rest is still there.
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        poll_fn(|context| self.poll_write_out(context)).await
+    }
+
+    /// Reads the next whole message. Cancel safe. Server parameters are noted on the way and still returned.
+    pub async fn next_message(&mut self) -> Result<OwnedMessage, WireError> {
+        poll_fn(|context| self.poll_message(context)).await
+    }
+
+    /// Takes the next whole message that was already read, if there is one.
+    pub fn try_next_message(&mut self) -> Result<Option<OwnedMessage>, WireError> {
+        let Some(size) = frame::size_bytes(&self.incoming)? else { return Ok(None) };
+        if self.incoming.len() < size {
+            return Ok(None);
+        }
+        let message = self.incoming.split_to(size).freeze();
+        let message = OwnedMessage { tag: message[0], body: message.slice(HEADER_BYTES..) };
+        if message.tag == b'S' {
+            self.note_parameter(&message.body);
+        }
+        Ok(Some(message))
+    }
+
+    /// Reads a run of whole messages, at least one, as much as one or two reads bring; a torn tail stays for the next time.
+    /// Cancel safe.
+    pub async fn read_chunk(&mut self) -> Result<Bytes, WireError> {
+        poll_fn(|context| self.poll_chunk(context)).await
+    }
+
+    /// Writes what is outgoing and reads what arrives until a whole message is there, so that neither side's full buffer
+    /// stops the other. Returns whether everything was written. Cancel safe.
+    pub async fn pump(&mut self) -> Result<bool, WireError> {
+        poll_fn(|context| {
+            let is_written = self.poll_write_out(context)?.is_ready();
+            if has_whole_message(&self.incoming)? {
+                return Poll::Ready(Ok(is_written));
+            }
+            loop {
+                match self.poll_fill(context)? {
+                    Poll::Ready(()) if has_whole_message(&self.incoming)? => return Poll::Ready(Ok(is_written)),
+                    Poll::Ready(()) => {}
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Writes until at most `limit_bytes` are outgoing, reading into the buffer whenever that makes no headway, so that a
+    /// server that waits for us to read its answers goes on. Cancel safe.
+    pub async fn drain_outgoing(&mut self, limit_bytes: usize) -> Result<(), WireError> {
+        poll_fn(|context| {
+            loop {
+                if self.poll_write_out(context)?.is_ready() || self.outgoing.len() <= limit_bytes {
+                    return Poll::Ready(Ok(()));
+                }
+                ready!(self.poll_fill(context))?;
+            }
+        })
+        .await
+    }
+
+    /// Runs a simple query and gathers its results. An error of the server is returned after ReadyForQuery, so that the
+    /// connection can go on.
+    pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<QueryResult>, WireError> {
+        postgres_protocol::message::frontend::query(sql, &mut self.outgoing)?;
+        self.flush().await?;
+        let mut results = Vec::new();
+        let mut current = QueryResult::default();
+        let mut failure = None;
+        loop {
+            let message = self.next_message().await?;
+            match message.tag {
+                b'D' => current.rows.push(data_row(&message.body)?),
+                b'C' => {
+                    current.tag = until_nul(&message.body);
+                    results.push(std::mem::take(&mut current));
+                }
+                b'E' => failure = Some(WireError::Server(Box::new(ServerError::parse(&message.body)))),
+                b'Z' => break,
+                b'T' | b'I' | b'S' | b'N' | b'A' => {}
+                tag => return Err(WireError::Unexpected { tag, during: "answering a query" }),
+            }
+        }
+        failure.map_or(Ok(results), Err)
+    }
+
+    fn note_parameter(&mut self, body: &[u8]) {
+        let mut words = body.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        if let (Some(name), Some(value)) = (words.next(), words.next()) {
+            self.parameters.insert(name, value);
+        }
+    }
+
+    fn poll_write_out(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        while !self.outgoing.is_empty() {
+            let written = ready!(Pin::new(&mut self.transport).poll_write(context, &self.outgoing))?;
+            if written == 0 {
+                return Poll::Ready(Err(WireError::Closed));
+            }
+            let _ = self.outgoing.split_to(written);
+        }
+        ready!(Pin::new(&mut self.transport).poll_flush(context))?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Result<OwnedMessage, WireError>> {
+        loop {
+            if let Some(message) = self.try_next_message()? {
+                return Poll::Ready(Ok(message));
+            }
+            ready!(self.poll_fill(context))?;
+        }
+    }
+
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, WireError>> {
+        loop {
+            let end = frame::whole_messages_bytes(&self.incoming)?;
+            if end > 0 {
+                return Poll::Ready(Ok(self.incoming.split_to(end).freeze()));
+            }
+            ready!(self.poll_fill(context))?;
+        }
+    }
+
+    /// One read into the buffer. The buffer grows with what really arrived, never with what a length claims; it shrinks back
+    /// when reads are short.
+    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        self.incoming.reserve(self.read_size_bytes);
+        let room = self.incoming.spare_capacity_mut();
+        let room_bytes = room.len().min(self.read_size_bytes);
+        let mut buffer = ReadBuf::uninit(&mut room[..room_bytes]);
+        ready!(Pin::new(&mut self.transport).poll_read(context, &mut buffer))?;
+        let filled = buffer.filled().len();
+        if filled == 0 {
+            return Poll::Ready(Err(WireError::Closed));
+        }
+        // SAFETY: `filled` bytes of the spare capacity were just initialised by the read.
+        unsafe { self.incoming.set_len(self.incoming.len() + filled) };
+        if filled == room_bytes {
+            self.read_size_bytes = (self.read_size_bytes * 2).min(READ_LIMIT_BYTES);
+        } else if filled < self.read_size_bytes / 8 {
+            self.read_size_bytes = (self.read_size_bytes / 2).max(READ_BYTES);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn has_whole_message(bytes: &[u8]) -> Result<bool, WireError> {
+    Ok(frame::size_bytes(bytes)?.is_some_and(|size| size <= bytes.len()))
+}
+
+fn version_number(text: &str) -> u32 {
+    let number =
+        |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().unwrap_or(0);
+    let (major, minor) = text.split_once('.').unwrap_or((text, ""));
+    number(major).saturating_mul(10_000).saturating_add(number(minor))
+}
+
+fn until_nul(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or(&[])).into_owned()
+}
+
+/// The values of a DataRow: int16 count, then int32 length (-1 for NULL) and bytes.
+fn data_row(body: &Bytes) -> Result<Vec<Option<Bytes>>, WireError> {
+    let torn = || WireError::Torn { available: body.len() };
+    let count = body.first_chunk::<2>().map(|bytes| u16::from_be_bytes(*bytes)).ok_or_else(torn)?;
+    let mut values = Vec::new();
+    let mut at = 2;
+    for _ in 0..count {
+        let length = body.get(at..).and_then(<[u8]>::first_chunk::<4>).map(|bytes| i32::from_be_bytes(*bytes));
+        at += 4;
+        match length.ok_or_else(torn)? {
+            length if length < 0 => values.push(None),
+            length => {
+                let end = at.checked_add(length as usize).filter(|end| *end <= body.len()).ok_or_else(torn)?;
+                values.push(Some(body.slice(at..end)));
+                at = end;
+            }
+        }
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_text_is_a_number() {
+        for (text, number) in [
+            ("18.4", 180_004),
+            ("15.18 (Debian 15.18-0+deb12u1)", 150_018),
+            ("14.23", 140_023),
+            ("19devel", 190_000),
+            ("", 0),
+        ] {
+            assert_eq!(version_number(text), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_data_row_is_read_or_refused() {
+        let row = data_row(&Bytes::from_static(b"\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0")).unwrap();
+        assert_eq!(row, [Some(Bytes::from_static(b"ab")), None, Some(Bytes::new())]);
+        for body in [&b""[..], b"\0", b"\0\x01", b"\0\x01\0\0\0\x05ab", b"\0\x01\x7f\xff\xff\xff"] {
+            assert!(data_row(&Bytes::copy_from_slice(body)).is_err());
+        }
+    }
+}

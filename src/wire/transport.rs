@@ -1,0 +1,151 @@
+//! The byte stream below a connection: TCP or Unix socket, with or without TLS. Knows no messages.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio_rustls::client::TlsStream;
+
+use crate::config::Host;
+
+/// A dead peer is noticed after 30 s of silence and three probes of 10 s.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_COUNT: u32 = 3;
+/// Sent bytes that are not acknowledged for this long end the connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A connected socket.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// A socket, perhaps inside TLS.
+#[derive(Debug)]
+pub(super) enum Transport {
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Socket {
+    /// Connects to a host; a name's addresses are tried in order.
+    pub(super) async fn connect(host: &Host) -> io::Result<Socket> {
+        match host {
+            Host::Unix(folder, port) => {
+                UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await.map(Socket::Unix)
+            }
+            Host::Tcp(name, port) => {
+                let mut last_error = None;
+                for address in lookup_host((name.as_str(), *port)).await? {
+                    match TcpStream::connect(address).await {
+                        Ok(stream) => {
+                            configure(&stream)?;
+                            return Ok(Socket::Tcp(stream));
+                        }
+                        Err(error) => last_error = Some(error),
+                    }
+                }
+                Err(last_error.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+            }
+        }
+    }
+}
+
+fn configure(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let keepalive =
+        TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_COUNT);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}
+
+impl Transport {
+    /// The TCP socket below, if it is one.
+    pub(super) fn tcp(&self) -> Option<&TcpStream> {
+        let socket = match self {
+            Transport::Plain(socket) => socket,
+            Transport::Tls(stream) => stream.get_ref().0,
+        };
+        match socket {
+            Socket::Tcp(stream) => Some(stream),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    /// `SO_RCVLOWAT`: the kernel wakes a reader only when this many bytes wait. Does nothing on a Unix socket, which ignores it.
+    pub(super) fn set_receive_low_water(&self, bytes: u32) -> io::Result<()> {
+        let Some(stream) = self.tcp() else { return Ok(()) };
+        set_receive_low_water(stream.as_raw_fd(), bytes)
+    }
+}
+
+fn set_receive_low_water(socket: RawFd, bytes: u32) -> io::Result<()> {
+    let value = bytes.min(i32::MAX as u32) as libc::c_int;
+    // SAFETY: the descriptor is open for the life of the borrowed stream, and the pointer and the length are those of `value`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+macro_rules! forward {
+    ($self:ident, $enum:ident { $($variant:ident),+ }, $stream:ident => $call:expr) => {
+        match $self.get_mut() { $($enum::$variant($stream) => $call),+ }
+    };
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        forward!(self, Socket { Tcp, Unix }, stream => Pin::new(stream).poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        forward!(self, Socket { Tcp, Unix }, stream => Pin::new(stream).poll_write(context, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, Socket { Tcp, Unix }, stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, Socket { Tcp, Unix }, stream => Pin::new(stream).poll_shutdown(context))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        forward!(self, Transport { Plain, Tls }, stream => Pin::new(stream).poll_read(context, buffer))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        forward!(self, Transport { Plain, Tls }, stream => Pin::new(stream).poll_write(context, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, Transport { Plain, Tls }, stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        forward!(self, Transport { Plain, Tls }, stream => Pin::new(stream).poll_shutdown(context))
+    }
+}
