@@ -34,3 +34,5 @@ pub mod ack;
 pub mod assemble;
 pub mod sink;
 pub mod source;
+
+pub mod snapshot;

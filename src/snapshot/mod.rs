@@ -1,0 +1,291 @@
+//! The initial copy: existing rows from the primary to a Postgres standby, under the snapshot that belongs to a slot's
+//! position, parallel and resumable. Never streams a change and never moves a progress record.
+//!
+//! ```text
+//! prepare ──▶ locks on the primary, what is left, what is in the way        (the caller creates the slot)
+//!    │
+//!    ▼
+//! import ──▶ every worker is inside the snapshot                            (the slot's connection is free again)
+//!    │
+//!    ▼
+//! run ──▶ one transaction empties and writes the plan ──▶ pieces, COPY to COPY ──▶ each table `done` with its last rows
+//! ```
+//!
+//! A copy that did not end begins again with `prepare`; finished tables stay, the others get a new snapshot through
+//! `import_own_snapshot`. Each finished table remembers its snapshot's position: `CopyOutcome::skip_until`.
+
+mod begin;
+mod blockers;
+mod command;
+mod error;
+mod format;
+mod locks;
+mod own_snapshot;
+mod plan;
+mod progress;
+mod published;
+mod pump;
+mod session;
+mod standby;
+pub mod store;
+mod worker;
+
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::config::{OnExistingRows, Pipeline, PostgresSink, ServerUrl};
+use crate::model::{CopyReport, Lsn, PipelineName, PrimaryIdentity, QualifiedName};
+use crate::wire::sql::SqlClient;
+
+use begin::{Beginning, Unfinished};
+use locks::Locks;
+use plan::PageRange;
+use store::{CopyState, TableState};
+use worker::{Sessions, TableWork, Work};
+
+pub use error::{Side, SnapshotError};
+pub use progress::CopyProgress;
+
+/// What to copy, from where to where.
+#[derive(Clone, Debug)]
+pub struct Copy<'a> {
+    /// Name, workers, what to do with existing rows.
+    pub pipeline: &'a Pipeline,
+    /// From here.
+    pub primary: &'a ServerUrl,
+    /// To here.
+    pub sink: &'a PostgresSink,
+    /// The publication.
+    pub publication: &'a str,
+    /// The tables wanted of it, by the names under which their changes arrive.
+    pub tables: &'a [QualifiedName],
+    /// The primary's version decides which catalog columns there are.
+    pub identity: &'a PrimaryIdentity,
+    /// Where to tell how far it is.
+    pub progress: Arc<CopyProgress>,
+    /// Ends every step as soon as possible; what is finished stays recorded.
+    pub cancel: CancellationToken,
+}
+
+/// The snapshot that belongs to a slot just created.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportedSnapshot {
+    /// Its name; importable while the connection that created the slot stays idle.
+    pub name: String,
+    /// The slot's consistent point: the snapshot holds exactly what committed below it.
+    pub lsn: Lsn,
+}
+
+/// What a finished copy tells the stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyOutcome {
+    /// Changes of a table whose transaction's `commit_lsn` is below its position are in the copy and must be skipped. A table
+    /// that is not named here was never copied.
+    pub skip_until: HashMap<QualifiedName, Lsn>,
+    /// All finished tables in numbers, those of earlier attempts too.
+    pub report: CopyReport,
+}
+
+/// Locks are held, the standby is looked at; nothing is written yet.
+pub struct Prepared {
+    pipeline: PipelineName,
+    workers: usize,
+    on_existing_rows: OnExistingRows,
+    primary: ServerUrl,
+    sink: ServerUrl,
+    progress: Arc<CopyProgress>,
+    cancel: CancellationToken,
+    earlier: CopyState,
+    unfinished: Vec<Unfinished>,
+    standby: SqlClient,
+    locks: Locks,
+}
+
+/// Takes the locks that must stand before the snapshot is made, lists what is left to copy and looks whether the standby can
+/// take it. Refuses before anything is written, on either server.
+pub async fn prepare(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
+    let cancel = copy.cancel.clone();
+    until_cancelled(&cancel, prepare_all(copy)).await
+}
+
+async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
+    let pipeline = &copy.pipeline.name;
+    let standby = session::standby_sql(&copy.sink.url, pipeline).await?;
+    let earlier = store::load(&standby, pipeline).await?;
+    let is_done = |name: &QualifiedName| matches!(earlier.tables.get(name), Some(TableState::Done { .. }));
+    let wanted: Vec<QualifiedName> = copy.tables.iter().filter(|name| !is_done(name)).cloned().collect();
+    let client = session::primary_sql(copy.primary, pipeline).await?;
+    let version_number = copy.identity.version_number;
+    let locked = locks::take(client, copy.publication, &wanted, version_number, &copy.progress).await?;
+    let found = standby::tables(&standby, &locked.tables).await?;
+    let unfinished: Vec<Unfinished> = locked
+        .tables
+        .into_iter()
+        .zip(found)
+        .map(|(published, standby)| {
+            let is_ours = matches!(earlier.tables.get(&published.name), Some(TableState::Copying));
+            Unfinished { published, standby, is_ours }
+        })
+        .collect();
+    let prepared = Prepared {
+        pipeline: pipeline.clone(),
+        workers: copy.pipeline.copy_workers.max(1),
+        on_existing_rows: copy.pipeline.on_existing_rows,
+        primary: copy.primary.clone(),
+        sink: copy.sink.url.clone(),
+        progress: copy.progress,
+        cancel: copy.cancel,
+        earlier,
+        unfinished,
+        standby,
+        locks: locked.locks,
+    };
+    begin::refuse_existing_rows(&prepared.standby, prepared.beginning()).await?;
+    prepared.begin_progress();
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// The tables that will be copied.
+    pub fn tables(&self) -> impl Iterator<Item = &QualifiedName> {
+        self.unfinished.iter().map(|table| &table.published.name)
+    }
+
+    /// What earlier attempts recorded. With a slot that did not exist a moment ago it must be empty: finished tables would
+    /// lack what was committed between their snapshot and that slot.
+    pub fn earlier(&self) -> &CopyState {
+        &self.earlier
+    }
+
+    /// Opens all workers under the snapshot of the slot just created. Afterwards its connection may do other things.
+    pub async fn import(self, snapshot: &ExportedSnapshot) -> Result<Imported, SnapshotError> {
+        let cancel = self.cancel.clone();
+        until_cancelled(&cancel, self.import_all(snapshot)).await
+    }
+
+    /// The same with a snapshot of its own, at or after the slot's position: for a copy that begins again.
+    pub async fn import_own_snapshot(self) -> Result<Imported, SnapshotError> {
+        let cancel = self.cancel.clone();
+        until_cancelled(&cancel, async move {
+            if self.unfinished.is_empty() {
+                return Ok(Imported { prepared: self, snapshot_lsn: Lsn::ZERO, workers: Vec::new() });
+            }
+            let own = own_snapshot::take(&self.primary, &self.pipeline, self.locks.client(), &self.progress).await?;
+            let name = own.created.snapshot_name.clone().unwrap_or_default();
+            let imported = self.import_all(&ExportedSnapshot { name, lsn: own.created.consistent_point }).await;
+            drop(own.connection);
+            imported
+        })
+        .await
+    }
+
+    async fn import_all(self, snapshot: &ExportedSnapshot) -> Result<Imported, SnapshotError> {
+        let tables: Vec<_> = self.unfinished.iter().map(|table| table.published.clone()).collect();
+        let piece_count: usize = plan::pieces(&tables, self.workers, |_| false).iter().map(Vec::len).sum();
+        let mut workers = Vec::new();
+        for _ in 0..self.workers.min(piece_count) {
+            let primary = session::primary_copy(&self.primary, &self.pipeline, &snapshot.name).await?;
+            let standby = session::standby_copy(&self.sink, &self.pipeline).await?;
+            workers.push(Sessions { primary, standby });
+        }
+        Ok(Imported { prepared: self, snapshot_lsn: snapshot.lsn, workers })
+    }
+
+    fn beginning(&self) -> Beginning<'_> {
+        Beginning {
+            pipeline: &self.pipeline,
+            on_existing_rows: self.on_existing_rows,
+            workers: self.workers,
+            tables: &self.unfinished,
+        }
+    }
+
+    fn begin_progress(&self) {
+        let finished = self.earlier.report();
+        let rows_estimated = self.unfinished.iter().map(|table| table.published.rows_estimated).sum();
+        self.progress.begin(finished.tables_done + self.unfinished.len() as u64, finished, rows_estimated);
+    }
+}
+
+/// Every worker is inside the snapshot; nothing is written yet.
+pub struct Imported {
+    prepared: Prepared,
+    snapshot_lsn: Lsn,
+    workers: Vec<Sessions>,
+}
+
+impl Imported {
+    /// Copies everything that is left. Shows its progress on a terminal or in the log.
+    pub async fn run(self) -> Result<CopyOutcome, SnapshotError> {
+        let cancel = self.prepared.cancel.clone();
+        let progress = Arc::clone(&self.prepared.progress);
+        let pipeline = self.prepared.pipeline.clone();
+        until_cancelled(&cancel, async move {
+            tokio::select! {
+                outcome = self.run_all() => outcome,
+                () = progress::show(&progress, &pipeline) => Err(SnapshotError::Cancelled),
+            }
+        })
+        .await
+    }
+
+    async fn run_all(self) -> Result<CopyOutcome, SnapshotError> {
+        let Imported { prepared, snapshot_lsn, workers } = self;
+        store::ensure(&prepared.standby).await?;
+        let pieces = begin::run(&prepared.standby, prepared.beginning(), &prepared.progress).await?;
+        let (tables, queue) = schedule(&prepared.unfinished, &pieces);
+        let Prepared { pipeline, progress, standby, locks, .. } = prepared;
+        tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
+        let queue = Mutex::new(queue);
+        work_off(Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, locks, progress }, workers).await?;
+        let state = store::load(&standby, &pipeline).await?;
+        Ok(CopyOutcome { skip_until: state.skip_until(), report: state.report() })
+    }
+}
+
+/// The tables with their formats, and their pieces: large ones first, so that the last ones to end are small.
+fn schedule(
+    unfinished: &[Unfinished],
+    pieces: &[Vec<Option<PageRange>>],
+) -> (Vec<TableWork>, VecDeque<(usize, Option<PageRange>)>) {
+    let mut queue: Vec<(u64, usize, Option<PageRange>)> = Vec::new();
+    let mut tables = Vec::new();
+    for (index, (table, ranges)) in unfinished.iter().zip(pieces).enumerate() {
+        let size_pages = table.published.pages / ranges.len().max(1) as u64;
+        queue.extend(ranges.iter().map(|range| (size_pages, index, *range)));
+        let format = table.standby.format(&table.published);
+        tables.push(TableWork::new(table.published.clone(), format, ranges.len()));
+    }
+    queue.sort_by_key(|(size_pages, ..)| Reverse(*size_pages));
+    (tables, queue.into_iter().map(|(_, index, range)| (index, range)).collect())
+}
+
+/// Runs the workers. The first error ends them all: their sessions are dropped, and what they had not committed is gone.
+async fn work_off(work: Work, workers: Vec<Sessions>) -> Result<(), SnapshotError> {
+    let work = Arc::new(work);
+    let mut running = JoinSet::new();
+    for sessions in workers {
+        running.spawn(worker::run(sessions, Arc::clone(&work)).in_current_span());
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
+    }
+    Ok(())
+}
+
+async fn until_cancelled<T>(
+    cancel: &CancellationToken,
+    work: impl Future<Output = Result<T, SnapshotError>>,
+) -> Result<T, SnapshotError> {
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(SnapshotError::Cancelled),
+        result = work => result,
+    }
+}

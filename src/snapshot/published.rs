@@ -1,0 +1,132 @@
+//! Reads from the primary what its publication holds: tables, columns, filters, sizes. Writes nothing; locks nothing.
+
+use std::collections::{HashMap, HashSet};
+
+use tokio_postgres::Row;
+
+use crate::model::QualifiedName;
+use crate::wire::sql::SqlClient;
+
+use super::error::{Side, SnapshotError, server};
+use super::format::ColumnType;
+use super::plan::{PublishedColumn, PublishedTable, Storage};
+
+/// Bytes of a row where no one ever analyzed the table: only for the estimate that a person sees.
+const GUESSED_ROW_BYTES: u64 = 100;
+
+/// The columns of a `ColumnType`, in the order `column_type` reads them.
+pub(super) const TYPE_COLUMNS: &str = "t.oid, t.typtype, tn.nspname, t.typname, t.typbasetype";
+
+/// The publication's tables among `wanted`, in the order of their names.
+///
+/// A table whose partitioned ancestor is published too is left out: its rows come with the ancestor. (14 lists both when
+/// both were named; later versions do this themselves: `filter_partitions` in `src/backend/catalog/pg_publication.c`.)
+pub(super) async fn tables(
+    client: &SqlClient,
+    publication: &str,
+    wanted: &[QualifiedName],
+    version_number: u32,
+) -> Result<Vec<PublishedTable>, SnapshotError> {
+    let doing = || format!("read the tables of publication \"{publication}\"");
+    let rows = client
+        .query(&table_query(version_number), &[&publication])
+        .await
+        .map_err(|error| server(Side::Primary, doing(), error))?;
+    let wanted: HashSet<&QualifiedName> = wanted.iter().collect();
+    let mut tables: Vec<PublishedTable> = rows.iter().map(table).filter(|table| wanted.contains(&table.name)).collect();
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let rows = client
+        .query(&column_query(version_number), &[&publication, &oids])
+        .await
+        .map_err(|error| server(Side::Primary, doing(), error))?;
+    let mut columns: HashMap<u32, Vec<PublishedColumn>> = HashMap::new();
+    for row in &rows {
+        let column = PublishedColumn { name: row.get(1), is_generated: row.get(2), column_type: column_type(row, 3) };
+        columns.entry(row.get(0)).or_default().push(column);
+    }
+    for table in &mut tables {
+        table.columns = columns.remove(&table.oid).unwrap_or_default();
+    }
+    Ok(tables)
+}
+
+/// Reads `TYPE_COLUMNS` from index `at` on.
+pub(super) fn column_type(row: &Row, at: usize) -> ColumnType {
+    ColumnType {
+        oid: row.get(at),
+        kind: row.get::<_, i8>(at + 1) as u8,
+        name: QualifiedName::new(row.get::<_, String>(at + 2), row.get::<_, String>(at + 3)),
+        base_oid: row.get(at + 4),
+    }
+}
+
+/// `relid`, `attrs`, `qual` of every published relation; 14 knows neither column lists nor row filters.
+fn published(version_number: u32) -> &'static str {
+    if version_number >= 150_000 {
+        "SELECT relid, attrs, qual FROM pg_catalog.pg_get_publication_tables($1)"
+    } else {
+        "SELECT relid, NULL::pg_catalog.int2vector AS attrs, NULL::pg_catalog.pg_node_tree AS qual \
+         FROM pg_catalog.pg_get_publication_tables($1)"
+    }
+}
+
+fn table_query(version_number: u32) -> String {
+    format!(
+        "WITH p AS ({}) \
+         SELECT c.oid, n.nspname, c.relname, c.relkind, coalesce(am.amname = 'heap', false), \
+                pg_catalog.pg_get_expr(p.qual, p.relid), \
+                coalesce(s.bytes, 0)::int8, pg_catalog.current_setting('block_size')::int8, coalesce(s.tuples, -1)::float8 \
+         FROM p \
+         JOIN pg_catalog.pg_class c ON c.oid = p.relid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam \
+         LEFT JOIN LATERAL ( \
+             SELECT sum(pg_catalog.pg_relation_size(l.oid)) AS bytes, \
+                    CASE WHEN min(l.reltuples) < 0 THEN -1 ELSE sum(l.reltuples) END AS tuples \
+             FROM pg_catalog.pg_class l \
+             WHERE l.oid = c.oid AND c.relkind = 'r' \
+                OR c.relkind = 'p' AND l.relkind = 'r' \
+                   AND l.oid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf) \
+         ) s ON true \
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a \
+                           JOIN p q ON q.relid = a.relid WHERE a.relid <> c.oid) \
+         ORDER BY 2, 3",
+        published(version_number)
+    )
+}
+
+/// Without a list, every column but the generated ones is published.
+fn column_query(version_number: u32) -> String {
+    format!(
+        "WITH p AS ({}) \
+         SELECT a.attrelid, a.attname, a.attgenerated <> '', {TYPE_COLUMNS} \
+         FROM p \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = p.relid AND a.attnum > 0 AND NOT a.attisdropped \
+         JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+         JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace \
+         WHERE a.attrelid = ANY ($2) \
+           AND CASE WHEN p.attrs IS NULL THEN a.attgenerated = '' ELSE a.attnum = ANY (p.attrs) END \
+         ORDER BY a.attrelid, a.attnum",
+        published(version_number)
+    )
+}
+
+fn table(row: &Row) -> PublishedTable {
+    let storage = match (row.get::<_, i8>(3) as u8, row.get(4)) {
+        (b'p', _) => Storage::Partitioned,
+        (_, true) => Storage::Heap,
+        (_, false) => Storage::OtherMethod,
+    };
+    let bytes = u64::try_from(row.get::<_, i64>(6)).unwrap_or(0);
+    let block_bytes = u64::try_from(row.get::<_, i64>(7)).unwrap_or(8192).max(1);
+    let tuples: f64 = row.get(8);
+    PublishedTable {
+        oid: row.get(0),
+        name: QualifiedName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+        storage,
+        columns: Vec::new(),
+        filter: row.get(5),
+        pages: bytes / block_bytes,
+        rows_estimated: if tuples < 0.0 { bytes / GUESSED_ROW_BYTES } else { tuples as u64 },
+    }
+}

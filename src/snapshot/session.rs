@@ -1,0 +1,110 @@
+//! The sessions of a copy: text forms that do not depend on either server's settings, no time-outs, replica role on the
+//! standby. Opens connections; sends nothing but settings.
+
+use crate::config::ServerUrl;
+use crate::model::PipelineName;
+use crate::wire::sql::{self, SqlClient};
+use crate::wire::{Connection, Session, WireError};
+
+use super::command;
+use super::error::{Side, SnapshotError, server};
+
+/// What both sides must agree on for text to mean the same, and no end by a clock (section 1.1 of the reference). The
+/// monetary locale and `xmloption` decide how money and xml are read.
+const COMMON: &[(&str, &str)] = &[
+    ("search_path", ""),
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("timezone", "UTC"),
+    ("lc_monetary", "C"),
+    ("xmloption", "content"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+    // A policy that hides rows becomes an error: an incomplete copy would not be noticed.
+    ("row_security", "off"),
+];
+/// A commit on the primary must never wait for the standby that is being made.
+const PRIMARY: &[(&str, &str)] = &[("synchronous_commit", "local")];
+/// Only the commit that records a table as done is flushed; a standby kept read-only by a default still takes our rows.
+const STANDBY: &[(&str, &str)] = &[("synchronous_commit", "off"), ("default_transaction_read_only", "off")];
+
+/// Foreign keys, ordinary triggers and the read-only guard are silent in this role.
+const REPLICA_ROLE: &str = "SET session_replication_role = replica";
+/// Known from 17 on, so it cannot stand among the start-up settings.
+const NO_TRANSACTION_TIMEOUT: &str = "SET transaction_timeout = 0";
+
+/// `walrelay NAME copy`, never equal to a pipeline's name, so that no copy session is taken for the standby.
+pub(super) fn application_name(pipeline: &PipelineName) -> String {
+    format!("walrelay {pipeline} copy")
+}
+
+fn session(pipeline: &PipelineName, settings: &[(&str, &str)]) -> Session {
+    let session = Session::new(application_name(pipeline));
+    COMMON.iter().chain(settings).fold(session, |session, (name, value)| session.with(name, value))
+}
+
+/// The primary's SQL session.
+pub(super) async fn primary_sql(url: &ServerUrl, pipeline: &PipelineName) -> Result<SqlClient, SnapshotError> {
+    let failed = |error| server(Side::Primary, "connect", error);
+    let client = sql::connect(url, &session(pipeline, PRIMARY)).await.map_err(failed)?;
+    without_transaction_timeout_sql(&client).await.map_err(|error| failed(error.into()))?;
+    Ok(client)
+}
+
+/// The standby's SQL session.
+pub(super) async fn standby_sql(url: &ServerUrl, pipeline: &PipelineName) -> Result<SqlClient, SnapshotError> {
+    let client = sql::connect(url, &session(pipeline, STANDBY))
+        .await
+        .map_err(|error| server(Side::Standby, "connect", error))?;
+    let failed = |error: tokio_postgres::Error| server(Side::Standby, "set session_replication_role", error);
+    client.batch_execute(REPLICA_ROLE).await.map_err(failed)?;
+    without_transaction_timeout_sql(&client).await.map_err(failed)?;
+    Ok(client)
+}
+
+/// A COPY session on the primary, inside a transaction under the exported snapshot.
+pub(super) async fn primary_copy(
+    url: &ServerUrl,
+    pipeline: &PipelineName,
+    snapshot: &str,
+) -> Result<Connection, SnapshotError> {
+    let failed = |error| server(Side::Primary, "connect", error);
+    let mut connection = Connection::connect(url, &session(pipeline, PRIMARY)).await.map_err(failed)?;
+    without_transaction_timeout(&mut connection).await.map_err(failed)?;
+    connection
+        .simple_query(&command::import_snapshot(snapshot))
+        .await
+        .map_err(|error| server(Side::Primary, format!("import the snapshot \"{snapshot}\""), error))?;
+    Ok(connection)
+}
+
+/// A COPY session on the standby.
+pub(super) async fn standby_copy(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SnapshotError> {
+    let failed = |error| server(Side::Standby, "connect", error);
+    let mut connection = Connection::connect(url, &session(pipeline, STANDBY)).await.map_err(failed)?;
+    without_transaction_timeout(&mut connection).await.map_err(failed)?;
+    connection
+        .simple_query(REPLICA_ROLE)
+        .await
+        .map_err(|error| server(Side::Standby, "set session_replication_role", error))?;
+    Ok(connection)
+}
+
+async fn without_transaction_timeout(connection: &mut Connection) -> Result<(), WireError> {
+    if connection.version_number() >= 170_000 {
+        connection.simple_query(NO_TRANSACTION_TIMEOUT).await?;
+    }
+    Ok(())
+}
+
+async fn without_transaction_timeout_sql(client: &SqlClient) -> Result<(), tokio_postgres::Error> {
+    let row = client.query_one("SELECT pg_catalog.current_setting('server_version_num')::int4", &[]).await?;
+    if row.get::<_, i32>(0) >= 170_000 {
+        client.batch_execute(NO_TRANSACTION_TIMEOUT).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! The record of the copy on the standby, `walrelay.copy`: one row a pipeline and table. A table is `done` in the very
+//! transaction that makes its last rows visible; nothing else says that a table is whole.
+//!
+//! ```text
+//! (no row) ──plan──▶ pending ──copied in one transaction──────────────▶ done
+//!              └───▶ copying ──last piece committed, then this record──▶ done
+//!                       └─ begins again: emptied first (what is in it is ours alone)
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::model::{CopyReport, Lsn, PipelineName, QualifiedName};
+use crate::wire::sql::SqlClient;
+
+use super::error::{Side, SnapshotError, server};
+
+/// Serializes the creation of the table among pipelines that share a standby ("walrelay" read as a number).
+const CREATION_LOCK: i64 = 0x7761_6c72_656c_6179;
+
+const CREATE: &str = "CREATE TABLE IF NOT EXISTS walrelay.copy ( \
+     pipeline text NOT NULL, \
+     schema_name text NOT NULL, \
+     table_name text NOT NULL, \
+     state text NOT NULL CHECK (state IN ('pending', 'copying', 'done')), \
+     snapshot_lsn pg_catalog.pg_lsn, \
+     rows bigint NOT NULL DEFAULT 0, \
+     bytes bigint NOT NULL DEFAULT 0, \
+     updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(), \
+     PRIMARY KEY (pipeline, schema_name, table_name))";
+
+/// How far one table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableState {
+    /// To be copied in one transaction; holds nothing of ours.
+    Pending,
+    /// Is copied in several transactions; may hold a part.
+    Copying,
+    /// Copied whole.
+    Done {
+        /// Changes that committed below are in the copy.
+        snapshot_lsn: Lsn,
+        /// Rows copied.
+        rows: u64,
+        /// Bytes of COPY data.
+        bytes: u64,
+    },
+}
+
+impl TableState {
+    /// The word in the record.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            TableState::Pending => "pending",
+            TableState::Copying => "copying",
+            TableState::Done { .. } => "done",
+        }
+    }
+}
+
+/// What the standby remembers of a pipeline's initial copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CopyState {
+    /// Every table that was ever planned.
+    pub tables: BTreeMap<QualifiedName, TableState>,
+}
+
+impl CopyState {
+    /// Whether a copy was begun and is not at its end.
+    pub fn is_unfinished(&self) -> bool {
+        self.tables.values().any(|state| !matches!(state, TableState::Done { .. }))
+    }
+
+    /// For each finished table the position of its snapshot: changes of it that committed below are already there.
+    pub fn skip_until(&self) -> HashMap<QualifiedName, Lsn> {
+        let done = |(name, state): (&QualifiedName, &TableState)| match state {
+            TableState::Done { snapshot_lsn, .. } => Some((name.clone(), *snapshot_lsn)),
+            _ => None,
+        };
+        self.tables.iter().filter_map(done).collect()
+    }
+
+    /// The finished tables in numbers.
+    pub fn report(&self) -> CopyReport {
+        let mut report = CopyReport { tables_total: self.tables.len() as u64, ..CopyReport::default() };
+        for state in self.tables.values() {
+            if let TableState::Done { rows, bytes, .. } = state {
+                report.tables_done += 1;
+                report.rows += rows;
+                report.bytes += bytes;
+            }
+        }
+        report
+    }
+}
+
+/// Reads the record; empty when there is none. What it says is visible, and was durable before it was visible.
+pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopyState, SnapshotError> {
+    let failed = |error: tokio_postgres::Error| server(Side::Standby, "read walrelay.copy", error);
+    let exists = client.query_one("SELECT pg_catalog.to_regclass('walrelay.copy') IS NOT NULL", &[]).await;
+    if !exists.map_err(failed)?.get::<_, bool>(0) {
+        return Ok(CopyState::default());
+    }
+    let rows = client
+        .query(
+            "SELECT schema_name, table_name, state, snapshot_lsn::text, rows, bytes FROM walrelay.copy WHERE pipeline = $1",
+            &[&pipeline.as_str()],
+        )
+        .await
+        .map_err(failed)?;
+    let mut tables = BTreeMap::new();
+    for row in &rows {
+        let name = QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+        let lsn: Option<Lsn> = row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok());
+        let state = match (row.get::<_, &str>(2), lsn) {
+            ("pending", _) => TableState::Pending,
+            ("copying", _) => TableState::Copying,
+            ("done", Some(snapshot_lsn)) => {
+                let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
+                TableState::Done { snapshot_lsn, rows: count(4), bytes: count(5) }
+            }
+            (state, _) => {
+                return Err(SnapshotError::Refused(format!(
+                    "walrelay.copy on the standby says \"{state}\" without a usable position for {name}, which this version \
+                     does not write: run `walrelay drop {pipeline} --yes` and copy anew"
+                )));
+            }
+        };
+        tables.insert(name, state);
+    }
+    Ok(CopyState { tables })
+}
+
+/// Makes the table where it is missing.
+pub async fn ensure(client: &SqlClient) -> Result<(), SnapshotError> {
+    let failed = |error: tokio_postgres::Error| server(Side::Standby, "create the table walrelay.copy", error);
+    let facts = client
+        .query_one(
+            "SELECT pg_catalog.to_regnamespace('walrelay') IS NOT NULL, pg_catalog.to_regclass('walrelay.copy') IS NOT NULL",
+            &[],
+        )
+        .await
+        .map_err(failed)?;
+    let (has_schema, has_table): (bool, bool) = (facts.get(0), facts.get(1));
+    if has_table {
+        return Ok(());
+    }
+    let schema = if has_schema { "" } else { "CREATE SCHEMA IF NOT EXISTS walrelay;" };
+    let script = format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({CREATION_LOCK}); {schema} {CREATE}; COMMIT");
+    if let Err(error) = client.batch_execute(&script).await {
+        // Leave the failed transaction; the error that counts is the first one.
+        let _ = client.batch_execute("ROLLBACK").await;
+        return Err(failed(error));
+    }
+    Ok(())
+}
+
+/// Inside a transaction: forgets unfinished tables that are not planned any more, and writes down the plan.
+pub(super) async fn record_plan(
+    client: &SqlClient,
+    pipeline: &PipelineName,
+    plan: &[(&QualifiedName, TableState)],
+) -> Result<(), tokio_postgres::Error> {
+    client.execute("DELETE FROM walrelay.copy WHERE pipeline = $1 AND state <> 'done'", &[&pipeline.as_str()]).await?;
+    let schemas: Vec<&str> = plan.iter().map(|(name, _)| name.schema.as_str()).collect();
+    let names: Vec<&str> = plan.iter().map(|(name, _)| name.name.as_str()).collect();
+    let states: Vec<&str> = plan.iter().map(|(_, state)| state.as_str()).collect();
+    client
+        .execute(
+            "INSERT INTO walrelay.copy (pipeline, schema_name, table_name, state) \
+             SELECT $1, s, t, state FROM unnest($2::text[], $3::text[], $4::text[]) AS p(s, t, state)",
+            &[&pipeline.as_str(), &schemas, &names, &states],
+        )
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_finished_tables_are_skipped_and_counted() {
+        let done = |lsn| TableState::Done { snapshot_lsn: Lsn(lsn), rows: 10, bytes: 100 };
+        let name = |name: &str| QualifiedName::new("public", name);
+        let mut state = CopyState {
+            tables: [
+                (name("a"), done(1)),
+                (name("b"), done(2)),
+                (name("c"), TableState::Pending),
+                (name("d"), TableState::Copying),
+            ]
+            .into(),
+        };
+        assert!(state.is_unfinished());
+        assert_eq!(state.skip_until(), [(name("a"), Lsn(1)), (name("b"), Lsn(2))].into());
+        assert_eq!(state.report(), CopyReport { tables_total: 4, tables_done: 2, rows: 20, bytes: 200 });
+        state.tables.retain(|_, state| matches!(state, TableState::Done { .. }));
+        assert!(!state.is_unfinished());
+        assert!(!CopyState::default().is_unfinished());
+    }
+}

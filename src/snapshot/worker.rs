@@ -1,0 +1,180 @@
+//! One worker: a session on each side, and pieces of tables from the shared queue until it is empty. A table is recorded
+//! `done` together with its last rows, and only while the locks on the primary still stand.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use postgres_protocol::escape::escape_literal;
+
+use crate::model::{Lsn, PipelineName};
+use crate::wire::{Connection, QueryResult, WireError};
+
+use super::command;
+use super::error::{Side, SnapshotError, server};
+use super::format::Format;
+use super::locks::Locks;
+use super::plan::{PageRange, PublishedTable};
+use super::progress::CopyProgress;
+use super::pump::{Passed, pass_through};
+
+/// ANALYZE gives up on a table that others hold; statistics come with autovacuum too.
+const ANALYZE_LOCK_TIMEOUT: &str = "5s";
+
+/// One table and what is left of it.
+pub(super) struct TableWork {
+    published: PublishedTable,
+    format: Format,
+    piece_count: usize,
+    pieces_left: AtomicUsize,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl TableWork {
+    pub(super) fn new(published: PublishedTable, format: Format, piece_count: usize) -> Self {
+        Self {
+            published,
+            format,
+            piece_count,
+            pieces_left: AtomicUsize::new(piece_count),
+            rows: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What all workers share.
+pub(super) struct Work {
+    pub(super) pipeline: PipelineName,
+    pub(super) snapshot_lsn: Lsn,
+    pub(super) tables: Vec<TableWork>,
+    pub(super) queue: Mutex<VecDeque<(usize, Option<PageRange>)>>,
+    pub(super) locks: Locks,
+    pub(super) progress: Arc<CopyProgress>,
+}
+
+impl Work {
+    fn next(&self) -> Option<(usize, Option<PageRange>)> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+/// The two sessions of a worker. The primary's is inside a transaction under the imported snapshot.
+pub(super) struct Sessions {
+    pub(super) primary: Connection,
+    pub(super) standby: Connection,
+}
+
+/// Copies until nothing is left.
+pub(super) async fn run(mut sessions: Sessions, work: Arc<Work>) -> Result<(), SnapshotError> {
+    while let Some((index, range)) = work.next() {
+        let table = &work.tables[index];
+        if copy_piece(&mut sessions, table, range, &work).await? {
+            analyze(&mut sessions.standby, table).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether this piece was the table's last.
+async fn copy_piece(
+    sessions: &mut Sessions,
+    table: &TableWork,
+    range: Option<PageRange>,
+    work: &Work,
+) -> Result<bool, SnapshotError> {
+    let is_whole_table = table.piece_count == 1;
+    if is_whole_table {
+        execute(&mut sessions.standby, table, "BEGIN").await?;
+    }
+    let passed = if table.published.columns.is_empty() {
+        copy_empty_rows(sessions, table, range, work).await?
+    } else {
+        let out = command::copy_out(&table.published, range, table.format);
+        let into = command::copy_in(&table.published, table.format);
+        pass_through((&mut sessions.primary, &out), (&mut sessions.standby, &into), &work.progress)
+            .await
+            .map_err(|(side, error)| failed(side, table, error))?
+    };
+    table.rows.fetch_add(passed.rows, Ordering::AcqRel);
+    table.bytes.fetch_add(passed.bytes, Ordering::AcqRel);
+    // Each worker lowers the counter after its piece was committed: who brings it to zero knows that all others were.
+    if table.pieces_left.fetch_sub(1, Ordering::AcqRel) > 1 {
+        return Ok(false);
+    }
+    let (rows, bytes) = (table.rows.load(Ordering::Acquire), table.bytes.load(Ordering::Acquire));
+    if !is_whole_table {
+        execute(&mut sessions.standby, table, "BEGIN").await?;
+    }
+    work.locks.still_held().await?;
+    record_done(&mut sessions.standby, table, work, (rows, bytes)).await?;
+    work.progress.table_done();
+    tracing::info!(table = %table.published.name, rows, bytes, pieces = table.piece_count, "copied");
+    Ok(true)
+}
+
+/// The record and the commit. Its flush makes the table's earlier pieces durable too, since they lie before it in the WAL.
+async fn record_done(
+    standby: &mut Connection,
+    table: &TableWork,
+    work: &Work,
+    (rows, bytes): (u64, u64),
+) -> Result<(), SnapshotError> {
+    let name = &table.published.name;
+    let update = format!(
+        "SET LOCAL synchronous_commit = local; \
+         UPDATE walrelay.copy SET state = 'done', snapshot_lsn = '{}', rows = {rows}, bytes = {bytes}, updated_at = pg_catalog.now() \
+         WHERE pipeline = {} AND schema_name = {} AND table_name = {}",
+        work.snapshot_lsn,
+        escape_literal(work.pipeline.as_str()),
+        escape_literal(&name.schema),
+        escape_literal(&name.name),
+    );
+    let results = execute(standby, table, &update).await?;
+    if results.last().is_none_or(|result| result.tag != "UPDATE 1") {
+        return Err(SnapshotError::Disturbed(format!(
+            "the row of {name} in walrelay.copy on the standby vanished during the copy"
+        )));
+    }
+    execute(standby, table, "COMMIT").await.map(drop)
+}
+
+/// Rows of a table that publishes no column: only their number can be copied.
+async fn copy_empty_rows(
+    sessions: &mut Sessions,
+    table: &TableWork,
+    range: Option<PageRange>,
+    work: &Work,
+) -> Result<Passed, SnapshotError> {
+    let query = command::count_rows(&table.published, range);
+    let results = sessions.primary.simple_query(&query).await.map_err(|error| failed(Side::Primary, table, error))?;
+    let value = results.first().and_then(|result| result.rows.first()?.first()?.as_ref());
+    let rows = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0);
+    if rows > 0 {
+        execute(&mut sessions.standby, table, &command::insert_empty_rows(&table.published.name, rows)).await?;
+    }
+    work.progress.add(rows, 0);
+    Ok(Passed { rows, bytes: 0 })
+}
+
+/// Statistics for the standby's own planner. A failure of the statement is only noted: the rows are there.
+async fn analyze(standby: &mut Connection, table: &TableWork) -> Result<(), SnapshotError> {
+    execute(standby, table, &format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'")).await?;
+    match standby.simple_query(&format!("ANALYZE {}", table.published.name.sql())).await {
+        Ok(_) => {}
+        Err(WireError::Server(error)) => {
+            tracing::warn!(table = %table.published.name, %error, "ANALYZE failed; autovacuum will do it");
+        }
+        Err(error) => return Err(failed(Side::Standby, table, error)),
+    }
+    execute(standby, table, "SET lock_timeout = 0").await.map(drop)
+}
+
+async fn execute(standby: &mut Connection, table: &TableWork, sql: &str) -> Result<Vec<QueryResult>, SnapshotError> {
+    standby.simple_query(sql).await.map_err(|error| failed(Side::Standby, table, error))
+}
+
+fn failed(side: Side, table: &TableWork, error: WireError) -> SnapshotError {
+    server(side, format!("copy the table {}", table.published.name), error)
+}
