@@ -1,5 +1,6 @@
 //! What a libpq connection URL says, as data. Parsing is a pure function; nothing is resolved or connected here.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,18 @@ pub struct ServerUrl {
     pub connect_timeout: Duration,
 }
 
+impl fmt::Display for ServerUrl {
+    /// Without the password: `user@host:port/database`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}@", self.user)?;
+        for (at, host) in self.hosts.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "," };
+            write!(formatter, "{separator}{host}")?;
+        }
+        write!(formatter, "/{}", self.database)
+    }
+}
+
 /// One host of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
@@ -39,6 +52,16 @@ pub enum Host {
     Tcp(String, u16),
     /// The folder of a Unix socket, and the port that is part of the socket's name.
     Unix(PathBuf, u16),
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Tcp(name, port) if name.contains(':') => write!(formatter, "[{name}]:{port}"),
+            Host::Tcp(name, port) => write!(formatter, "{name}:{port}"),
+            Host::Unix(folder, port) => write!(formatter, "{}/.s.PGSQL.{port}", folder.display()),
+        }
+    }
 }
 
 /// `sslmode`, in libpq's words.

@@ -1,1 +1,7 @@
 //! Table shapes read from a server's catalogs, and the SQL texts made from them. Never writes to a server.
+
+mod catalog;
+mod shape;
+
+pub use catalog::{catalog_query, read_shapes};
+pub use shape::{ColumnIdentity, ShapeColumn, ShapeError, TableShape};

@@ -1,5 +1,10 @@
 //! What takes whole transactions and gives receipts. Never confirms anything to the primary.
 
+mod error;
+pub mod postgres;
+
+pub use error::{ChangePlace, SinkError};
+
 use crate::model::{Applied, Durable, Lsn, Progress, Timestamp, Transaction};
 
 /// Complete transactions that waited, in commit order, to be written as one unit; or a mere position.

@@ -80,7 +80,7 @@ struct Reasons {
 
 impl Reasons {
     fn note(&mut self, host: &Host, error: &WireError) {
-        self.texts.push(format!("{}: {error}", name_of(host)));
+        self.texts.push(format!("{host}: {error}"));
         self.may_pass |= error.retry() == Retry::Later;
         self.code = error.code().map(str::to_owned).or(self.code.take());
     }
@@ -108,7 +108,7 @@ async fn first_usable(url: &ServerUrl, session: &Session, speaker: Speaker) -> R
                 Ok(opened) => match opened.refuse(*pass) {
                     None => return Ok(opened),
                     Some(reason) => {
-                        reasons.texts.push(format!("{}: {reason} (target_session_attrs)", name_of(host)));
+                        reasons.texts.push(format!("{host}: {reason} (target_session_attrs)"));
                         // A failover may be under way.
                         reasons.may_pass = true;
                     }
@@ -131,14 +131,6 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, WireErr
             let text = format!("no answer within {} s (connect_timeout)", limit.as_secs_f64());
             Err(WireError::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, text)))
         }
-    }
-}
-
-fn name_of(host: &Host) -> String {
-    match host {
-        Host::Tcp(name, port) if name.contains(':') => format!("[{name}]:{port}"),
-        Host::Tcp(name, port) => format!("{name}:{port}"),
-        Host::Unix(folder, port) => format!("{}/.s.PGSQL.{port}", folder.display()),
     }
 }
 
@@ -188,7 +180,7 @@ async fn attempt(
     let (transport, end_point) = encrypt(socket, url, host, encryption).await?;
     match speaker {
         Speaker::Own => {
-            let mut connection = Connection::new(transport, name_of(host));
+            let mut connection = Connection::new(transport, host.to_string());
             startup::start(&mut connection, url, session, end_point).await?;
             Ok(Opened::Own(connection))
         }

@@ -1,0 +1,92 @@
+//! Asks a server's catalog for table shapes: one statement for many tables, one JSON object a table, the same for every
+//! version from 14 to 18 and for either kind of session.
+
+use postgres_protocol::escape::escape_literal;
+
+use crate::model::QualifiedName;
+
+use super::shape::{ShapeError, TableShape};
+
+/// The shape of a table `c` in schema `n`, as JSON. Names are those of `TableShape`.
+const SHAPE: &str = "pg_catalog.json_build_object(
+  'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'kind', c.relkind, 'replica_identity', c.relreplident,
+  'columns', COALESCE((
+    SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
+      'name', a.attname, 'type_oid', a.atttypid::int8, 'type_name', pg_catalog.format_type(a.atttypid, a.atttypmod),
+      'is_not_null', a.attnotnull, 'is_generated', a.attgenerated <> '', 'identity', a.attidentity,
+      'has_default', a.atthasdef OR a.attidentity <> '',
+      'equality_schema', (
+        SELECT CASE
+          WHEN t.typtype IN ('e', 'r', 'm', 'c') THEN 'pg_catalog'
+          WHEN t.typelem <> 0 AND t.typlen = -1 AND t.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc THEN
+            CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND (e.typtype <> 'b'
+                   OR e.oid IN (1043, 650)
+                   OR EXISTS (SELECT FROM pg_catalog.pg_operator o WHERE o.oprname = '=' AND o.oprleft = e.oid AND o.oprright = e.oid
+                              AND (o.oprcanhash OR o.oprcanmerge)))) THEN 'pg_catalog' END
+          WHEN t.oid IN (1043, 650) THEN 'pg_catalog'
+          ELSE (SELECT os.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace os ON os.oid = o.oprnamespace
+                WHERE o.oprname = '=' AND o.oprleft = t.oid AND o.oprright = t.oid AND (o.oprcanhash OR o.oprcanmerge) LIMIT 1)
+        END
+        FROM pg_catalog.pg_type t WHERE t.oid = (
+          WITH RECURSIVE base(type_oid, of_oid) AS (
+            SELECT d.oid, d.typbasetype FROM pg_catalog.pg_type d WHERE d.oid = a.atttypid
+            UNION ALL SELECT d.oid, d.typbasetype FROM base b JOIN pg_catalog.pg_type d ON d.oid = b.of_oid)
+          SELECT type_oid FROM base WHERE of_oid = 0))
+    ) ORDER BY a.attnum)
+    FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'::json),
+  'key_columns', COALESCE((
+    SELECT pg_catalog.json_agg(k.attname ORDER BY k.attnum)
+    FROM pg_catalog.pg_attribute k
+    WHERE k.attrelid = COALESCE(
+      (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND c.relreplident = 'i'),
+      (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))
+      AND k.attnum <= (SELECT i.indnkeyatts FROM pg_catalog.pg_index i WHERE i.indexrelid = k.attrelid)), '[]'::json),
+  'partitions', COALESCE((
+    SELECT pg_catalog.json_agg(pg_catalog.json_build_array(pn.nspname, pc.relname) ORDER BY p.level, pn.nspname, pc.relname)
+    FROM pg_catalog.pg_partition_tree(c.oid) p JOIN pg_catalog.pg_class pc ON pc.oid = p.relid
+    JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace WHERE p.relid <> c.oid), '[]'::json))";
+
+/// A statement that returns one row with one JSON text for each of the tables that exists.
+pub fn catalog_query<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {
+    let wanted: Vec<String> = tables
+        .into_iter()
+        .map(|table| format!("({},{})", escape_literal(&table.schema), escape_literal(&table.name)))
+        .collect();
+    let list = if wanted.is_empty() { "(NULL,NULL)".to_owned() } else { wanted.join(",") };
+    format!(
+        "SELECT {SHAPE}::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r','p','v','m','f') AND (n.nspname, c.relname) IN (VALUES {list}) ORDER BY n.nspname, c.relname"
+    )
+}
+
+/// Reads the texts of `catalog_query`.
+pub fn read_shapes<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<TableShape>, ShapeError> {
+    texts.into_iter().map(|text| serde_json::from_str(text).map_err(ShapeError::from)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::ColumnIdentity;
+
+    #[test]
+    fn names_are_literals_in_the_query() {
+        let query = catalog_query(&[QualifiedName::new("public", "it's")]);
+        assert!(query.contains("('public','it''s')"), "{query}");
+    }
+
+    #[test]
+    fn a_shape_is_read_from_its_json() {
+        let text = r#"{"schema":"public","name":"t","oid":16400,"kind":"r","replica_identity":"d","columns":[
+            {"name":"id","type_oid":23,"type_name":"integer","is_not_null":true,"is_generated":false,"identity":"a",
+             "has_default":true,"equality_schema":"pg_catalog"},
+            {"name":"j","type_oid":114,"type_name":"json","is_not_null":false,"is_generated":false,"identity":"",
+             "has_default":false,"equality_schema":null}],"key_columns":["id"],"partitions":[["public","t_1"]]}"#;
+        let shapes = read_shapes([text]).unwrap();
+        assert_eq!(shapes[0].sql_only(), "ONLY \"public\".\"t\"");
+        assert_eq!(shapes[0].column("id").unwrap().identity, ColumnIdentity::Always);
+        assert_eq!(shapes[0].column("j").unwrap().equality_schema, None);
+        assert_eq!(shapes[0].with_partitions().len(), 2);
+        assert!(read_shapes(["{}"]).is_err());
+    }
+}

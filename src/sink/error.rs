@@ -1,0 +1,115 @@
+//! What can go wrong in a sink, and whether it may pass. Names tables, keys and positions; other row values never.
+
+use std::fmt;
+use std::io;
+
+use crate::decode::DecodeError;
+use crate::model::{Lsn, QualifiedName, Retry};
+use crate::schema::ShapeError;
+use crate::wire::WireError;
+
+/// Which change could not be applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangePlace {
+    /// `INSERT`, `UPDATE`, `DELETE`, `TRUNCATE`.
+    pub operation: &'static str,
+    /// The table, by its name on the primary.
+    pub table: QualifiedName,
+    /// The replica identity's columns and values, e.g. `id=7`; empty when there is none.
+    pub key: String,
+    /// Start of the transaction's commit record.
+    pub commit_lsn: Lsn,
+}
+
+impl fmt::Display for ChangePlace {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} on {}", self.operation, self.table)?;
+        if !self.key.is_empty() {
+            write!(formatter, " ({})", self.key)?;
+        }
+        write!(formatter, " in the transaction at {}", self.commit_lsn)
+    }
+}
+
+/// An error of a sink.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// The connection or the server.
+    #[error("{context}: {source}")]
+    Wire {
+        /// What was being done.
+        context: String,
+        /// The server's or the socket's words.
+        #[source]
+        source: WireError,
+    },
+    /// The target refused one change.
+    #[error("{place} failed on the standby: {source}. {remedy}")]
+    Change {
+        /// Which.
+        place: Box<ChangePlace>,
+        /// The server's words.
+        #[source]
+        source: WireError,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// An UPDATE or DELETE did not find exactly one row.
+    #[error(
+        "{place} touched {found} rows on the standby instead of 1: the standby differs from the primary. Somebody wrote to \
+         it, or it was not a whole copy; compare the table, mend the row, or copy anew (`walrelay drop`, then start)"
+    )]
+    RowCount {
+        /// Which.
+        place: Box<ChangePlace>,
+        /// Rows touched.
+        found: u64,
+    },
+    /// The progress row was moved by somebody else.
+    #[error(
+        "the progress row of the pipeline \"{pipeline}\" on the standby no longer says {expected}: another daemon runs this \
+         pipeline, or the row was changed by hand. Nothing of this batch was applied"
+    )]
+    ProgressMoved {
+        /// The pipeline.
+        pipeline: String,
+        /// Where it stood for us.
+        expected: Lsn,
+    },
+    /// The table or its columns do not fit.
+    #[error("{0}")]
+    Shape(String),
+    /// A refusal, with the remedy.
+    #[error("{0}")]
+    Refused(String),
+    /// The target's catalog cannot be read.
+    #[error(transparent)]
+    Catalog(#[from] ShapeError),
+    /// The primary's bytes cannot be decoded.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A spooled transaction cannot be read back.
+    #[error("a spooled transaction cannot be read back: {0}")]
+    Spool(#[source] io::Error),
+    /// Standard output.
+    #[error("writing to standard output: {0}")]
+    Output(#[source] io::Error),
+}
+
+impl SinkError {
+    /// Names what was being done when `source` happened.
+    pub fn wire(context: impl Into<String>) -> impl FnOnce(WireError) -> SinkError {
+        let context = context.into();
+        move |source| SinkError::Wire { context, source }
+    }
+
+    /// Whether waiting may mend it.
+    pub fn retry(&self) -> Retry {
+        match self {
+            SinkError::Wire { source, .. } | SinkError::Change { source, .. } => source.retry(),
+            // The resume position is read anew; if another daemon really runs, the lock says so.
+            SinkError::ProgressMoved { .. } | SinkError::Spool(_) => Retry::Later,
+            _ => Retry::Never,
+        }
+    }
+}

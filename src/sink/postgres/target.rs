@@ -1,0 +1,182 @@
+//! How the rows of one relation of the primary fit a table of the standby: which column goes where, and how a row is found.
+//! Pure; the native apply worker's rules (`src/backend/replication/logical/relation.c`), stated more fully where it is silent.
+
+use std::sync::Arc;
+
+use crate::model::{Relation, ReplicaIdentity};
+use crate::schema::{ColumnIdentity, ShapeColumn, TableShape};
+
+use super::super::SinkError;
+
+/// How an UPDATE or DELETE finds its row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum RowSearch {
+    /// By these columns (positions in the relation), which are unique on the standby.
+    Key(Vec<usize>),
+    /// By the whole old row; of equal rows, one is changed.
+    WholeRow,
+    /// Not at all: the primary sends no old row.
+    None,
+}
+
+/// A relation joined with its table.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// As the primary describes it.
+    pub(super) relation: Arc<Relation>,
+    /// As the standby has it.
+    pub(super) shape: TableShape,
+    /// For each column of the relation: its column on the standby.
+    pub(super) columns: Vec<ShapeColumn>,
+    /// How rows are found.
+    pub(super) search: RowSearch,
+}
+
+impl Target {
+    /// Joins them by column name.
+    pub(super) fn new(relation: Arc<Relation>, shape: TableShape) -> Result<Self, SinkError> {
+        let name = &relation.name;
+        if !matches!(shape.kind.as_str(), "r" | "p") {
+            return Err(SinkError::Shape(format!(
+                "{name} is not a table on the standby but a relation of kind \"{}\"; replace it by a table, or exclude it",
+                shape.kind
+            )));
+        }
+        let find = |column: &crate::model::Column| shape.column(&column.name).cloned();
+        let missing: Vec<&str> = relation
+            .columns
+            .iter()
+            .filter(|column| find(column).is_none())
+            .map(|column| column.name.as_str())
+            .collect();
+        if !missing.is_empty() {
+            return Err(SinkError::Shape(format!(
+                "the table {name} on the standby lacks the column{} {}: add with ALTER TABLE {} ADD COLUMN …, as on the primary; \
+                 walrelay goes on by itself after a restart",
+                if missing.len() == 1 { "" } else { "s" },
+                missing.join(", "),
+                name.sql()
+            )));
+        }
+        let columns: Vec<ShapeColumn> = relation.columns.iter().filter_map(find).collect();
+        let generated: Vec<&str> =
+            columns.iter().filter(|column| column.is_generated).map(|c| c.name.as_str()).collect();
+        if !generated.is_empty() {
+            return Err(SinkError::Shape(format!(
+                "the column {} of {name} is published but generated on the standby; make it an ordinary column there \
+                 (ALTER TABLE {} ALTER COLUMN … DROP EXPRESSION), or leave it out of the publication",
+                generated.join(", "),
+                name.sql()
+            )));
+        }
+        let search = row_search(&relation, &shape);
+        Ok(Self { relation, shape, columns, search })
+    }
+
+    /// Whether any column is an identity column: then INSERT must override it.
+    pub(super) fn has_identity(&self) -> bool {
+        self.columns.iter().any(|column| column.identity != ColumnIdentity::None)
+    }
+}
+
+/// The standby's own replica identity or primary key, if the primary sends all its columns; else the primary's identity.
+fn row_search(relation: &Relation, shape: &TableShape) -> RowSearch {
+    let is_full = relation.replica_identity == ReplicaIdentity::Full;
+    let position =
+        |name: &String| relation.columns.iter().position(|column| column.name == *name && (is_full || column.is_key));
+    let target_key: Option<Vec<usize>> = shape.key_columns.iter().map(position).collect();
+    if let Some(key) = target_key.filter(|key| !key.is_empty()) {
+        return RowSearch::Key(key);
+    }
+    if is_full {
+        return RowSearch::WholeRow;
+    }
+    let key: Vec<usize> = (0..relation.columns.len()).filter(|at| relation.columns[*at].is_key).collect();
+    if key.is_empty() { RowSearch::None } else { RowSearch::Key(key) }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::model::{Column, QualifiedName};
+
+    pub(crate) fn relation(identity: ReplicaIdentity, columns: &[(&str, bool)]) -> Arc<Relation> {
+        Arc::new(Relation {
+            oid: 1,
+            name: QualifiedName::new("public", "t"),
+            replica_identity: identity,
+            columns: columns
+                .iter()
+                .map(|(name, is_key)| Column {
+                    name: (*name).to_owned(),
+                    type_oid: 23,
+                    type_modifier: -1,
+                    is_key: *is_key,
+                })
+                .collect(),
+        })
+    }
+
+    pub(crate) fn shape(columns: &[(&str, &str)], key: &[&str]) -> TableShape {
+        let columns: Vec<serde_json::Value> = columns
+            .iter()
+            .map(|(name, flags)| {
+                serde_json::json!({
+                    "name": name, "type_oid": 23, "type_name": "integer", "is_not_null": key.contains(name),
+                    "is_generated": *flags == "generated", "identity": if *flags == "always" { "a" } else { "" },
+                    "has_default": false, "equality_schema": if *flags == "json" { None } else { Some("pg_catalog") }
+                })
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({
+            "schema": "public", "name": "t", "oid": 5, "kind": "r", "replica_identity": "d", "columns": columns,
+            "key_columns": key, "partitions": []
+        }))
+        .unwrap()
+    }
+
+    /// Joins and compares how rows are found, or a part of the refusal.
+    fn check(
+        identity: ReplicaIdentity,
+        source: &[(&str, bool)],
+        target: &[(&str, &str)],
+        key: &[&str],
+        expected: Result<RowSearch, &str>,
+    ) {
+        match (Target::new(relation(identity, source), shape(target, key)), expected) {
+            (Ok(target), Ok(search)) => assert_eq!(target.search, search),
+            (Err(error), Err(text)) => assert!(error.to_string().contains(text), "{error}"),
+            (Ok(target), Err(text)) => panic!("{:?} instead of {text}", target.search),
+            (Err(error), Ok(_)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_row_is_found_by_the_standbys_key_if_the_primary_sends_it() {
+        use ReplicaIdentity::{Default, Full, Nothing};
+        let source = [("a", true), ("b", false)];
+        let plain = [("b", ""), ("a", ""), ("extra", "")];
+        check(Default, &source, &plain, &["a"], Ok(RowSearch::Key(vec![0])));
+        // Another key on the standby, which the primary does not send with the old row.
+        check(Default, &source, &plain, &["b"], Ok(RowSearch::Key(vec![0])));
+        check(Default, &source, &plain, &[], Ok(RowSearch::Key(vec![0])));
+        check(Full, &[("a", true), ("b", true)], &plain, &["b"], Ok(RowSearch::Key(vec![1])));
+        check(Full, &[("a", true), ("b", true)], &plain, &[], Ok(RowSearch::WholeRow));
+        check(Full, &[("a", true), ("b", true)], &plain, &["extra"], Ok(RowSearch::WholeRow));
+        check(Nothing, &[("a", false)], &plain, &["a"], Ok(RowSearch::None));
+    }
+
+    #[test]
+    fn columns_that_do_not_fit_are_named() {
+        let source = [("a", true), ("b", false), ("c", false)];
+        check(ReplicaIdentity::Default, &source, &[("a", "")], &["a"], Err("lacks the columns b, c"));
+        let generated = [("a", ""), ("b", "generated"), ("c", "")];
+        check(
+            ReplicaIdentity::Default,
+            &source,
+            &generated,
+            &["a"],
+            Err("column b of public.t is published but generated"),
+        );
+    }
+}
