@@ -132,7 +132,6 @@ fn remedy(side: Side, error: &WireError) -> &'static str {
              schemas, and SET on the parameter session_replication_role (superuser on 14)"
         }
         (Side::Primary, "53200") => ". Raise max_locks_per_transaction on the primary",
-        (Side::Primary, "42704") => ". Create the publication before the slot",
         (Side::Standby, "25006") => {
             ". The standby must be an ordinary read-write server, not a physical standby in recovery"
         }

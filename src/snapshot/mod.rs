@@ -21,6 +21,7 @@ mod error;
 mod format;
 mod locks;
 mod own_snapshot;
+mod ownership;
 mod plan;
 mod progress;
 mod published;
@@ -107,7 +108,7 @@ pub struct Prepared {
     locks: Locks,
 }
 
-/// Takes the locks that must stand before the snapshot is made, lists what is left to copy and looks whether the standby can
+/// Waits until no other walrelay copies this pipeline, takes the locks that must stand before the snapshot is made, lists what is left to copy and looks whether the standby can
 /// take it. Refuses before anything is written, on either server.
 pub async fn prepare(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let cancel = copy.cancel.clone();
@@ -117,6 +118,7 @@ pub async fn prepare(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
 async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let pipeline = &copy.pipeline.name;
     let standby = session::standby_sql(&copy.sink.url, pipeline).await?;
+    ownership::take(&standby, pipeline, &copy.progress).await?;
     let earlier = store::load(&standby, pipeline).await?;
     let is_done = |name: &QualifiedName| matches!(earlier.tables.get(name), Some(TableState::Done { .. }));
     let wanted: Vec<QualifiedName> = copy.tables.iter().filter(|name| !is_done(name)).cloned().collect();

@@ -8,6 +8,7 @@ use crate::wire::{Connection, Session, WireError};
 
 use super::command;
 use super::error::{Side, SnapshotError, server};
+use super::ownership;
 
 /// What both sides must agree on for text to mean the same, and no end by a clock (section 1.1 of the reference). The
 /// monetary locale and `xmloption` decide how money and xml are read.
@@ -24,6 +25,10 @@ const COMMON: &[(&str, &str)] = &[
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
+    // A peer whose machine is gone is noticed by the server too, and its locks end: nothing on a Unix socket.
+    ("tcp_keepalives_idle", "30"),
+    ("tcp_keepalives_interval", "10"),
+    ("tcp_keepalives_count", "3"),
     // A policy that hides rows becomes an error: an incomplete copy would not be noticed.
     ("row_security", "off"),
 ];
@@ -36,6 +41,8 @@ const STANDBY: &[(&str, &str)] = &[("synchronous_commit", "off"), ("default_tran
 const REPLICA_ROLE: &str = "SET session_replication_role = replica";
 /// Known from 17 on, so it cannot stand among the start-up settings.
 const NO_TRANSACTION_TIMEOUT: &str = "SET transaction_timeout = 0";
+/// What 14 to 16 and later versions say of the name of a snapshot that is not exported any more.
+const SNAPSHOT_GONE: &[&str] = &["22023", "42704"];
 
 /// `walrelay NAME copy`, never equal to a pipeline's name, so that no copy session is taken for the standby.
 pub(super) fn application_name(pipeline: &PipelineName) -> String {
@@ -75,11 +82,13 @@ pub(super) async fn primary_copy(
     let failed = |error| server(Side::Primary, "connect", error);
     let mut connection = Connection::connect(url, &session(pipeline, PRIMARY)).await.map_err(failed)?;
     without_transaction_timeout(&mut connection).await.map_err(failed)?;
-    connection
-        .simple_query(&command::import_snapshot(snapshot))
-        .await
-        .map_err(|error| server(Side::Primary, format!("import the snapshot \"{snapshot}\""), error))?;
-    Ok(connection)
+    match connection.simple_query(&command::import_snapshot(snapshot)).await {
+        Ok(_) => Ok(connection),
+        Err(error) if error.code().is_some_and(|code| SNAPSHOT_GONE.contains(&code)) => Err(SnapshotError::Disturbed(
+            format!("the session on the primary that exported the snapshot \"{snapshot}\" has ended"),
+        )),
+        Err(error) => Err(server(Side::Primary, format!("import the snapshot \"{snapshot}\""), error)),
+    }
 }
 
 /// A COPY session on the standby.
@@ -91,6 +100,9 @@ pub(super) async fn standby_copy(url: &ServerUrl, pipeline: &PipelineName) -> Re
         .simple_query(REPLICA_ROLE)
         .await
         .map_err(|error| server(Side::Standby, "set session_replication_role", error))?;
+    ownership::join(&mut connection, pipeline)
+        .await
+        .map_err(|error| server(Side::Standby, "share the advisory lock of the copy", error))?;
     Ok(connection)
 }
 
