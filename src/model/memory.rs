@@ -70,6 +70,15 @@ impl Reservation {
         self.budget.released.notify_one();
     }
 
+    /// Holds exactly `bytes` from now on.
+    pub fn resize(&mut self, bytes: u64) {
+        if bytes > self.bytes {
+            self.grow(bytes - self.bytes);
+        } else if bytes < self.bytes {
+            self.shrink(self.bytes - bytes);
+        }
+    }
+
     /// Held by this reservation, bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -96,6 +105,10 @@ mod tests {
         assert!(budget.is_over());
         reservation.shrink(1);
         assert!(!budget.is_over());
+        reservation.resize(15);
+        assert_eq!((budget.used_bytes(), reservation.bytes()), (15, 15));
+        reservation.resize(3);
+        assert_eq!((budget.used_bytes(), reservation.bytes()), (3, 3));
         drop(reservation);
         assert_eq!(budget.used_bytes(), 0);
     }

@@ -1,0 +1,93 @@
+//! A streamed transaction: the primary sends it in blocks while it is still open there, and takes parts of it back when
+//! subtransactions roll back.
+//!
+//! ```text
+//!   S ─▶ in a block ─E─▶ open ─S─▶ in a block …
+//!                         │
+//!                         ├─ A(top, sub) ─▶ open, cut at the first change of sub
+//!                         ├─ A(top, top) ─▶ gone
+//!                         └─ c ───────────▶ committed
+//! ```
+
+use std::sync::Arc;
+
+use crate::decode::stream_xid;
+use crate::model::{Lsn, MemoryBudget, Reservation, Timestamp, Transaction};
+
+use super::body::OpenBody;
+use super::error::{AssembleError, SpoolError};
+use super::subtransactions::Subtransactions;
+
+/// Between its first block and its commit or abort.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) xid: u32,
+    pub(super) origin: Option<String>,
+    pub(super) rows: u64,
+    pub(super) body: OpenBody,
+    subtransactions: Subtransactions,
+    subtransactions_reservation: Reservation,
+}
+
+impl Stream {
+    pub(super) fn begin(xid: u32, budget: &Arc<MemoryBudget>) -> Self {
+        Self {
+            xid,
+            origin: None,
+            rows: 0,
+            body: OpenBody::new(budget),
+            subtransactions: Subtransactions::new(xid),
+            subtransactions_reservation: budget.reservation(),
+        }
+    }
+
+    /// A change in a block, `run_bytes` behind what `body` already holds. Relations and types are not noted: a rollback
+    /// must not take them back.
+    #[inline]
+    pub(super) fn note(&mut self, tag: u8, payload: &[u8], run_bytes: usize) -> Result<(), AssembleError> {
+        let xid = stream_xid(payload).ok_or(AssembleError::Misplaced { tag, place: "without its transaction id" })?;
+        let offset = self.body.size_bytes() + run_bytes as u64;
+        self.subtransactions.note(xid, offset).map_err(|_| AssembleError::TooManySubtransactions { xid: self.xid })
+    }
+
+    /// Takes the run of messages since the last call.
+    pub(super) fn append(&mut self, run: &[u8]) -> Result<(), SpoolError> {
+        self.subtransactions_reservation.resize(self.subtransactions.size_bytes());
+        self.body.append_copy(run)
+    }
+
+    /// The subtransaction `subxid` rolled back. One that never changed anything here is nothing to take back.
+    pub(super) fn abort(&mut self, subxid: u32) -> Result<(), AssembleError> {
+        if let Some(offset) = self.subtransactions.cut(subxid) {
+            self.rows -= self.body.cut(offset)?;
+            self.subtransactions_reservation.resize(self.subtransactions.size_bytes());
+        }
+        Ok(())
+    }
+
+    /// Everything reserved.
+    pub(super) fn reserved_bytes(&self) -> u64 {
+        self.body.reserved_bytes() + self.subtransactions_reservation.bytes()
+    }
+
+    pub(super) fn commit(
+        self,
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        commit_time: Timestamp,
+    ) -> Result<Transaction, AssembleError> {
+        let finished = self.body.finish()?;
+        Ok(Transaction {
+            xid: self.xid,
+            commit_lsn,
+            end_lsn,
+            commit_time,
+            origin: self.origin,
+            streamed: true,
+            rows: self.rows,
+            size_bytes: finished.size_bytes,
+            body: finished.body,
+            reservation: Some(finished.reservation),
+        })
+    }
+}
