@@ -1,6 +1,7 @@
 //! The vocabulary of the house, in Postgres' own words. Plain values and leaf tools; imports nothing of ours and does no I/O.
 
 mod health;
+mod heartbeat;
 mod lsn;
 mod memory;
 mod name;
@@ -11,6 +12,7 @@ mod report;
 mod transaction;
 
 pub use health::{Retry, State};
+pub use heartbeat::Heartbeat;
 pub use lsn::{Lsn, LsnParseError, Timestamp};
 pub use memory::{MemoryBudget, Reservation};
 pub use name::{NameError, PipelineName, QualifiedName, SlotName};

@@ -2,6 +2,7 @@
 
 mod error;
 pub mod postgres;
+pub mod worker;
 
 pub use error::{ChangePlace, SinkError};
 
@@ -34,3 +35,19 @@ pub struct Receipt {
 
 /// Where a sink stands when it is opened: its own record, already durable.
 pub type Resume = Option<Progress>;
+
+/// A sink of any kind.
+#[derive(Debug)]
+pub enum AnySink {
+    /// A Postgres standby.
+    Postgres(Box<postgres::PostgresSink>),
+}
+
+impl AnySink {
+    /// Writes a batch whole and makes it durable.
+    pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
+        match self {
+            AnySink::Postgres(sink) => sink.apply(batch).await,
+        }
+    }
+}

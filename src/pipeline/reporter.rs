@@ -1,0 +1,96 @@
+//! The pipeline's own page of the status: written here, read by `status`. Decides nothing.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::model::{Heartbeat, PipelineReport, State};
+
+/// Over this long a rate is averaged.
+const RATE_SECONDS: f64 = 3.0;
+
+/// Publishes the report.
+#[derive(Clone, Debug)]
+pub(super) struct Reporter {
+    report: Arc<watch::Sender<PipelineReport>>,
+    heartbeat: Heartbeat,
+}
+
+impl Reporter {
+    pub(super) fn new(report: PipelineReport) -> (Self, watch::Receiver<PipelineReport>) {
+        let (sender, receiver) = watch::channel(report);
+        (Self { report: Arc::new(sender), heartbeat: Heartbeat::default() }, receiver)
+    }
+
+    /// What beats whenever work is done.
+    pub(super) fn heartbeat(&self) -> &Heartbeat {
+        &self.heartbeat
+    }
+
+    /// Changes the report.
+    pub(super) fn update(&self, change: impl FnOnce(&mut PipelineReport)) {
+        let heartbeat = self.heartbeat.beats();
+        self.report.send_modify(|report| {
+            report.heartbeat = heartbeat;
+            change(report);
+        });
+    }
+
+    /// Enters a state; a change of it is progress.
+    pub(super) fn state(&self, state: State) {
+        if self.report.borrow().state != state {
+            tracing::info!(state = state.as_str(), "state");
+            self.heartbeat.beat();
+        }
+        self.update(|report| {
+            report.state = state;
+            if state == State::Streaming {
+                report.last_error = None;
+            }
+            if !matches!(state, State::Waiting | State::Starting) {
+                report.waiting_for = None;
+            }
+        });
+    }
+
+    /// Says what is being waited for.
+    pub(super) fn waiting_for(&self, what: Option<String>) {
+        if self.report.borrow().waiting_for != what {
+            if let Some(what) = &what {
+                tracing::info!(waiting_for = %what, "waiting");
+            }
+            self.update(|report| report.waiting_for = what);
+        }
+    }
+
+    /// Current state.
+    pub(super) fn current_state(&self) -> State {
+        self.report.borrow().state
+    }
+}
+
+/// Counts over the last seconds.
+#[derive(Clone, Debug)]
+pub(super) struct Rate {
+    since: Instant,
+    transactions: u64,
+    rows: u64,
+}
+
+impl Rate {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, transactions: 0, rows: 0 }
+    }
+
+    /// Writes the rates when a window has passed.
+    pub(super) fn tick(&mut self, report: &mut PipelineReport, now: Instant) {
+        let seconds = now.duration_since(self.since).as_secs_f64();
+        if seconds < RATE_SECONDS {
+            return;
+        }
+        report.transactions_per_second = (report.transactions - self.transactions) as f64 / seconds;
+        report.rows_per_second = (report.rows - self.rows) as f64 / seconds;
+        *self = Self { since: now, transactions: report.transactions, rows: report.rows };
+    }
+}
