@@ -36,3 +36,5 @@ pub mod sink;
 pub mod source;
 
 pub mod snapshot;
+
+pub mod pipeline;

@@ -64,6 +64,11 @@ impl Reporter {
         }
     }
 
+    /// What the primary last said.
+    pub(super) fn sync_state(&self) -> Option<String> {
+        self.report.borrow().sync_state.clone()
+    }
+
     /// Current state.
     pub(super) fn current_state(&self) -> State {
         self.report.borrow().state

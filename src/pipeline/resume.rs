@@ -247,7 +247,11 @@ mod tests {
         check(&case(slot("0/500"), progress(0x500)), Ok(Beginning::Resume(Lsn(0x500))));
         check(&case(slot("0/500"), progress(0x600)), Ok(Beginning::Resume(Lsn(0x600))));
         check(&Case { initial_copy: false, ..case(slot("0/500"), None) }, Ok(Beginning::Adopt(Lsn(0x500))));
-        let promoted = Case { identity: identity(2, 0x1000), switch_point: Some(Lsn(0x600)), ..case(slot("0/500"), progress(0x600)) };
+        let promoted = Case {
+            identity: identity(2, 0x1000),
+            switch_point: Some(Lsn(0x600)),
+            ..case(slot("0/500"), progress(0x600))
+        };
         check(&promoted, Ok(Beginning::Resume(Lsn(0x600))));
     }
 
@@ -257,11 +261,21 @@ mod tests {
         check(&case(None, progress(0x500)), Err("never re-creates a slot silently"));
         check(&case(slot("0/700"), progress(0x600)), Err("256 bytes of WAL are between"));
         check(&case(slot("0/500"), progress(0x2000)), Err("ahead of the primary"));
-        let other = Case { identity: PrimaryIdentity { system_identifier: "8".into(), ..identity(1, 0x1000) }, ..case(slot("0/500"), progress(0x500)) };
+        let other = Case {
+            identity: PrimaryIdentity { system_identifier: "8".into(), ..identity(1, 0x1000) },
+            ..case(slot("0/500"), progress(0x500))
+        };
         check(&other, Err("another cluster"));
-        let other = Case { identity: PrimaryIdentity { database: "other".into(), ..identity(1, 0x1000) }, ..case(None, progress(0x500)) };
+        let other = Case {
+            identity: PrimaryIdentity { database: "other".into(), ..identity(1, 0x1000) },
+            ..case(None, progress(0x500))
+        };
         check(&other, Err("database \"shop\""));
-        let forked = Case { identity: identity(2, 0x1000), switch_point: Some(Lsn(0x5ff)), ..case(slot("0/500"), progress(0x600)) };
+        let forked = Case {
+            identity: identity(2, 0x1000),
+            switch_point: Some(Lsn(0x5ff)),
+            ..case(slot("0/500"), progress(0x600))
+        };
         check(&forked, Err("1 bytes that the new primary does not have"));
         let unrelated = Case { identity: identity(3, 0x1000), ..case(slot("0/500"), progress(0x600)) };
         check(&unrelated, Err("did not come from timeline 1"));

@@ -2,11 +2,12 @@
 
 mod error;
 pub mod postgres;
+pub mod stdout;
 pub mod worker;
 
 pub use error::{ChangePlace, SinkError};
 
-use crate::model::{Applied, Durable, Lsn, Progress, Timestamp, Transaction};
+use crate::model::{Applied, Durable, Lsn, Timestamp, Transaction};
 
 /// Complete transactions that waited, in commit order, to be written as one unit; or a mere position.
 #[derive(Debug)]
@@ -33,14 +34,13 @@ pub struct Receipt {
     pub commit_time: Option<Timestamp>,
 }
 
-/// Where a sink stands when it is opened: its own record, already durable.
-pub type Resume = Option<Progress>;
-
 /// A sink of any kind.
 #[derive(Debug)]
 pub enum AnySink {
     /// A Postgres standby.
     Postgres(Box<postgres::PostgresSink>),
+    /// JSON lines.
+    Stdout(stdout::StdoutSink),
 }
 
 impl AnySink {
@@ -48,6 +48,7 @@ impl AnySink {
     pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
         match self {
             AnySink::Postgres(sink) => sink.apply(batch).await,
+            AnySink::Stdout(sink) => tokio::task::block_in_place(|| sink.apply(batch)),
         }
     }
 }

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use crate::config::{ServerUrl, TableSet};
-use crate::model::{Applied, Durable, Lsn, PipelineName, Progress, QualifiedName, Transaction};
+use crate::model::{Applied, Durable, Heartbeat, Lsn, PipelineName, Progress, QualifiedName, Transaction};
 use crate::wire::frame::frames;
 use crate::wire::replication::{ReplicationMessage, parse};
 
-use super::super::{Batch, Receipt, Resume, SinkError};
+use super::super::{Batch, Receipt, SinkError};
 use super::change::{Purpose, explain};
 use super::open::open_apply_session;
 use super::session::{Parameter, Pipelined};
@@ -59,6 +59,7 @@ pub struct PostgresSink {
     writer: Writer,
     opening: Opening,
     progress: Progress,
+    heartbeat: Heartbeat,
 }
 
 /// Names of the statements prepared at the start.
@@ -68,7 +69,7 @@ const MOVE: &str = "walrelay_move";
 
 impl PostgresSink {
     /// Opens the session and reads the progress row durably. `None`: the standby has no record of this pipeline.
-    pub async fn open(url: &ServerUrl, opening: Opening) -> Result<Option<Self>, SinkError> {
+    pub async fn open(url: &ServerUrl, opening: Opening, heartbeat: Heartbeat) -> Result<Option<Self>, SinkError> {
         let mut connection = open_apply_session(url, &opening.pipeline).await?;
         let Some(progress) = store::durable_progress(&mut connection, &opening.pipeline).await? else {
             return Ok(None);
@@ -79,14 +80,14 @@ impl PostgresSink {
         {
             pipelined.parse(name, sql, types).map_err(SinkError::wire("preparing statements on the standby"))?;
         }
-        let mut sink = Self { writer: Writer::new(pipelined), opening, progress };
+        let mut sink = Self { writer: Writer::new(pipelined), opening, progress, heartbeat };
         sink.writer.sync().await.map_err(|error| sink.explain(error))?;
         Ok(Some(sink))
     }
 
-    /// The durable record the session began with, moved on by each batch.
-    pub fn resume(&self) -> Resume {
-        Some(self.progress.clone())
+    /// Where the durable record stands: it began with what the standby said, and each batch moves it on.
+    pub fn position(&self) -> Lsn {
+        self.progress.lsn
     }
 
     /// The primary's timeline for the records to come.
@@ -138,6 +139,7 @@ impl PostgresSink {
     async fn apply_transaction(&mut self, transaction: &mut Transaction) -> Result<(), WriteError> {
         let origin = Origin { commit_lsn: transaction.commit_lsn, is_streamed: transaction.streamed };
         while let Some(chunk) = transaction.next_chunk().map_err(SinkError::Spool)? {
+            self.heartbeat.beat();
             for frame in frames(&chunk) {
                 let frame = frame.map_err(SinkError::wire("reading a received transaction"))?;
                 let message = parse(frame.body).map_err(SinkError::wire("reading a received transaction"))?;

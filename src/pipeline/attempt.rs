@@ -1,0 +1,360 @@
+//! One attempt: from nothing connected to a stream that ends. All safety checks run anew, with the record read anew from the
+//! sink: either server may have been replaced since the last one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::assemble::Spool;
+use crate::config::{self, PostgresSink as SinkConfig};
+use crate::model::{Lsn, PrimaryIdentity, Progress, QualifiedName, State};
+use crate::sink::AnySink;
+use crate::sink::postgres::{self, Opening, PostgresSink, TableFilter, store};
+use crate::sink::stdout::StdoutSink;
+use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
+use crate::source::{
+    self, Publication, SnapshotUse, SourceError, ensure_publication, identify, slot_facts, timeline_switch_point,
+};
+use crate::wire::sql::{self, SqlClient};
+use crate::wire::{Connection, Session};
+
+use super::monitor::primary_session;
+use super::ownership::{self, Ownership};
+use super::resume::{Beginning, Facts, beginning};
+use super::stream::{self, Streaming};
+use super::{PipelineError, Reporter, Settings, create};
+
+/// One attempt of a pipeline.
+pub(super) struct Attempt<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) reporter: &'a Reporter,
+    pub(super) stop: &'a CancellationToken,
+}
+
+/// The sessions to the primary and who it is.
+struct Primary {
+    sql: SqlClient,
+    replication: Connection,
+    identity: PrimaryIdentity,
+}
+
+impl Attempt<'_> {
+    /// Runs until stopped (`Ok`) or an error. Before the stream begins, a stop ends it at once: nothing is under way.
+    pub(super) async fn run(&self) -> Result<(), PipelineError> {
+        self.reporter.state(State::Starting);
+        let spool = Spool::open(&self.settings.spool_dir, self.name())?;
+        match &self.settings.pipeline.sink {
+            config::Sink::Postgres(sink) => {
+                let (ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
+                stream::run(streaming, Some(ownership), self.reporter, self.stop).await
+            }
+            config::Sink::Stdout => {
+                let streaming = self.unless_stopped(self.to_stdout(spool)).await?;
+                stream::run(streaming, None, self.reporter, self.stop).await
+            }
+        }
+    }
+
+    async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T, PipelineError>>,
+    ) -> Result<T, PipelineError> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(PipelineError::Stopped),
+            result = work => result,
+        }
+    }
+
+    fn name(&self) -> &crate::model::PipelineName {
+        &self.settings.pipeline.name
+    }
+
+    async fn primary(&self) -> Result<Primary, PipelineError> {
+        let connecting = || SourceError::wire("connecting to the primary");
+        let url = &self.settings.primary;
+        let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
+        let session = Session::replication(format!("walrelay {} slot", self.name()));
+        let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
+        let identity = identify(&mut replication).await?;
+        refuse_wal_level(&sql).await?;
+        Ok(Primary { sql, replication, identity })
+    }
+
+    async fn publication(&self, primary: &Primary) -> Result<Publication, PipelineError> {
+        let pipeline = &self.settings.pipeline;
+        let is_managed = pipeline.publication.is_none();
+        Ok(ensure_publication(&primary.sql, &pipeline.publication_name(), is_managed, &pipeline.tables).await?)
+    }
+
+    /// Everything up to an open sink and a started stream.
+    async fn to_postgres(&self, sink: &SinkConfig, spool: Spool) -> Result<(Ownership, Streaming), PipelineError> {
+        let mut primary = self.primary().await?;
+        let slot_name = self.settings.pipeline.slot_name();
+        let mut ownership = ownership::own(&sink.url, &primary.sql, self.name(), &slot_name, self.reporter).await?;
+        self.reporter.state(State::Starting);
+        store::ensure_store(&mut ownership.connection).await?;
+        let progress = store::durable_progress(&mut ownership.connection, self.name()).await?;
+        let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
+        let publication = self.publication(&primary).await?;
+        let skip_until = self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning).await?;
+        let is_read_only = sink.read_only;
+        let opening = Opening {
+            pipeline: self.name().clone(),
+            filter: if publication.is_managed {
+                TableFilter::All
+            } else {
+                TableFilter::Only { set: self.settings.pipeline.tables.clone(), names: publication.tables.clone() }
+            },
+            guard_for: is_read_only.then(|| self.settings.primary.clone()),
+            skip_until,
+        };
+        let opened = PostgresSink::open(&sink.url, opening, self.reporter.heartbeat().clone()).await?;
+        let mut opened = opened.ok_or_else(|| {
+            PipelineError::Refused(format!(
+                "the progress record of \"{}\" vanished from the standby while starting",
+                self.name()
+            ))
+        })?;
+        opened.set_timeline(primary.identity.timeline);
+        let start = opened.position();
+        let is_same_server =
+            target_identifier(&mut ownership.connection).await?.as_deref() == Some(&primary.identity.system_identifier);
+        let streaming =
+            self.start_stream(&primary, &publication.name, start, AnySink::Postgres(Box::new(opened)), spool).await?;
+        Ok((ownership, Streaming { may_hurry: !is_same_server, ..streaming }))
+    }
+
+    /// Changes as JSON lines: no record is kept, so each start begins at the slot's confirmed position.
+    async fn to_stdout(&self, spool: Spool) -> Result<Streaming, PipelineError> {
+        let mut primary = self.primary().await?;
+        let beginning = self.beginning(&mut primary, None, false).await?;
+        let publication = self.publication(&primary).await?;
+        let start = match beginning {
+            Beginning::Fresh => self.create_slot(&mut primary, SnapshotUse::Nothing).await?.0,
+            Beginning::Unrecorded(lsn) | Beginning::Adopt(lsn) | Beginning::Resume(lsn) => lsn,
+        };
+        let sink = AnySink::Stdout(StdoutSink::new());
+        self.start_stream(&primary, &publication.name, start, sink, spool).await
+    }
+
+    /// The rules of resume, over what both servers say now.
+    async fn beginning(
+        &self,
+        primary: &mut Primary,
+        progress: Option<&Progress>,
+        initial_copy: bool,
+    ) -> Result<Beginning, PipelineError> {
+        let slot_name = self.settings.pipeline.slot_name();
+        let slot = slot_facts(&primary.sql, &slot_name).await?;
+        let current = primary.identity.timeline;
+        let switch_point = match progress {
+            Some(progress) if progress.timeline < current => {
+                timeline_switch_point(&mut primary.replication, current, progress.timeline).await?
+            }
+            _ => None,
+        };
+        let facts = Facts {
+            pipeline: self.name(),
+            identity: &primary.identity,
+            slot_name: &slot_name,
+            slot: slot.as_ref(),
+            progress,
+            initial_copy,
+            switch_point,
+        };
+        beginning(&facts).map_err(PipelineError::Refused)
+    }
+
+    /// Makes what is missing: slot, record, guards, copy. Returns what the copy already holds.
+    async fn make_ready(
+        &self,
+        primary: &mut Primary,
+        ownership: &mut Ownership,
+        sink: &SinkConfig,
+        publication: &Publication,
+        beginning: Beginning,
+    ) -> Result<HashMap<QualifiedName, Lsn>, PipelineError> {
+        let pipeline = &self.settings.pipeline;
+        let progress = Arc::new(CopyProgress::default());
+        let identity = primary.identity.clone();
+        let copy = Copy {
+            pipeline,
+            primary: &self.settings.primary,
+            sink,
+            publication: &publication.name,
+            tables: &publication.tables,
+            identity: &identity,
+            progress: Arc::clone(&progress),
+            cancel: self.stop.clone(),
+        };
+        let is_fresh = beginning == Beginning::Fresh;
+        let prepared = if pipeline.initial_copy {
+            let prepared = self.reported(&progress, snapshot::prepare(copy)).await?;
+            if is_fresh && !prepared.earlier().tables.is_empty() {
+                return Err(PipelineError::Refused(format!(
+                    "the standby has copied tables of an earlier \"{name}\" (table walrelay.copy), but its slot is gone: what was \
+                     committed since is missing. Start over: walrelay drop {name}",
+                    name = self.name()
+                )));
+            }
+            Some(prepared)
+        } else {
+            None
+        };
+        self.guard(ownership, sink, publication).await?;
+        let snapshot = self.settle_beginning(primary, ownership, beginning, prepared.is_some()).await?;
+        let Some(prepared) = prepared else { return Ok(HashMap::new()) };
+        if prepared.tables().next().is_some() {
+            self.reporter.state(State::Copying);
+        }
+        let outcome = self
+            .reported(&progress, async {
+                let imported = match &snapshot {
+                    Some(snapshot) => prepared.import(snapshot).await?,
+                    None => prepared.import_own_snapshot().await?,
+                };
+                imported.run().await
+            })
+            .await?;
+        Ok(outcome.skip_until)
+    }
+
+    /// Puts the read-only guards up, or takes them away.
+    async fn guard(
+        &self,
+        ownership: &mut Ownership,
+        sink: &SinkConfig,
+        publication: &Publication,
+    ) -> Result<(), PipelineError> {
+        let connection = &mut ownership.connection;
+        if sink.read_only {
+            postgres::ensure_guards(connection, self.name(), &self.settings.primary, &publication.tables).await?;
+        } else if postgres::remove_guards(connection, self.name()).await? > 0 {
+            tracing::info!("read_only = false: the standby's tables take other writers again");
+        }
+        Ok(())
+    }
+
+    /// Creates the slot if it is to be made, and writes the record durably before anything is streamed. The record stands at
+    /// 0/0 while the slot is made, so that a start that is cut off here goes on instead of refusing.
+    async fn settle_beginning(
+        &self,
+        primary: &mut Primary,
+        ownership: &mut Ownership,
+        beginning: Beginning,
+        is_copy_wanted: bool,
+    ) -> Result<Option<ExportedSnapshot>, PipelineError> {
+        let (lsn, snapshot) = match beginning {
+            Beginning::Resume(_) => return Ok(None),
+            Beginning::Adopt(lsn) | Beginning::Unrecorded(lsn) => (lsn, None),
+            Beginning::Fresh => {
+                let snapshot = if is_copy_wanted { SnapshotUse::Export } else { SnapshotUse::Nothing };
+                let record = self.record(primary, Lsn::ZERO);
+                store::write_first_progress(&mut ownership.connection, self.name(), &record).await?;
+                let (lsn, name) = self.create_slot(primary, snapshot).await?;
+                (lsn, name.map(|name| ExportedSnapshot { name, lsn }))
+            }
+        };
+        let record = self.record(primary, lsn);
+        store::write_first_progress(&mut ownership.connection, self.name(), &record).await?;
+        Ok(snapshot)
+    }
+
+    fn record(&self, primary: &Primary, lsn: Lsn) -> Progress {
+        Progress {
+            system_identifier: primary.identity.system_identifier.clone(),
+            timeline: primary.identity.timeline,
+            database: primary.identity.database.clone(),
+            slot: self.settings.pipeline.slot_name(),
+            lsn,
+            commit_time: None,
+        }
+    }
+
+    async fn create_slot(
+        &self,
+        primary: &mut Primary,
+        snapshot: SnapshotUse,
+    ) -> Result<(Lsn, Option<String>), PipelineError> {
+        let slot = self.settings.pipeline.slot_name();
+        let Primary { sql, replication, .. } = primary;
+        let created = create::create_slot_safely(replication, sql, self.name(), &slot, snapshot, self.reporter).await?;
+        Ok((created.consistent_point, created.snapshot_name))
+    }
+
+    /// Shows the copy's numbers while it works.
+    async fn reported<T>(
+        &self,
+        progress: &CopyProgress,
+        work: impl Future<Output = Result<T, snapshot::SnapshotError>>,
+    ) -> Result<T, PipelineError> {
+        let show = || {
+            self.reporter.heartbeat().beat();
+            self.reporter.update(|report| report.copy = progress.report());
+            self.reporter.waiting_for(progress.waiting_for());
+        };
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
+        tokio::pin!(work);
+        let result = loop {
+            tokio::select! {
+                result = &mut work => break result,
+                _ = ticks.tick() => show(),
+            }
+        };
+        show();
+        Ok(result?)
+    }
+
+    async fn start_stream(
+        &self,
+        primary: &Primary,
+        publication: &str,
+        start: Lsn,
+        sink: AnySink,
+        spool: Spool,
+    ) -> Result<Streaming, PipelineError> {
+        let session = Session::replication(self.name().as_str());
+        let connection = Connection::connect(&self.settings.primary, &session)
+            .await
+            .map_err(SourceError::wire("connecting to the primary"))?;
+        let options = source::StreamOptions {
+            slot: self.settings.pipeline.slot_name(),
+            publication: publication.to_owned(),
+            start,
+            binary: false,
+            messages: false,
+            adaptive_receive: true,
+        };
+        let stream = source::Stream::start(connection, &options).await?;
+        tracing::info!(lsn = %start, slot = %options.slot, "streaming from the primary");
+        Ok(Streaming {
+            settings: self.settings.clone(),
+            stream,
+            start,
+            target: primary.identity.flushed_lsn,
+            sink,
+            spool,
+            may_hurry: true,
+        })
+    }
+}
+
+async fn target_identifier(connection: &mut Connection) -> Result<Option<String>, PipelineError> {
+    // Readable by everyone from 14 on; where it is not, the standby is taken as another server.
+    let sql = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()";
+    ownership::first_value(connection, sql, "reading the standby's system identifier").await
+}
+
+async fn refuse_wal_level(sql: &SqlClient) -> Result<(), PipelineError> {
+    let row = sql.query_one("SELECT pg_catalog.current_setting('wal_level')", &[]).await;
+    let level: String = row.map_err(SourceError::sql("reading wal_level"))?.get(0);
+    if level == "logical" {
+        return Ok(());
+    }
+    Err(PipelineError::Refused(format!(
+        "wal_level is {level} on the primary, logical replication needs logical: ALTER SYSTEM SET wal_level = 'logical', then restart \
+         the server"
+    )))
+}

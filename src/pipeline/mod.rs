@@ -1,0 +1,131 @@
+//! One pipeline from configuration to a running stream, supervised: the only place, with `snapshot`, that knows several stages.
+//!
+//! ```text
+//!            ┌───────────────── a fault that may pass: back off ────────────────┐
+//!            ▼                                                                  │
+//!  own ─▶ identify both sides ─▶ rules of resume ─▶ [create, copy] ─▶ open the sink ─▶ stream ─▶ stop: drain, last confirm
+//!   │                                 │
+//!   └─ another daemon owns it: wait   └─ refused: failed, until a person acts
+//! ```
+
+mod attempt;
+mod create;
+mod error;
+mod monitor;
+mod ownership;
+mod reporter;
+mod resume;
+mod stream;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::backoff::Backoff;
+use crate::config;
+use crate::config::ServerUrl;
+use crate::model::{PipelineReport, Retry, State};
+
+pub use error::PipelineError;
+
+use attempt::Attempt;
+use reporter::Reporter;
+
+/// An attempt that streamed this long was a success: the next fault starts the backoff anew.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+
+/// What a pipeline needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The pipeline itself.
+    pub pipeline: config::Pipeline,
+    /// The primary.
+    pub primary: ServerUrl,
+    /// Where open transactions beyond the memory limit go.
+    pub spool_dir: PathBuf,
+}
+
+/// A running pipeline.
+#[derive(Debug)]
+pub struct Running {
+    /// Its report, always current.
+    pub report: watch::Receiver<PipelineReport>,
+    /// Asks it to stop: drain, confirm, end.
+    pub stop: CancellationToken,
+    /// Ends when it has stopped.
+    pub task: JoinHandle<()>,
+}
+
+/// Starts a pipeline in a task of its own. It never ends by itself: a failed one waits to be stopped.
+pub fn start(settings: Settings) -> Running {
+    let name = settings.pipeline.name.clone();
+    let report = PipelineReport::new(name.clone(), settings.pipeline.sink.kind(), settings.pipeline.slot_name());
+    let (reporter, receiver) = Reporter::new(report);
+    let stop = CancellationToken::new();
+    let span = tracing::info_span!("pipeline", pipeline = %name);
+    let task = tokio::spawn(supervise(settings, reporter, stop.clone()).instrument(span));
+    Running { report: receiver, stop, task }
+}
+
+/// Attempts until stopped.
+async fn supervise(settings: Settings, reporter: Reporter, stop: CancellationToken) {
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        let began = tokio::time::Instant::now();
+        let attempt = Attempt { settings: &settings, reporter: &reporter, stop: &stop };
+        let error = match attempt.run().await {
+            Ok(()) | Err(PipelineError::Stopped) => break,
+            Err(error) => error,
+        };
+        if stop.is_cancelled() {
+            break;
+        }
+        if began.elapsed() > HEALTHY_AFTER {
+            backoff.reset();
+        }
+        if error.retry() == Retry::Never {
+            tracing::error!(%error, "the pipeline stops: it needs a person");
+            fail(&reporter, &error);
+            stop.cancelled().await;
+            break;
+        }
+        wait_after(&reporter, &error, backoff.next_delay(), &stop).await;
+    }
+}
+
+fn fail(reporter: &Reporter, error: &PipelineError) {
+    reporter.state(State::Failed);
+    reporter.update(|report| {
+        report.last_error = Some(error.to_string());
+        report.sync_state = None;
+        report.is_busy = false;
+    });
+}
+
+async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration, stop: &CancellationToken) {
+    reporter.state(State::Waiting);
+    let what = match error {
+        PipelineError::NotYet(what) => {
+            tracing::info!(waiting_for = %what, "waiting");
+            what.clone()
+        }
+        error => {
+            tracing::warn!(%error, retry_in_ms = delay.as_millis() as u64, "the pipeline was interrupted and tries again");
+            reporter.update(|report| report.last_error = Some(error.to_string()));
+            format!("another attempt after: {error}")
+        }
+    };
+    reporter.update(|report| {
+        report.waiting_for = Some(what);
+        report.sync_state = None;
+        report.is_busy = false;
+    });
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(delay) => {}
+    }
+}

@@ -1,0 +1,112 @@
+//! Who runs a pipeline: one daemon at a time, by an advisory lock on the standby. A second one waits as a hot spare.
+//!
+//! The lock alone decides who works; the progress row's compare-and-set decides what counts. A daemon that is frozen keeps its
+//! lock, but loses its slot when the primary gives up on it; a spare that sees the slot idle for long ends its sessions.
+
+use std::time::Duration;
+
+use postgres_protocol::escape::escape_literal;
+use tokio::time::Instant;
+
+use crate::config::ServerUrl;
+use crate::model::{PipelineName, SlotName};
+use crate::sink::SinkError;
+use crate::sink::postgres::open_session;
+use crate::source::slot_facts;
+use crate::wire::Connection;
+use crate::wire::sql::SqlClient;
+
+use super::PipelineError;
+use super::reporter::Reporter;
+
+/// Pause between attempts of a spare.
+const PAUSE: Duration = Duration::from_secs(1);
+/// A daemon that holds the lock, copies nothing and has not used its slot for this long is taken as dead or frozen.
+const SLOT_IDLE_LIMIT: Duration = Duration::from_secs(8);
+
+/// The session that holds the lock, kept for as long as the attempt lasts.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    pub(super) connection: Connection,
+}
+
+impl Ownership {
+    /// Whether the apply session waits for a lock; an error if the owner's session is gone, and the lock with it.
+    pub(super) async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
+        let name = escape_literal(&format!("walrelay {pipeline} apply"));
+        let sql = format!(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {name} AND wait_event_type = 'Lock' \
+             AND datname = pg_catalog.current_database())"
+        );
+        Ok(first_value(&mut self.connection, &sql, "looking after the pipeline's lock on the standby")
+            .await?
+            .as_deref()
+            == Some("t"))
+    }
+}
+
+/// Takes the lock, waiting as a spare while another daemon holds it.
+pub(super) async fn own(
+    sink: &ServerUrl,
+    primary_sql: &SqlClient,
+    pipeline: &PipelineName,
+    slot: &SlotName,
+    reporter: &Reporter,
+) -> Result<Ownership, PipelineError> {
+    let mut connection = open_session(sink, pipeline, "control").await?;
+    let mut slot_idle_since: Option<Instant> = None;
+    while !try_lock(&mut connection, pipeline).await? {
+        reporter.state(crate::model::State::Waiting);
+        reporter.waiting_for(Some("another walrelay that runs this pipeline (this one is a hot spare)".to_owned()));
+        let is_active = slot_facts(primary_sql, slot).await?.is_none_or(|facts| facts.active);
+        if is_active || is_copying(&mut connection, pipeline).await? {
+            slot_idle_since = None;
+        } else if slot_idle_since.get_or_insert_with(Instant::now).elapsed() > SLOT_IDLE_LIMIT {
+            tracing::warn!("the daemon that owns this pipeline does not use its slot any more; its sessions are ended");
+            evict(&mut connection, pipeline).await?;
+            slot_idle_since = None;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    // What a dead owner left behind must not hold the origin or a row lock against us.
+    evict(&mut connection, pipeline).await?;
+    reporter.waiting_for(None);
+    Ok(Ownership { connection })
+}
+
+async fn try_lock(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
+    let key = escape_literal(&format!("walrelay pipeline {pipeline}"));
+    let sql = format!("SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended({key}, 0))");
+    Ok(first_value(connection, &sql, "taking the pipeline's lock on the standby").await?.as_deref() == Some("t"))
+}
+
+/// Whether the owner may be in its initial copy, when the slot is idle for a good reason.
+async fn is_copying(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
+    let pattern = escape_literal(&format!("walrelay {pipeline} copy"));
+    let sql = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {pattern})");
+    Ok(first_value(connection, &sql, "looking for a running copy on the standby").await?.as_deref() == Some("t"))
+}
+
+/// Ends every other session of this pipeline on the standby's database. They are the same role's, which may do so.
+async fn evict(connection: &mut Connection, pipeline: &PipelineName) -> Result<(), PipelineError> {
+    let names = ["control", "apply", "copy"].map(|role| escape_literal(&format!("walrelay {pipeline} {role}")));
+    let sql = format!(
+        "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
+         WHERE application_name IN ({}) AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user \
+           AND datname = pg_catalog.current_database()",
+        names.join(",")
+    );
+    first_value(connection, &sql, "ending stale sessions on the standby").await.map(drop)
+}
+
+/// The first column of the first row.
+pub(super) async fn first_value(
+    connection: &mut Connection,
+    sql: &str,
+    doing: &str,
+) -> Result<Option<String>, PipelineError> {
+    let results = connection.simple_query(sql).await.map_err(SinkError::wire(doing))?;
+    let row = results.into_iter().flat_map(|result| result.rows).next();
+    let value = row.and_then(|row| row.into_iter().next().flatten());
+    Ok(value.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+}

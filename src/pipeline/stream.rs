@@ -1,0 +1,350 @@
+//! The running stream: chunks in, batches to the sink, receipts into the ledger, positions out. One loop with numbered
+//! priorities; a stop is the same loop without intake.
+//!
+//! ```text
+//! source ─chunks─▶ assembler ─arrivals─▶ ledger ─▶ waiting ─batch─▶ sink
+//!    ▲                                     │ ▲                       │
+//!    └──────────── positions ──────────────┘ └──────── receipt ──────┘
+//! ```
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, block_in_place};
+use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::ack::{Arrived, IdleRecords, Ledger};
+use crate::assemble::{Arrival, Assembler, Spool};
+use crate::model::{Lsn, MemoryBudget, PipelineName, Positions, State, Timestamp, Transaction};
+use crate::sink::worker::{self, Worker};
+use crate::sink::{AnySink, Batch, Receipt, SinkError};
+use crate::source::{SourceError, Stream};
+
+use super::monitor::{self, View};
+use super::ownership::Ownership;
+use super::reporter::{Rate, Reporter};
+use super::{PipelineError, Settings};
+
+/// Chunks read ahead of the assembler.
+const CHUNKS_LIMIT: usize = 8;
+/// Most transactions in one batch.
+const BATCH_TRANSACTIONS_LIMIT: usize = 1000;
+/// A batch takes no further transaction beyond this size.
+const BATCH_BYTES_LIMIT: u64 = 8 * 1024 * 1024;
+/// Most complete transactions that wait for the sink.
+const WAITING_LIMIT: usize = 50_000;
+/// How often the report is brought up to date, and the owner's session looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Behind by more than this, a streaming pipeline is catching up again.
+const BEHIND_SECONDS: f64 = 10.0;
+/// Closer than this, it streams again.
+const CURRENT_SECONDS: f64 = 2.0;
+
+/// What a stream is made of.
+pub(super) struct Streaming {
+    pub(super) settings: Settings,
+    pub(super) stream: Stream,
+    pub(super) start: Lsn,
+    /// The primary's position when the attempt began: reached, the pipeline has caught up.
+    pub(super) target: Lsn,
+    pub(super) sink: AnySink,
+    pub(super) spool: Spool,
+    /// Whether idle positions may be recorded at once while the primary waits for us.
+    pub(super) may_hurry: bool,
+}
+
+/// Runs until a stop has drained (`Ok`), or an error.
+pub(super) async fn run(
+    streaming: Streaming,
+    ownership: Option<Ownership>,
+    reporter: &Reporter,
+    stop: &CancellationToken,
+) -> Result<(), PipelineError> {
+    let Streaming { settings, stream, start, target, sink, spool, may_hurry } = streaming;
+    let process_id = stream.process_id();
+    let ledger = Ledger::new(start);
+    let (positions, positions_out) = watch::channel(ledger.positions());
+    let (chunks_in, chunks) = mpsc::channel(CHUNKS_LIMIT);
+    let source_stop = CancellationToken::new();
+    let source = tokio::spawn(stream.run(positions_out, chunks_in, source_stop.clone()).in_current_span());
+    let (view_in, view) = watch::channel(View::default());
+    let budget = MemoryBudget::new(settings.pipeline.memory_limit_bytes);
+    let flow = Flow {
+        ledger,
+        assembler: Assembler::new(budget.clone(), spool.clone()),
+        spool,
+        budget,
+        arrivals: Vec::new(),
+        waiting: VecDeque::new(),
+        in_flight: None,
+        idle: IdleRecords::default(),
+        positions,
+        worker: worker::start(sink),
+        reporter,
+        target,
+        may_hurry,
+        clock_offset_micros: 0,
+        rate: Rate::new(Instant::now()),
+        view,
+        pipeline: settings.pipeline.name.clone(),
+    };
+    let slot = settings.pipeline.slot_name();
+    reporter.state(State::CatchingUp);
+    let ended = tokio::select! {
+        ended = flow.run(chunks, source, &source_stop, ownership, stop) => ended,
+        () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
+    };
+    source_stop.cancel();
+    ended
+}
+
+/// The loop's state.
+struct Flow<'a> {
+    ledger: Ledger,
+    assembler: Assembler,
+    spool: Spool,
+    budget: std::sync::Arc<MemoryBudget>,
+    arrivals: Vec<Arrival>,
+    waiting: VecDeque<Transaction>,
+    /// Commit time of the first transaction of the batch the sink works on; `Some(None)` for a mere position.
+    in_flight: Option<Option<Timestamp>>,
+    idle: IdleRecords,
+    positions: watch::Sender<Positions>,
+    worker: Worker,
+    reporter: &'a Reporter,
+    target: Lsn,
+    may_hurry: bool,
+    /// The primary's clock minus ours.
+    clock_offset_micros: i64,
+    rate: Rate,
+    view: watch::Receiver<View>,
+    pipeline: PipelineName,
+}
+
+impl Flow<'_> {
+    async fn run(
+        mut self,
+        mut chunks: mpsc::Receiver<Bytes>,
+        mut source: JoinHandle<Result<(), SourceError>>,
+        source_stop: &CancellationToken,
+        mut ownership: Option<Ownership>,
+        stop: &CancellationToken,
+    ) -> Result<(), PipelineError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let is_draining = stop.is_cancelled();
+            if is_draining && self.is_drained() {
+                break;
+            }
+            let may_take = !is_draining && self.may_take();
+            let idle_due = self.idle_due();
+            tokio::select! {
+                biased;
+                // 1. What is durable is confirmed before anything else.
+                receipt = self.worker.receipts.recv() => self.receipt(receipt)?,
+                // 2. A lost connection ends everything that was pending.
+                ended = &mut source => return Err(ended_source(ended)),
+                () = stop.cancelled(), if !is_draining => tracing::info!(waiting = self.waiting.len(), "draining"),
+                // 3. An idle position is recorded when it is due.
+                () = sleep_until(idle_due.unwrap_or_else(Instant::now).into()), if idle_due.is_some() => self.record_idle().await,
+                // 4. What the primary says of us.
+                _ = self.view.changed() => self.viewed(),
+                _ = ticks.tick() => self.tick(&mut ownership).await?,
+                // 5. More work, while there is room for it.
+                chunk = chunks.recv(), if may_take => match chunk {
+                    Some(chunk) => self.take(chunk)?,
+                    None => return Err(ended_source((&mut source).await)),
+                },
+                () = self.budget.released(), if !is_draining && !may_take => {}
+            }
+            self.dispatch().await;
+        }
+        source_stop.cancel();
+        let _ = source.await;
+        tracing::info!(lsn = %self.ledger.positions().flush, "stopped; everything received is applied and confirmed");
+        Ok(())
+    }
+
+    /// Nothing is under way, waiting or unrecorded.
+    fn is_drained(&self) -> bool {
+        self.in_flight.is_none() && self.waiting.is_empty() && self.ledger.idle_position().is_none()
+    }
+
+    /// Whether the next chunk may be taken: not while what only the sink can free is over the limits.
+    fn may_take(&self) -> bool {
+        !self.assembler.must_wait() && self.waiting.len() < WAITING_LIMIT
+    }
+
+    fn take(&mut self, chunk: Bytes) -> Result<(), PipelineError> {
+        self.reporter.heartbeat().beat();
+        if self.budget.is_over() {
+            // This may write to the spool folder.
+            block_in_place(|| self.assembler.push(chunk, &mut self.arrivals))?;
+        } else {
+            self.assembler.push(chunk, &mut self.arrivals)?;
+        }
+        for arrival in self.arrivals.drain(..) {
+            match arrival {
+                Arrival::Transaction(transaction) => match self.ledger.transaction(transaction.end_lsn) {
+                    Arrived::New => self.waiting.push_back(transaction),
+                    Arrived::AlreadyRecorded => {
+                        tracing::debug!(lsn = %transaction.end_lsn, "already recorded; dropped")
+                    }
+                },
+                Arrival::Keepalive { wal_end, time, .. } => {
+                    self.clock_offset_micros = time.0.saturating_sub(Timestamp::now().0);
+                    self.ledger.keepalive(wal_end);
+                }
+                Arrival::Message(_) => {}
+            }
+        }
+        self.confirm();
+        Ok(())
+    }
+
+    /// Hands the sink what waits, if it has nothing to do.
+    async fn dispatch(&mut self) {
+        if self.in_flight.is_some() || self.waiting.is_empty() {
+            return;
+        }
+        let mut transactions = Vec::new();
+        let mut size_bytes = 0;
+        while let Some(next) = self.waiting.front() {
+            let is_full =
+                transactions.len() >= BATCH_TRANSACTIONS_LIMIT || size_bytes + next.size_bytes > BATCH_BYTES_LIMIT;
+            if is_full && !transactions.is_empty() {
+                break;
+            }
+            size_bytes += next.size_bytes;
+            transactions.extend(self.waiting.pop_front());
+        }
+        let Some(last) = transactions.last() else { return };
+        let position = self.ledger.record_after(last.end_lsn);
+        let first_commit_time = transactions.first().map(|first| first.commit_time);
+        self.hand_over(Batch { transactions, position }, first_commit_time).await;
+    }
+
+    async fn record_idle(&mut self) {
+        if let Some(position) = self.ledger.idle_position() {
+            self.hand_over(Batch { transactions: Vec::new(), position }, None).await;
+        }
+    }
+
+    async fn hand_over(&mut self, batch: Batch, first_commit_time: Option<Timestamp>) {
+        self.idle.recorded(Instant::now());
+        self.in_flight = Some(first_commit_time);
+        // A worker that has ended says why through its receipts.
+        let _ = self.worker.batches.send(batch).await;
+    }
+
+    /// When the idle position, if there is one and nothing is under way, is to be recorded.
+    fn idle_due(&self) -> Option<Instant> {
+        let is_idle = self.in_flight.is_none() && self.waiting.is_empty() && self.ledger.idle_position().is_some();
+        is_idle.then(|| self.idle.due(Instant::now()))
+    }
+
+    fn receipt(&mut self, receipt: Option<Result<Receipt, SinkError>>) -> Result<(), PipelineError> {
+        let receipt =
+            receipt.unwrap_or_else(|| Err(SinkError::Refused("the sink's task ended without a word".to_owned())))?;
+        self.ledger.receipt(receipt.applied, receipt.durable);
+        self.in_flight = None;
+        self.confirm();
+        self.reporter.heartbeat().beat();
+        let is_reached = self.ledger.positions().apply >= self.target;
+        self.reporter.update(|report| {
+            report.transactions += receipt.transactions;
+            report.rows += receipt.rows;
+        });
+        if is_reached && self.reporter.current_state() == State::CatchingUp && self.lag_seconds() < CURRENT_SECONDS {
+            self.reporter.state(State::Streaming);
+        }
+        Ok(())
+    }
+
+    /// Tells the source what may be confirmed, if that has changed.
+    fn confirm(&self) {
+        let now = self.ledger.positions();
+        self.positions.send_if_modified(|before| std::mem::replace(before, now) != now);
+    }
+
+    /// Age of the oldest transaction that is not applied, by the primary's clock.
+    fn lag_seconds(&self) -> f64 {
+        let oldest =
+            self.in_flight.flatten().or_else(|| self.waiting.front().map(|transaction| transaction.commit_time));
+        let now = Timestamp(Timestamp::now().0.saturating_add(self.clock_offset_micros));
+        oldest.map_or(0.0, |oldest| oldest.seconds_until(now))
+    }
+
+    fn viewed(&mut self) {
+        let view = self.view.borrow_and_update().clone();
+        self.idle.set_hurried(view.is_listed() && self.may_hurry);
+        let before = self.reporter.sync_state();
+        if before != view.sync_state && view.sync_state.is_some() {
+            let lsn = self.ledger.positions().flush;
+            match view.sync_state.as_deref() {
+                Some("sync" | "quorum") => tracing::info!(%lsn, "the primary now waits for this standby"),
+                Some(other) if matches!(before.as_deref(), Some("sync" | "quorum")) => {
+                    tracing::info!(%lsn, sync_state = other, "the primary no longer waits for this standby");
+                }
+                _ => {}
+            }
+        }
+        self.show(&view);
+    }
+
+    async fn tick(&mut self, ownership: &mut Option<Ownership>) -> Result<(), PipelineError> {
+        if let Some(ownership) = ownership {
+            let waits_for_lock = ownership.look(&self.pipeline).await?;
+            self.reporter.waiting_for(waits_for_lock.then(|| "a lock on the standby".to_owned()));
+        }
+        let lag = self.lag_seconds();
+        match self.reporter.current_state() {
+            State::Streaming if lag > BEHIND_SECONDS => self.reporter.state(State::CatchingUp),
+            State::CatchingUp if lag < CURRENT_SECONDS && self.ledger.positions().apply >= self.target => {
+                self.reporter.state(State::Streaming);
+            }
+            _ => {}
+        }
+        let view = self.view.borrow().clone();
+        self.show(&view);
+        Ok(())
+    }
+
+    fn show(&mut self, view: &View) {
+        let own = self.ledger.positions();
+        let lag_seconds = self.lag_seconds();
+        let is_busy = self.in_flight.is_some() || !self.waiting.is_empty();
+        let (memory_bytes, spool_bytes) = (self.budget.used_bytes(), self.spool.used_bytes());
+        let rate = &mut self.rate;
+        self.reporter.update(|report| {
+            report.sync_state = view.sync_state.clone();
+            report.sent_lsn = view.sent_lsn;
+            report.write_lsn = view.write_lsn.or(Some(own.write));
+            report.flush_lsn = view.flush_lsn.or(Some(own.flush));
+            report.replay_lsn = view.replay_lsn.or(Some(own.apply));
+            report.lag_bytes = view.current_lsn.map(|current| current.bytes_since(own.apply));
+            report.lag_seconds = Some(lag_seconds);
+            report.server_lags_seconds = view.lags_seconds;
+            report.retained_wal_bytes = view.retained_wal_bytes;
+            report.safe_wal_size_bytes = view.safe_wal_size_bytes;
+            report.wal_status = view.wal_status.clone();
+            report.memory_bytes = memory_bytes;
+            report.spool_bytes = spool_bytes;
+            report.is_busy = is_busy;
+            rate.tick(report, Instant::now());
+        });
+    }
+}
+
+fn ended_source(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> PipelineError {
+    match ended {
+        Ok(Ok(())) => SourceError::Ended.into(),
+        Ok(Err(error)) => error.into(),
+        Err(error) => PipelineError::Task(error.to_string()),
+    }
+}
