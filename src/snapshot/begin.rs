@@ -38,6 +38,7 @@ pub(super) struct Beginning<'a> {
     pub(super) pipeline: &'a PipelineName,
     pub(super) on_existing_rows: OnExistingRows,
     pub(super) workers: usize,
+    pub(super) smallest_range_pages: u64,
     pub(super) tables: &'a [Unfinished],
 }
 
@@ -92,7 +93,8 @@ async fn attempt(client: &SqlClient, beginning: Beginning<'_>) -> Result<Pieces,
     empty(client, &tables.iter().filter(emptied).collect::<Vec<_>>()).await?;
     let published: Vec<PublishedTable> = tables.iter().map(|table| table.published.clone()).collect();
     // A table with rows of others cannot be emptied if the copy fails: it gets its rows in one transaction.
-    let pieces = pieces(&published, beginning.workers, |index| is_kept && holds_foreign_rows(&tables[index]));
+    let must_be_whole = |index: usize| is_kept && holds_foreign_rows(&tables[index]);
+    let pieces = pieces(&published, beginning.workers, beginning.smallest_range_pages, must_be_whole);
     let state = |pieces: &Vec<_>| if pieces.len() > 1 { TableState::Copying } else { TableState::Pending };
     let plan: Vec<(&QualifiedName, TableState)> =
         published.iter().zip(&pieces).map(|(table, pieces)| (&table.name, state(pieces))).collect();

@@ -51,7 +51,12 @@ use store::{CopyState, TableState};
 use worker::{Sessions, TableWork, Work};
 
 pub use error::{Side, SnapshotError};
+pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
+
+/// Where walrelay keeps its own records on a standby. A primary that is itself some relay's standby has it too; copying it
+/// would overwrite the records of the relay that writes here.
+const OWN_SCHEMA: &str = "walrelay";
 
 /// What to copy, from where to where.
 #[derive(Clone, Debug)]
@@ -68,6 +73,8 @@ pub struct Copy<'a> {
     pub tables: &'a [QualifiedName],
     /// The primary's version decides which catalog columns there are.
     pub identity: &'a PrimaryIdentity,
+    /// A table is cut only into ranges of at least so many pages: `SMALLEST_RANGE_PAGES`, less in tests.
+    pub smallest_range_pages: u64,
     /// Where to tell how far it is.
     pub progress: Arc<CopyProgress>,
     /// Ends every step as soon as possible; what is finished stays recorded.
@@ -97,6 +104,7 @@ pub struct CopyOutcome {
 pub struct Prepared {
     pipeline: PipelineName,
     workers: usize,
+    smallest_range_pages: u64,
     on_existing_rows: OnExistingRows,
     primary: ServerUrl,
     sink: ServerUrl,
@@ -120,8 +128,10 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let standby = session::standby_sql(&copy.sink.url, pipeline).await?;
     ownership::take(&standby, pipeline, &copy.progress).await?;
     let earlier = store::load(&standby, pipeline).await?;
-    let is_done = |name: &QualifiedName| matches!(earlier.tables.get(name), Some(TableState::Done { .. }));
-    let wanted: Vec<QualifiedName> = copy.tables.iter().filter(|name| !is_done(name)).cloned().collect();
+    let is_left = |name: &&QualifiedName| {
+        name.schema != OWN_SCHEMA && !matches!(earlier.tables.get(name), Some(TableState::Done { .. }))
+    };
+    let wanted: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
     let client = session::primary_sql(copy.primary, pipeline).await?;
     let version_number = copy.identity.version_number;
     let locked = locks::take(client, copy.publication, &wanted, version_number, &copy.progress).await?;
@@ -138,6 +148,7 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let prepared = Prepared {
         pipeline: pipeline.clone(),
         workers: copy.pipeline.copy_workers.max(1),
+        smallest_range_pages: copy.smallest_range_pages,
         on_existing_rows: copy.pipeline.on_existing_rows,
         primary: copy.primary.clone(),
         sink: copy.sink.url.clone(),
@@ -189,7 +200,8 @@ impl Prepared {
 
     async fn import_all(self, snapshot: &ExportedSnapshot) -> Result<Imported, SnapshotError> {
         let tables: Vec<_> = self.unfinished.iter().map(|table| table.published.clone()).collect();
-        let piece_count: usize = plan::pieces(&tables, self.workers, |_| false).iter().map(Vec::len).sum();
+        let piece_count: usize =
+            plan::pieces(&tables, self.workers, self.smallest_range_pages, |_| false).iter().map(Vec::len).sum();
         let mut workers = Vec::new();
         for _ in 0..self.workers.min(piece_count) {
             let primary = session::primary_copy(&self.primary, &self.pipeline, &snapshot.name).await?;
@@ -204,6 +216,7 @@ impl Prepared {
             pipeline: &self.pipeline,
             on_existing_rows: self.on_existing_rows,
             workers: self.workers,
+            smallest_range_pages: self.smallest_range_pages,
             tables: &self.unfinished,
         }
     }
@@ -242,10 +255,11 @@ impl Imported {
         store::ensure(&prepared.standby).await?;
         let pieces = begin::run(&prepared.standby, prepared.beginning(), &prepared.progress).await?;
         let (tables, queue) = schedule(&prepared.unfinished, &pieces);
-        let Prepared { pipeline, progress, standby, locks, .. } = prepared;
+        let Prepared { pipeline, progress, standby, locks, cancel, .. } = prepared;
         tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
         let queue = Mutex::new(queue);
-        work_off(Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, locks, progress }, workers).await?;
+        let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, locks, progress, cancel };
+        work_off(work, workers).await?;
         let state = store::load(&standby, &pipeline).await?;
         Ok(CopyOutcome { skip_until: state.skip_until(), report: state.report() })
     }

@@ -6,8 +6,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres_protocol::escape::escape_literal;
+use postgres_protocol::message::frontend;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use crate::model::{Lsn, PipelineName};
+use crate::model::{Lsn, PipelineName, QualifiedName};
 use crate::wire::{Connection, QueryResult, WireError};
 
 use super::command;
@@ -52,6 +55,7 @@ pub(super) struct Work {
     pub(super) queue: Mutex<VecDeque<(usize, Option<PageRange>)>>,
     pub(super) locks: Locks,
     pub(super) progress: Arc<CopyProgress>,
+    pub(super) cancel: CancellationToken,
 }
 
 impl Work {
@@ -66,14 +70,19 @@ pub(super) struct Sessions {
     pub(super) standby: Connection,
 }
 
-/// Copies until nothing is left.
+/// Copies until nothing is left. The statistics of the tables it finished are gathered in a task of their own, which the copy
+/// does not wait for: the rows are there, and streaming may begin.
 pub(super) async fn run(mut sessions: Sessions, work: Arc<Work>) -> Result<(), SnapshotError> {
+    let mut finished = Vec::new();
     while let Some((index, range)) = work.next() {
         let table = &work.tables[index];
         if copy_piece(&mut sessions, table, range, &work).await? {
-            analyze(&mut sessions.standby, table).await?;
+            finished.push(table.published.name.clone());
         }
     }
+    close(sessions.primary).await;
+    let analyzing = analyze(sessions.standby, finished);
+    tokio::spawn(work.cancel.clone().run_until_cancelled_owned(analyzing).in_current_span());
     Ok(())
 }
 
@@ -158,17 +167,26 @@ async fn copy_empty_rows(
     Ok(Passed { rows, bytes: 0 })
 }
 
-/// Statistics for the standby's own planner. A failure of the statement is only noted: the rows are there.
-async fn analyze(standby: &mut Connection, table: &TableWork) -> Result<(), SnapshotError> {
-    execute(standby, table, &format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'")).await?;
-    match standby.simple_query(&format!("ANALYZE {}", table.published.name.sql())).await {
-        Ok(_) => {}
-        Err(WireError::Server(error)) => {
-            tracing::warn!(table = %table.published.name, %error, "ANALYZE failed; autovacuum will do it");
+/// Statistics for the standby's own planner. A failure is only noted: autovacuum gathers them too.
+async fn analyze(mut standby: Connection, tables: Vec<QualifiedName>) {
+    let mut commands = vec![format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'")];
+    commands.extend(tables.iter().map(|name| format!("ANALYZE {}", name.sql())));
+    for command in commands {
+        match standby.simple_query(&command).await {
+            Ok(_) => {}
+            Err(error @ WireError::Server(_)) => tracing::info!(%error, command, "no statistics for a copied table"),
+            Err(error) => return tracing::info!(%error, "the session that gathers statistics was lost"),
         }
-        Err(error) => return Err(failed(Side::Standby, table, error)),
     }
-    execute(standby, table, "SET lock_timeout = 0").await.map(drop)
+    close(standby).await;
+}
+
+/// Says goodbye, so that the server logs no lost connection. Nothing depends on it.
+async fn close(mut connection: Connection) {
+    frontend::terminate(connection.outgoing());
+    if let Err(error) = connection.flush().await {
+        tracing::debug!(%error, "a copy session was lost at its end");
+    }
 }
 
 async fn execute(standby: &mut Connection, table: &TableWork, sql: &str) -> Result<Vec<QueryResult>, SnapshotError> {
