@@ -186,6 +186,7 @@ impl Attempt<'_> {
             publication: &publication.name,
             tables: &publication.tables,
             identity: &identity,
+            smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
             progress: Arc::clone(&progress),
             cancel: self.stop.clone(),
         };

@@ -113,7 +113,7 @@ pub struct Prepared {
     earlier: CopyState,
     unfinished: Vec<Unfinished>,
     standby: SqlClient,
-    locks: Locks,
+    locks: Option<Locks>,
 }
 
 /// Waits until no other walrelay copies this pipeline, takes the locks that must stand before the snapshot is made, lists what is left to copy and looks whether the standby can
@@ -128,23 +128,20 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let standby = session::standby_sql(&copy.sink.url, pipeline).await?;
     ownership::take(&standby, pipeline, &copy.progress).await?;
     let earlier = store::load(&standby, pipeline).await?;
-    let is_left = |name: &&QualifiedName| {
-        name.schema != OWN_SCHEMA && !matches!(earlier.tables.get(name), Some(TableState::Done { .. }))
-    };
-    let wanted: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
-    let client = session::primary_sql(copy.primary, pipeline).await?;
-    let version_number = copy.identity.version_number;
-    let locked = locks::take(client, copy.publication, &wanted, version_number, &copy.progress).await?;
-    let found = standby::tables(&standby, &locked.tables).await?;
-    let unfinished: Vec<Unfinished> = locked
-        .tables
-        .into_iter()
-        .zip(found)
-        .map(|(published, standby)| {
+    let wanted = left(&copy, &earlier).await?;
+    let (locks, unfinished) = if wanted.is_empty() {
+        (None, Vec::new())
+    } else {
+        let client = session::primary_sql(copy.primary, pipeline).await?;
+        let version_number = copy.identity.version_number;
+        let locked = locks::take(client, copy.publication, &wanted, version_number, &copy.progress).await?;
+        let found = standby::tables(&standby, &locked.tables).await?;
+        let unfinished = locked.tables.into_iter().zip(found).map(|(published, standby)| {
             let is_ours = matches!(earlier.tables.get(&published.name), Some(TableState::Copying));
             Unfinished { published, standby, is_ours }
-        })
-        .collect();
+        });
+        (Some(locked.locks), unfinished.collect())
+    };
     let prepared = Prepared {
         pipeline: pipeline.clone(),
         workers: copy.pipeline.copy_workers.max(1),
@@ -157,11 +154,29 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
         earlier,
         unfinished,
         standby,
-        locks: locked.locks,
+        locks,
     };
     begin::refuse_existing_rows(&prepared.standby, prepared.beginning()).await?;
     prepared.begin_progress();
     Ok(prepared)
+}
+
+/// The tables to copy. Once a copy has come to its end, only tables named in the publication since are new: one that came
+/// with a schema, a partitioned parent or the database was made while the stream carried its rows from the first on.
+///
+/// With nothing left the primary is not asked at all: on a restart, a lock there may wait for us as its standby.
+async fn left(copy: &Copy<'_>, earlier: &CopyState) -> Result<Vec<QualifiedName>, SnapshotError> {
+    let is_left = |name: &&QualifiedName| {
+        name.schema != OWN_SCHEMA && !matches!(earlier.tables.get(name), Some(TableState::Done { .. }))
+    };
+    let mut left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
+    let is_complete = !earlier.tables.is_empty() && !earlier.is_unfinished();
+    if is_complete && !left.is_empty() {
+        let client = session::primary_sql(copy.primary, &copy.pipeline.name).await?;
+        let named = published::named(&client, copy.publication).await?;
+        left.retain(|name| named.contains(name));
+    }
+    Ok(left)
 }
 
 impl Prepared {
@@ -186,10 +201,10 @@ impl Prepared {
     pub async fn import_own_snapshot(self) -> Result<Imported, SnapshotError> {
         let cancel = self.cancel.clone();
         until_cancelled(&cancel, async move {
-            if self.unfinished.is_empty() {
+            let Some(locks) = &self.locks else {
                 return Ok(Imported { prepared: self, snapshot_lsn: Lsn::ZERO, workers: Vec::new() });
-            }
-            let own = own_snapshot::take(&self.primary, &self.pipeline, self.locks.client(), &self.progress).await?;
+            };
+            let own = own_snapshot::take(&self.primary, &self.pipeline, locks.client(), &self.progress).await?;
             let name = own.created.snapshot_name.clone().unwrap_or_default();
             let imported = self.import_all(&ExportedSnapshot { name, lsn: own.created.consistent_point }).await;
             drop(own.connection);
@@ -252,17 +267,25 @@ impl Imported {
 
     async fn run_all(self) -> Result<CopyOutcome, SnapshotError> {
         let Imported { prepared, snapshot_lsn, workers } = self;
+        if prepared.unfinished.is_empty() && !prepared.earlier.is_unfinished() {
+            return Ok(outcome(&prepared.earlier));
+        }
         store::ensure(&prepared.standby).await?;
         let pieces = begin::run(&prepared.standby, prepared.beginning(), &prepared.progress).await?;
         let (tables, queue) = schedule(&prepared.unfinished, &pieces);
         let Prepared { pipeline, progress, standby, locks, cancel, .. } = prepared;
-        tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
-        let queue = Mutex::new(queue);
-        let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, locks, progress, cancel };
-        work_off(work, workers).await?;
-        let state = store::load(&standby, &pipeline).await?;
-        Ok(CopyOutcome { skip_until: state.skip_until(), report: state.report() })
+        if let Some(locks) = locks {
+            tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
+            let queue = Mutex::new(queue);
+            let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, locks, progress, cancel };
+            work_off(work, workers).await?;
+        }
+        Ok(outcome(&store::load(&standby, &pipeline).await?))
     }
+}
+
+fn outcome(state: &CopyState) -> CopyOutcome {
+    CopyOutcome { skip_until: state.skip_until(), report: state.report() }
 }
 
 /// The tables with their formats, and their pieces: large ones first, so that the last ones to end are small.

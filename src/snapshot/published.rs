@@ -50,6 +50,22 @@ pub(super) async fn tables(
     Ok(tables)
 }
 
+/// The tables that the publication names one by one. The others come into it with a schema, a partitioned parent or the
+/// database. Reads catalogs only, so no lock on a table holds it up.
+pub(super) async fn named(client: &SqlClient, publication: &str) -> Result<HashSet<QualifiedName>, SnapshotError> {
+    let rows = client
+        .query(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_publication_rel r \
+             JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+             JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
+            &[&publication],
+        )
+        .await
+        .map_err(|error| server(Side::Primary, format!("read the publication \"{publication}\""), error))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
 /// Reads `TYPE_COLUMNS` from index `at` on.
 pub(super) fn column_type(row: &Row, at: usize) -> ColumnType {
     ColumnType {

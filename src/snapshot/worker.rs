@@ -169,7 +169,10 @@ async fn copy_empty_rows(
 
 /// Statistics for the standby's own planner. A failure is only noted: autovacuum gathers them too.
 async fn analyze(mut standby: Connection, tables: Vec<QualifiedName>) {
-    let mut commands = vec![format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'")];
+    let mut commands = vec![
+        "SELECT pg_catalog.pg_advisory_unlock_all()".to_owned(),
+        format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'"),
+    ];
     commands.extend(tables.iter().map(|name| format!("ANALYZE {}", name.sql())));
     for command in commands {
         match standby.simple_query(&command).await {
