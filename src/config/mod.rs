@@ -1,13 +1,24 @@
 //! Configuration: plain data, read once, validated before anything is connected. Reads the environment; connects nowhere.
 
+mod environment;
+mod error;
+mod libpq;
+mod load;
+mod password;
 mod pattern;
 mod secret;
+mod section;
+#[cfg(test)]
+mod tests;
 mod url;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use environment::Environment;
+pub use error::{ConfigError, KeyError};
+pub use load::{DEFAULT_PATHS, load, read};
 pub use pattern::{PatternError, TablePattern, TableSet};
 pub use secret::Secret;
 pub use url::{ChannelBinding, Host, ServerUrl, SslMode, TargetSessionAttributes};
@@ -109,6 +120,14 @@ pub struct PostgresSink {
     pub url: ServerUrl,
     /// Whether the replicated tables refuse every other writer.
     pub read_only: bool,
+}
+
+/// Parses one libpq url outside a file (`walrelay tail --primary`); the password comes from the url, PGPASSWORD or the password
+/// file. The error is the rule that it breaks.
+pub fn parse_url(text: &str, environment: &Environment) -> Result<ServerUrl, String> {
+    let mut url = libpq::parse(text, environment)?;
+    url.password = password::resolve(&url, None, "primary.password", environment)?;
+    Ok(url)
 }
 
 impl Pipeline {

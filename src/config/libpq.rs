@@ -1,0 +1,315 @@
+//! Reads libpq connection URLs. Pure; what is not in the URL has libpq's default. The grammar: the manual's page "Connection
+//! Strings".
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+
+use super::environment::Environment;
+use super::error::nearest;
+use super::{ChannelBinding, Host, Secret, ServerUrl, SslMode, TargetSessionAttributes};
+
+/// `connect_timeout` where the URL names none.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Parameters with a meaning here.
+const PARAMETERS: &[&str] = &[
+    "host",
+    "port",
+    "user",
+    "password",
+    "dbname",
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "channel_binding",
+    "connect_timeout",
+    "target_session_attrs",
+];
+
+/// Parameters of libpq that change nothing here: the session's settings are walrelay's own.
+const IGNORED: &[&str] = &[
+    "client_encoding",
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_count",
+    "tcp_user_timeout",
+    "sslsni",
+    "sslcompression",
+    "krbsrvname",
+    "load_balance_hosts",
+];
+
+/// Parses a URL. The error is the rule that it breaks, without the password.
+pub(super) fn parse(text: &str, environment: &Environment) -> Result<ServerUrl, String> {
+    let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
+    let rest = rest.ok_or("must be a url like postgres://user@host:5432/database")?;
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user_part, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = match user_part.split_once(':') {
+        Some((user, password)) => (decoded(user)?, Some(decoded(password)?)),
+        None => (decoded(user_part)?, None),
+    };
+    let mut parts = Parts { hosts: hosts.to_owned(), user, password, database: decoded(database)?, ..Parts::default() };
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').ok_or_else(|| format!("the parameter \"{pair}\" has no value"))?;
+        parts.set(&decoded(name)?, decoded(value)?)?;
+    }
+    parts.finish(environment)
+}
+
+/// The URL with its password covered, for messages.
+pub(super) fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return "(not shown)".to_owned() };
+    let (authority, tail) = match rest.find(['/', '?']) {
+        Some(at) => rest.split_at(at),
+        None => (rest, ""),
+    };
+    let authority = match authority.rsplit_once('@') {
+        Some((user, hosts)) => format!("{}@{hosts}", user.split(':').next().unwrap_or("")),
+        None => authority.to_owned(),
+    };
+    let is_secret = |pair: &&str| !pair.starts_with("password=");
+    let tail = match tail.split_once('?') {
+        Some((path, query)) => format!("{path}?{}", query.split('&').filter(is_secret).collect::<Vec<_>>().join("&")),
+        None => tail.to_owned(),
+    };
+    format!("{scheme}://{authority}{tail}")
+}
+
+fn decoded(text: &str) -> Result<String, String> {
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| "holds bytes that are not UTF-8".to_owned())?;
+    Ok(decoded.into_owned())
+}
+
+#[derive(Default)]
+struct Parts {
+    hosts: String,
+    host_parameter: Option<String>,
+    port_parameter: Option<String>,
+    user: String,
+    password: Option<String>,
+    database: String,
+    ssl_mode: Option<SslMode>,
+    ssl_root_certificate: Option<PathBuf>,
+    ssl_certificate: Option<PathBuf>,
+    ssl_key: Option<PathBuf>,
+    channel_binding: Option<ChannelBinding>,
+    target_session_attributes: Option<TargetSessionAttributes>,
+    connect_timeout: Option<Duration>,
+}
+
+impl Parts {
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        match name {
+            "host" => self.host_parameter = Some(value),
+            "port" => self.port_parameter = Some(value),
+            "user" => self.user = value,
+            "password" => self.password = Some(value),
+            "dbname" => self.database = value,
+            "sslmode" => self.ssl_mode = Some(ssl_mode(&value)?),
+            "sslrootcert" => self.ssl_root_certificate = Some(value.into()),
+            "sslcert" => self.ssl_certificate = Some(value.into()),
+            "sslkey" => self.ssl_key = Some(value.into()),
+            "channel_binding" => self.channel_binding = Some(channel_binding(&value)?),
+            "target_session_attrs" => self.target_session_attributes = Some(session_attributes(&value)?),
+            "connect_timeout" => {
+                let seconds =
+                    value.parse().map_err(|_| format!("connect_timeout={value} is not a number of seconds"))?;
+                self.connect_timeout = Some(Duration::from_secs(seconds));
+            }
+            "application_name" => {
+                return Err(
+                    "names an application_name; walrelay sets it itself: the pipeline's name is what the primary lists"
+                        .to_owned(),
+                );
+            }
+            "options" => {
+                return Err("has the parameter options; walrelay sets its sessions' settings itself".to_owned());
+            }
+            name if IGNORED.contains(&name) => tracing::debug!(parameter = name, "this url parameter has no effect"),
+            name => {
+                let nearest = nearest(name, PARAMETERS.iter().copied())
+                    .map_or(String::new(), |nearest| format!(" (did you mean {nearest}?)"));
+                return Err(format!("has the unknown parameter {name}{nearest}; known are {}", PARAMETERS.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, environment: &Environment) -> Result<ServerUrl, String> {
+        let hosts = self.hosts()?;
+        let user = if self.user.is_empty() { environment.user().unwrap_or("").to_owned() } else { self.user };
+        if user.is_empty() {
+            return Err("names no user, and the operating system's user is unknown".to_owned());
+        }
+        Ok(ServerUrl {
+            hosts,
+            database: if self.database.is_empty() { user.clone() } else { self.database },
+            user,
+            password: self.password.map(Secret::new),
+            ssl_mode: self.ssl_mode.unwrap_or(SslMode::Prefer),
+            ssl_root_certificate: self
+                .ssl_root_certificate
+                .or_else(|| default_root_certificate(self.ssl_mode, environment)),
+            ssl_certificate: self.ssl_certificate,
+            ssl_key: self.ssl_key,
+            channel_binding: self.channel_binding.unwrap_or(ChannelBinding::Prefer),
+            target_session_attributes: self.target_session_attributes.unwrap_or(TargetSessionAttributes::Any),
+            connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+        })
+    }
+
+    fn hosts(&self) -> Result<Vec<Host>, String> {
+        let from_parameter = self.host_parameter.as_deref();
+        let list = from_parameter.unwrap_or(&self.hosts);
+        let ports: Vec<&str> = self.port_parameter.as_deref().map_or(Vec::new(), |ports| ports.split(',').collect());
+        let entries: Vec<&str> = list.split(',').collect();
+        if ports.len() > 1 && ports.len() != entries.len() {
+            return Err(format!(
+                "names {} hosts and {} ports; give one port for all, or one for each",
+                entries.len(),
+                ports.len()
+            ));
+        }
+        entries
+            .iter()
+            .enumerate()
+            .map(|(at, entry)| {
+                let default = ports.get(at).or(ports.first()).copied().unwrap_or("");
+                host(entry, default, from_parameter.is_some())
+            })
+            .collect()
+    }
+}
+
+/// One host: `name`, `name:port`, `[::1]:port`, a percent-encoded or plain folder of a Unix socket; empty is localhost.
+fn host(entry: &str, default_port: &str, is_parameter: bool) -> Result<Host, String> {
+    let (name, port) = if is_parameter || entry.starts_with('/') {
+        (entry, "")
+    } else if let Some(rest) = entry.strip_prefix('[') {
+        let (address, tail) =
+            rest.split_once(']').ok_or_else(|| format!("has the host {entry} without a closing bracket"))?;
+        (address, tail.strip_prefix(':').unwrap_or(""))
+    } else {
+        entry.split_once(':').unwrap_or((entry, ""))
+    };
+    let port = [port, default_port, "5432"].into_iter().find(|port| !port.is_empty()).unwrap_or("5432");
+    let port = port
+        .parse::<u16>()
+        .ok()
+        .filter(|port| *port > 0)
+        .ok_or_else(|| format!("has the port {port}, which is none from 1 to 65535"))?;
+    let name = decoded(name)?;
+    if name.starts_with('/') {
+        return Ok(Host::Unix(name.into(), port));
+    }
+    Ok(Host::Tcp(if name.is_empty() { "localhost".to_owned() } else { name }, port))
+}
+
+/// libpq's own default for the modes that verify; where it is not there, the system's certificates are used.
+fn default_root_certificate(mode: Option<SslMode>, environment: &Environment) -> Option<PathBuf> {
+    let verifies = matches!(mode, Some(SslMode::VerifyCa | SslMode::VerifyFull));
+    let path = environment.home()?.join(".postgresql/root.crt");
+    (verifies && path.exists()).then_some(path)
+}
+
+fn ssl_mode(value: &str) -> Result<SslMode, String> {
+    Ok(match value {
+        "disable" => SslMode::Disable,
+        "allow" => SslMode::Allow,
+        "prefer" => SslMode::Prefer,
+        "require" => SslMode::Require,
+        "verify-ca" => SslMode::VerifyCa,
+        "verify-full" => SslMode::VerifyFull,
+        _ => {
+            return Err(format!(
+                "has sslmode={value}; it must be disable, allow, prefer, require, verify-ca or verify-full"
+            ));
+        }
+    })
+}
+
+fn channel_binding(value: &str) -> Result<ChannelBinding, String> {
+    Ok(match value {
+        "disable" => ChannelBinding::Disable,
+        "prefer" => ChannelBinding::Prefer,
+        "require" => ChannelBinding::Require,
+        _ => return Err(format!("has channel_binding={value}; it must be disable, prefer or require")),
+    })
+}
+
+fn session_attributes(value: &str) -> Result<TargetSessionAttributes, String> {
+    Ok(match value {
+        "any" => TargetSessionAttributes::Any,
+        "read-write" => TargetSessionAttributes::ReadWrite,
+        "read-only" => TargetSessionAttributes::ReadOnly,
+        "primary" => TargetSessionAttributes::Primary,
+        "standby" => TargetSessionAttributes::Standby,
+        "prefer-standby" => TargetSessionAttributes::PreferStandby,
+        _ => {
+            return Err(format!(
+                "has target_session_attrs={value}; it must be any, read-write, read-only, primary, standby or prefer-standby"
+            ));
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses and compares hosts, user, database and mode; `Err` is a part of the rule.
+    fn check(url: &str, expected: Result<(&str, &str, &str), &str>) {
+        let environment = Environment::from_pairs([("USER", "me")]);
+        match (parse(url, &environment), expected) {
+            (Ok(url), Ok((hosts, user, database))) => {
+                let seen: Vec<String> = url.hosts.iter().map(ToString::to_string).collect();
+                assert_eq!(
+                    (seen.join(",").as_str(), url.user.as_str(), url.database.as_str()),
+                    (hosts, user, database)
+                );
+            }
+            (Err(rule), Err(part)) => assert!(rule.contains(part), "{rule}"),
+            (result, expected) => panic!("{url}: {result:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn urls_mean_what_libpqs_mean() {
+        check("postgres://u@h:1/d", Ok(("h:1", "u", "d")));
+        check("postgresql://", Ok(("localhost:5432", "me", "me")));
+        check("postgres://u@a:1,b,[::1]:3/d", Ok(("a:1,b:5432,[::1]:3", "u", "d")));
+        check("postgres://u@/d?host=/var/run&port=7", Ok(("/var/run/.s.PGSQL.7", "u", "d")));
+        check("postgres://u@%2Fvar%2Frun:7/d", Ok(("/var/run/.s.PGSQL.7", "u", "d")));
+        check("postgres://a%40b:p%2F@h/d%20e", Ok(("h:5432", "a@b", "d e")));
+        check("postgres://h/?user=u&dbname=d", Ok(("h:5432", "u", "d")));
+        check("mysql://h", Err("must be a url like"));
+        check("postgres://h:0/d", Err("port 0"));
+        check("postgres://h/d?sslmode=on", Err("sslmode=on"));
+        check("postgres://h/d?ssl_mode=on", Err("did you mean sslmode?"));
+        check("postgres://h/d?application_name=x", Err("pipeline's name"));
+        check("postgres://a,b/d?port=1,2,3", Err("2 hosts and 3 ports"));
+    }
+
+    #[test]
+    fn the_password_is_read_and_never_shown() {
+        let environment = Environment::default();
+        let url = parse("postgres://u:s3cret@h/d", &environment).unwrap();
+        assert_eq!(url.password.as_ref().unwrap().reveal(), "s3cret");
+        for text in [
+            format!("{url:?}"),
+            url.to_string(),
+            without_password("postgres://u:s3cret@h/d?a=b"),
+            without_password("postgres://h/d?password=s3cret&x=y"),
+        ] {
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Where a password comes from, first found first taken: the url, password_file, a systemd credential, PGPASSWORD, the
+//! password file. Shows none of them.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::environment::Environment;
+use super::{Host, Secret, ServerUrl};
+
+/// The password of a url, or the reason why a named file cannot be read.
+pub(super) fn resolve(
+    url: &ServerUrl,
+    password_file: Option<&Path>,
+    credential: &str,
+    environment: &Environment,
+) -> Result<Option<Secret>, String> {
+    if let Some(password) = &url.password {
+        return Ok(Some(password.clone()));
+    }
+    if let Some(path) = password_file {
+        return read_file(path).map(Some);
+    }
+    if let Some(path) =
+        environment.credentials_directory().map(|folder| folder.join(credential)).filter(|path| path.exists())
+    {
+        return read_file(&path).map(Some);
+    }
+    if let Some(password) = environment.get("PGPASSWORD") {
+        return Ok(Some(Secret::new(password)));
+    }
+    let named = environment.get("PGPASSFILE").map(PathBuf::from);
+    let path = named.or_else(|| environment.home().map(|home| home.join(".pgpass")));
+    Ok(path.and_then(|path| from_password_file(&path, url)))
+}
+
+fn read_file(path: &Path) -> Result<Secret, String> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("the password file {} cannot be read: {error}", path.display()))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
+}
+
+/// The manual's page "The Password File": lines of host:port:database:user:password, `*` for any, `\` before `:` and `\`.
+fn from_password_file(path: &Path, url: &ServerUrl) -> Option<Secret> {
+    let mode = fs::metadata(path).ok()?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), "the password file is ignored: others may read it (chmod 600)");
+        return None;
+    }
+    let content = fs::read_to_string(path).ok()?;
+    url.hosts.iter().find_map(|host| content.lines().find_map(|line| password_of(line, host, url)))
+}
+
+fn password_of(line: &str, host: &Host, url: &ServerUrl) -> Option<Secret> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let fields = fields_of(line);
+    let [line_host, port, database, user, password] = fields.get(..5)? else { return None };
+    let (host, host_port) = match host {
+        Host::Tcp(name, port) => (name.clone(), *port),
+        Host::Unix(_, port) => ("localhost".to_owned(), *port),
+    };
+    let fits = |field: &str, value: &str| field == "*" || field == value;
+    let fits_all = fits(line_host, &host)
+        && fits(port, &host_port.to_string())
+        && fits(database, &url.database)
+        && fits(user, &url.user);
+    (fits_all
+        || (fits(line_host, &host)
+            && fits(port, &host_port.to_string())
+            && database == "replication"
+            && fits(user, &url.user)))
+    .then(|| Secret::new(password.clone()))
+}
+
+fn fields_of(line: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => fields.last_mut().into_iter().for_each(|field| field.extend(characters.next())),
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            character => fields.last_mut().into_iter().for_each(|field| field.push(character)),
+        }
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_password_file_is_split_and_unescaped() {
+        assert_eq!(fields_of(r"h:1:d:u:a\:b\\c"), ["h", "1", "d", "u", r"a:b\c"]);
+    }
+}
