@@ -14,7 +14,8 @@ use crate::sink::postgres::{self, Opening, PostgresSink, TableFilter, store};
 use crate::sink::stdout::StdoutSink;
 use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
 use crate::source::{
-    self, Publication, SnapshotUse, SourceError, ensure_publication, identify, slot_facts, timeline_switch_point,
+    self, Additions, Publication, SnapshotUse, SourceError, ensure_publication, identify, lists_standby, slot_facts,
+    timeline_switch_point,
 };
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
@@ -82,10 +83,22 @@ impl Attempt<'_> {
         Ok(Primary { sql, replication, identity })
     }
 
-    async fn publication(&self, primary: &Primary) -> Result<Publication, PipelineError> {
+    async fn publication(&self, primary: &Primary, additions: Additions) -> Result<Publication, PipelineError> {
         let pipeline = &self.settings.pipeline;
         let is_managed = pipeline.publication.is_none();
-        Ok(ensure_publication(&primary.sql, &pipeline.publication_name(), is_managed, &pipeline.tables).await?)
+        let name = pipeline.publication_name();
+        Ok(ensure_publication(&primary.sql, &name, is_managed, &pipeline.tables, additions).await?)
+    }
+
+    /// New tables are added once commits cannot wait for this pipeline while their copy waits for the commits.
+    async fn additions(&self, primary: &Primary, beginning: Beginning) -> Result<Additions, PipelineError> {
+        if beginning == Beginning::Fresh || !self.settings.pipeline.initial_copy {
+            return Ok(Additions::Now);
+        }
+        let query = "SELECT pg_catalog.current_setting('synchronous_standby_names')";
+        let row = primary.sql.query_one(query, &[]).await;
+        let names: String = row.map_err(SourceError::sql("reading synchronous_standby_names"))?.get(0);
+        Ok(if lists_standby(&names, self.name().as_str()) { Additions::Later } else { Additions::Now })
     }
 
     /// Everything up to an open sink and a started stream.
@@ -97,7 +110,7 @@ impl Attempt<'_> {
         store::ensure_store(&mut ownership.connection).await?;
         let progress = store::durable_progress(&mut ownership.connection, self.name()).await?;
         let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
-        let publication = self.publication(&primary).await?;
+        let publication = self.publication(&primary, self.additions(&primary, beginning).await?).await?;
         let skip_until = self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning).await?;
         let is_read_only = sink.read_only;
         let opening = Opening {
@@ -130,7 +143,7 @@ impl Attempt<'_> {
     async fn to_stdout(&self, spool: Spool) -> Result<Streaming, PipelineError> {
         let mut primary = self.primary().await?;
         let beginning = self.beginning(&mut primary, None, false).await?;
-        let publication = self.publication(&primary).await?;
+        let publication = self.publication(&primary, Additions::Now).await?;
         let start = match beginning {
             Beginning::Fresh => self.create_slot(&mut primary, SnapshotUse::Nothing).await?.0,
             Beginning::Unrecorded(lsn) | Beginning::Adopt(lsn) | Beginning::Resume(lsn) => lsn,

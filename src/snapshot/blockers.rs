@@ -28,6 +28,11 @@ impl Blocker {
         self.is_in_sync_wait
     }
 
+    /// Whether the role may not see what it does (without `pg_read_all_stats`).
+    pub(super) fn is_hidden(&self) -> bool {
+        self.process_id != 0 && self.state.is_empty()
+    }
+
     fn new(row: &Row) -> Self {
         Self {
             table: row.get(0),

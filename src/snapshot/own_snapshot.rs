@@ -1,7 +1,7 @@
 //! The snapshot of a copy that begins again: a temporary slot that exports one, and whose consistent point is its position.
 //! The slot lives only until the workers have imported the snapshot.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
@@ -17,6 +17,8 @@ use super::session::application_name;
 
 /// How often it is looked whether and by whom the creation is held up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A role that cannot see who waits takes a creation of this length, while our name is listed, for the knot.
+const BLIND_LIMIT: Duration = Duration::from_secs(10);
 
 /// An exported snapshot, valid for import as long as `connection` stays idle.
 pub(super) struct OwnSnapshot {
@@ -41,10 +43,11 @@ pub(super) async fn take(
     let created = {
         let creating = create_slot(&mut connection, &name, SnapshotUse::Export, true);
         tokio::pin!(creating);
+        let began = Instant::now();
         loop {
             tokio::select! {
                 created = &mut creating => break created?,
-                () = tokio::time::sleep(LOOK_INTERVAL) => look(observer, process_id, pipeline, progress).await?,
+                () = tokio::time::sleep(LOOK_INTERVAL) => look(observer, process_id, pipeline, progress, began.elapsed()).await?,
             }
         }
     };
@@ -57,10 +60,12 @@ async fn look(
     process_id: i32,
     pipeline: &PipelineName,
     progress: &CopyProgress,
+    waited: Duration,
 ) -> Result<(), SnapshotError> {
     let failed = |error| server(Side::Primary, "read pg_stat_activity", error);
     let found = blockers::of_process(observer, process_id).await.map_err(failed)?;
-    if found.iter().any(blockers::Blocker::is_in_sync_wait) {
+    let is_blind = waited >= BLIND_LIMIT;
+    if found.iter().any(|blocker| blocker.is_in_sync_wait() || (is_blind && blocker.is_hidden())) {
         let query = "SELECT pg_catalog.current_setting('synchronous_standby_names')";
         let setting: String = observer.query_one(query, &[]).await.map_err(failed)?.get(0);
         if lists_standby(&setting, pipeline.as_str()) {

@@ -24,6 +24,16 @@ pub struct Publication {
     pub tables: Vec<QualifiedName>,
 }
 
+/// What to do with tables that have come into the set of a managed publication since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Additions {
+    /// Publish them now.
+    Now,
+    /// Only warn. Their rows must be copied under a new snapshot, which waits for every running transaction; while commits may
+    /// wait for us as their synchronous standby, that would keep us from streaming for ever.
+    Later,
+}
+
 /// What `pg_publication` says.
 struct Existing {
     publishes_all_tables: bool,
@@ -39,6 +49,7 @@ pub async fn ensure_publication(
     name: &str,
     is_managed: bool,
     tables: &TableSet,
+    additions: Additions,
 ) -> Result<Publication, SourceError> {
     let wanted = if is_managed { publishable_tables(sql, tables).await? } else { Vec::new() };
     match existing(sql, name).await? {
@@ -60,7 +71,7 @@ pub async fn ensure_publication(
                 )));
             }
             if is_managed && !existing.publishes_all_tables {
-                add_missing(sql, name, &existing, &wanted).await?;
+                add_missing(sql, name, &existing, &wanted, additions).await?;
             }
         }
     }
@@ -122,6 +133,7 @@ async fn add_missing(
     name: &str,
     existing: &Existing,
     wanted: &[PublishableTable],
+    additions: Additions,
 ) -> Result<(), SourceError> {
     let covered: BTreeSet<QualifiedName> = published_tables(sql, name).await?.into_iter().collect();
     let is_missing = |table: &&PublishableTable| {
@@ -130,6 +142,15 @@ async fn add_missing(
     };
     let missing: Vec<&PublishableTable> = wanted.iter().filter(is_missing).collect();
     if missing.is_empty() {
+        return Ok(());
+    }
+    if additions == Additions::Later {
+        let names = missing.iter().map(|table| table.name.to_string()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(
+            publication = name,
+            tables = names,
+            "new tables are not replicated yet: their copy needs a start while this pipeline does not stand in synchronous_standby_names"
+        );
         return Ok(());
     }
     let command =
@@ -158,10 +179,11 @@ fn refused_for_rights(context: &str, why: &str, command: &str) -> SourceError {
 }
 
 async fn partitions_of_wanted(sql: &SqlClient, tables: &TableSet) -> Result<BTreeSet<QualifiedName>, SourceError> {
+    // pg_partition_tree would lock every partition.
     let query = "SELECT rn.nspname::text, r.relname::text, pn.nspname::text, p.relname::text \
-                 FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace \
-                 CROSS JOIN LATERAL pg_catalog.pg_partition_tree(r.oid) t JOIN pg_catalog.pg_class p ON p.oid = t.relid \
-                 JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE r.relkind = 'p' AND t.relid <> r.oid";
+                 FROM pg_catalog.pg_class p JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace \
+                 CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(p.oid) a JOIN pg_catalog.pg_class r ON r.oid = a.relid \
+                 JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace WHERE p.relispartition AND a.relid <> p.oid";
     let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the primary's partitions"))?;
     let name = |row: &tokio_postgres::Row, at: usize| {
         QualifiedName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1))

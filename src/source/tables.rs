@@ -47,11 +47,34 @@ pub async fn publishable_tables(sql: &SqlClient, tables: &TableSet) -> Result<Ve
 }
 
 /// The names under which the publication publishes changes: partitions, unless it publishes through the root.
+///
+/// What `pg_publication_tables` says, from the catalogs alone. From 15 on that view opens every table, and so waits behind an
+/// ACCESS EXCLUSIVE lock; the transaction that holds it may wait for us as its synchronous standby (`pg_get_publication_tables`
+/// and `GetAllTablesPublicationRelations` in `src/backend/catalog/pg_publication.c`).
 pub async fn published_tables(sql: &SqlClient, publication: &str) -> Result<Vec<QualifiedName>, SourceError> {
-    let query = "SELECT schemaname::text, tablename::text FROM pg_catalog.pg_publication_tables WHERE pubname = $1 ORDER BY 1, 2";
-    let rows = sql
-        .query(query, &[&publication])
-        .await
-        .map_err(SourceError::sql(format!("listing the tables of the publication \"{publication}\"")))?;
+    let context = || SourceError::sql(format!("listing the tables of the publication \"{publication}\""));
+    let version = "SELECT pg_catalog.current_setting('server_version_num')::int4";
+    let has_schemas = sql.query_one(version, &[]).await.map_err(context())?.get::<_, i32>(0) >= 150_000;
+    let of_schemas = "UNION SELECT c.oid FROM pg_catalog.pg_publication_namespace s JOIN p ON s.pnpubid = p.oid \
+                      JOIN publishable c ON c.relnamespace = s.pnnspid";
+    let query = format!(
+        "WITH RECURSIVE p AS (SELECT oid, puballtables, pubviaroot FROM pg_catalog.pg_publication WHERE pubname = $1), \
+         publishable AS (SELECT oid, relnamespace FROM pg_catalog.pg_class \
+                         WHERE relkind IN ('r', 'p') AND relpersistence = 'p' AND oid >= 16384), \
+         named AS (SELECT r.prrelid AS oid FROM pg_catalog.pg_publication_rel r JOIN p ON r.prpubid = p.oid \
+                   UNION SELECT c.oid FROM publishable c JOIN p ON p.puballtables {}), \
+         covered AS (SELECT oid FROM named \
+                     UNION SELECT i.inhrelid FROM covered v JOIN p ON NOT p.pubviaroot \
+                           JOIN pg_catalog.pg_class c ON c.oid = v.oid AND c.relkind = 'p' \
+                           JOIN pg_catalog.pg_inherits i ON i.inhparent = v.oid) \
+         SELECT n.nspname::text, c.relname::text FROM covered v JOIN pg_catalog.pg_class c ON c.oid = v.oid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace CROSS JOIN p \
+         WHERE CASE WHEN NOT p.pubviaroot THEN c.relkind = 'r' \
+                    ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) a JOIN named m ON m.oid = a.relid \
+                                     WHERE a.relid <> c.oid) END \
+         ORDER BY 1, 2",
+        if has_schemas { of_schemas } else { "" }
+    );
+    let rows = sql.query(&query, &[&publication]).await.map_err(context())?;
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }
