@@ -23,11 +23,13 @@
 
 pub mod backoff;
 pub mod model;
+pub mod shutdown;
 
 pub mod config;
 
 pub mod decode;
 pub mod schema;
+pub mod telemetry;
 pub mod wire;
 
 pub mod ack;
@@ -38,3 +40,8 @@ pub mod source;
 pub mod snapshot;
 
 pub mod pipeline;
+pub mod status;
+
+pub mod daemon;
+
+pub mod cli;

@@ -1,3 +1,7 @@
 //! The walrelay binary: parses the command line and runs the verb. Everything else is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    walrelay::cli::main()
+}

@@ -1,0 +1,52 @@
+//! The verbs of the command line. Each has a file of its own; nothing here knows how a pipeline works.
+
+mod exit;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::Exit;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 internal error, 2 wrong usage, 3 configuration, 4 a server is unreachable, 5 refused for safety.
+
+Begin with `walrelay demo`, then `walrelay check` on a file of ten lines:
+
+  [primary]
+  url = \"postgres://walrelay@db.eu.example/shop\"
+  [[pipeline]]
+  name = \"standby1\"
+  [pipeline.sink]
+  type = \"postgres\"
+  url = \"postgres://walrelay@db.us.example/shop\"";
+
+/// Relays a PostgreSQL primary's WAL to read-only standbys that the primary can wait for by name.
+#[derive(Debug, Parser)]
+#[command(name = "walrelay", version, after_help = AFTER_HELP, max_term_width = 120)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Run(run::RunArgs),
+    Status(status::StatusArgs),
+}
+
+/// Parses the command line and runs the verb. Usage errors end the process with code 2.
+pub fn main() -> ExitCode {
+    let exit = match Arguments::parse().verb {
+        Verb::Run(args) => run::run(&args),
+        Verb::Status(args) => status::run(&args),
+    };
+    exit.into()
+}
+
+/// Says an error on standard error.
+fn complain(error: &dyn std::fmt::Display) {
+    eprintln!("walrelay: {error}");
+}

@@ -1,0 +1,50 @@
+//! `walrelay run`: the daemon.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{self, Environment};
+use crate::{daemon, telemetry};
+
+use super::{Exit, complain};
+
+/// Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration again
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Configuration file [default: ./walrelay.toml, else /etc/walrelay/walrelay.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &RunArgs) -> Exit {
+    let environment = Environment::of_process();
+    let config = match config::load(args.config.as_deref(), &environment) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error);
+            return Exit::Configuration;
+        }
+    };
+    let log_level = match telemetry::start(&config.log) {
+        Ok(log_level) => log_level,
+        Err(error) => {
+            complain(&error);
+            return Exit::Configuration;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("the runtime cannot be started: {error}"));
+            return Exit::Internal;
+        }
+    };
+    match runtime.block_on(daemon::run(config, args.config.as_deref(), environment, log_level)) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            complain(&error);
+            Exit::Internal
+        }
+    }
+}

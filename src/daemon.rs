@@ -1,0 +1,204 @@
+//! The daemon: starts the pipelines of a configuration, keeps them through reloads, drains them on a stop. Each runs and fails
+//! apart from the others.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config, ConfigError, Environment};
+use crate::model::{PipelineName, State};
+use crate::pipeline::{self, Running, Settings};
+use crate::shutdown::{Wish, Wishes};
+use crate::status::Board;
+use crate::status::service::Notifier;
+use crate::telemetry::LogLevel;
+
+/// Why the daemon could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The HTTP address is taken or not ours.
+    #[error("[http] listen = \"{address}\": {source}; choose another address or port, or leave [http] out")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The system's words.
+        #[source]
+        source: io::Error,
+    },
+    /// No signal handlers, no temporary folder.
+    #[error("the daemon cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// What a running daemon holds.
+struct Daemon {
+    config: Config,
+    config_path: Option<PathBuf>,
+    environment: Environment,
+    spool_dir: PathBuf,
+    pipelines: BTreeMap<PipelineName, (Settings, Running)>,
+    board: Arc<Board>,
+    notifier: Notifier,
+    log_level: LogLevel,
+}
+
+/// Runs until SIGTERM or SIGINT has drained it.
+pub async fn run(
+    config: Config,
+    config_path: Option<&Path>,
+    environment: Environment,
+    log_level: LogLevel,
+) -> Result<(), DaemonError> {
+    let mut wishes = Wishes::listen()?;
+    // Kept for as long as the daemon runs, and removed with it.
+    let temporary = match &config.spool_dir {
+        Some(_) => None,
+        None => Some(tempfile::Builder::new().prefix("walrelay-spool-").tempdir()?),
+    };
+    let spool_dir = config.spool_dir.clone().or_else(|| temporary.as_ref().map(|folder| folder.path().to_path_buf()));
+    let board = Arc::new(Board::default());
+    let stop_http = CancellationToken::new();
+    let http = match config.http {
+        Some(address) => {
+            let listener =
+                TcpListener::bind(address).await.map_err(|source| DaemonError::Listen { address, source })?;
+            tracing::info!(%address, "listening: /healthz /readyz /metrics /status");
+            Some(tokio::spawn(crate::status::serve(listener, Arc::clone(&board), stop_http.clone())))
+        }
+        None => None,
+    };
+    let notifier = Notifier::start(&environment_socket(&environment), Arc::clone(&board));
+    let mut daemon = Daemon {
+        config,
+        config_path: config_path.map(Path::to_path_buf),
+        environment,
+        spool_dir: spool_dir.unwrap_or_default(),
+        pipelines: BTreeMap::new(),
+        board,
+        notifier,
+        log_level,
+    };
+    daemon.start_missing();
+    daemon.notifier.ready();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pipelines = daemon.pipelines.len(), "walrelay runs");
+    while wishes.next().await == Wish::Reload {
+        daemon.reload().await;
+    }
+    daemon.stop(&mut wishes).await;
+    stop_http.cancel();
+    if let Some(http) = http {
+        let _ = timeout(Duration::from_secs(1), http).await;
+    }
+    Ok(())
+}
+
+fn environment_socket(environment: &Environment) -> crate::status::service::Systemd {
+    crate::status::service::Systemd {
+        notify_socket: environment.get("NOTIFY_SOCKET").map(PathBuf::from),
+        watchdog: environment.get("WATCHDOG_USEC").and_then(|text| text.parse().ok()).map(Duration::from_micros),
+    }
+}
+
+impl Daemon {
+    fn settings(&self, pipeline: &config::Pipeline) -> Settings {
+        Settings { pipeline: pipeline.clone(), primary: self.config.primary.clone(), spool_dir: self.spool_dir.clone() }
+    }
+
+    /// Starts every configured pipeline that does not run.
+    fn start_missing(&mut self) {
+        for pipeline in &self.config.pipelines {
+            if !self.pipelines.contains_key(&pipeline.name) {
+                let settings = self.settings(pipeline);
+                let running = pipeline::start(settings.clone());
+                self.board.add(running.report.clone());
+                self.pipelines.insert(pipeline.name.clone(), (settings, running));
+            }
+        }
+    }
+
+    /// SIGHUP: the log level, pipelines added, removed and changed; a failed one starts again, an unchanged one goes on.
+    async fn reload(&mut self) {
+        self.notifier.reloading();
+        match config::load(self.config_path.as_deref(), &self.environment) {
+            Ok(config) => self.take_over(config).await,
+            Err(error) => complain(&error),
+        }
+        self.notifier.ready();
+    }
+
+    async fn take_over(&mut self, config: Config) {
+        if let Err(error) = self.log_level.set(&config.log.level) {
+            tracing::error!(%error, "the log level stays as it was");
+        }
+        if config.http != self.config.http
+            || config.spool_dir != self.config.spool_dir
+            || config.log.format != self.config.log.format
+        {
+            tracing::warn!("[http] listen, spool_dir and log.format change only with a restart");
+        }
+        self.config = config;
+        let wanted: BTreeMap<PipelineName, Settings> =
+            self.config.pipelines.iter().map(|pipeline| (pipeline.name.clone(), self.settings(pipeline))).collect();
+        let is_to_stop = |name: &PipelineName, settings: &Settings, running: &Running| {
+            wanted.get(name) != Some(settings) || running.report.borrow().state == State::Failed
+        };
+        let leaving: Vec<PipelineName> = self
+            .pipelines
+            .iter()
+            .filter(|(name, (settings, running))| is_to_stop(name, settings, running))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let limit = self.config.shutdown_timeout;
+        for name in leaving {
+            if let Some((_, running)) = self.pipelines.remove(&name) {
+                tracing::info!(pipeline = %name, "stopping; its slot and its guards stay");
+                running.stop.cancel();
+                end(running, limit).await;
+                self.board.remove(&name);
+            }
+        }
+        self.start_missing();
+        tracing::info!(pipelines = self.pipelines.len(), "the configuration was read again");
+    }
+
+    /// Drains all pipelines at once, within the time limit.
+    async fn stop(self, wishes: &mut Wishes) {
+        self.notifier.stopping();
+        let limit = self.config.shutdown_timeout;
+        tracing::info!(limit_seconds = limit.as_secs_f64(), "stopping");
+        for (_, running) in self.pipelines.values() {
+            running.stop.cancel();
+        }
+        let all = async {
+            let ends = self.pipelines.into_values().map(|(_, running)| end(running, limit));
+            futures_util::future::join_all(ends).await;
+        };
+        let again = async { while wishes.next().await != Wish::Stop {} };
+        tokio::select! {
+            () = all => {}
+            () = again => tracing::warn!("asked to stop again: ending at once; what was not confirmed is sent again at the next start"),
+        }
+    }
+}
+
+async fn end(running: Running, limit: Duration) {
+    let name = running.report.borrow().name.clone();
+    let abort = running.task.abort_handle();
+    if timeout(limit, running.task).await.is_err() {
+        abort.abort();
+        tracing::warn!(
+            pipeline = %name,
+            "not drained within shutdown_timeout; what was not confirmed is sent again at the next start"
+        );
+    }
+}
+
+fn complain(error: &ConfigError) {
+    tracing::error!(%error, "the configuration was not read again; the old one stays");
+}

@@ -1,0 +1,97 @@
+//! `/metrics` in Prometheus' text format, rendered from the same reports as `/status`, so that both always agree.
+
+use std::fmt::Write as _;
+
+use crate::model::{PipelineReport, State};
+
+const STATES: [State; 6] =
+    [State::Starting, State::Copying, State::CatchingUp, State::Streaming, State::Waiting, State::Failed];
+
+type Read = fn(&PipelineReport) -> Option<f64>;
+
+/// Name, type, help, value.
+const METRICS: &[(&str, &str, &str, Read)] = &[
+    ("lag_bytes", "gauge", "WAL between the primary's position and what is durable on the standby, bytes.", |r| {
+        r.lag_bytes.map(|v| v as f64)
+    }),
+    ("lag_seconds", "gauge", "Age of the oldest transaction not yet applied, seconds.", |r| r.lag_seconds),
+    ("retained_wal_bytes", "gauge", "WAL the slot keeps the primary from removing, bytes.", |r| {
+        r.retained_wal_bytes.map(|v| v as f64)
+    }),
+    ("safe_wal_size_bytes", "gauge", "WAL that may still be written before the slot is in danger, bytes.", |r| {
+        r.safe_wal_size_bytes.map(|v| v as f64)
+    }),
+    ("transactions_total", "counter", "Transactions applied since the pipeline started.", |r| {
+        Some(r.transactions as f64)
+    }),
+    ("rows_total", "counter", "Row changes applied since the pipeline started.", |r| Some(r.rows as f64)),
+    ("write_lsn", "gauge", "Received position, as a number.", |r| r.write_lsn.map(|v| v.0 as f64)),
+    ("flush_lsn", "gauge", "Durable position, as a number.", |r| r.flush_lsn.map(|v| v.0 as f64)),
+    ("replay_lsn", "gauge", "Durable and visible position, as a number.", |r| r.replay_lsn.map(|v| v.0 as f64)),
+    ("write_lag_seconds", "gauge", "The primary's write_lag.", |r| r.server_lags_seconds[0]),
+    ("flush_lag_seconds", "gauge", "The primary's flush_lag.", |r| r.server_lags_seconds[1]),
+    ("replay_lag_seconds", "gauge", "The primary's replay_lag.", |r| r.server_lags_seconds[2]),
+    ("synchronous", "gauge", "1 while the primary waits for this standby (sync or quorum).", |r| {
+        Some(f64::from(u8::from(matches!(r.sync_state.as_deref(), Some("sync" | "quorum")))))
+    }),
+    ("copy_tables", "gauge", "Tables of the initial copy.", |r| Some(r.copy.tables_total as f64)),
+    ("copy_tables_done", "gauge", "Tables copied whole.", |r| Some(r.copy.tables_done as f64)),
+    ("copy_rows_total", "counter", "Rows of the initial copy.", |r| Some(r.copy.rows as f64)),
+    ("copy_bytes_total", "counter", "Bytes of the initial copy.", |r| Some(r.copy.bytes as f64)),
+    ("memory_bytes", "gauge", "Rows held in memory, bytes.", |r| Some(r.memory_bytes as f64)),
+    ("spool_bytes", "gauge", "Open transactions in the spool folder, bytes.", |r| Some(r.spool_bytes as f64)),
+];
+
+/// The whole page.
+pub(super) fn render(reports: &[PipelineReport]) -> String {
+    let mut page = String::new();
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        let _ = writeln!(page, "{text}");
+    };
+    line(format_args!("# HELP walrelay_build_info The running version."));
+    line(format_args!("# TYPE walrelay_build_info gauge"));
+    line(format_args!("walrelay_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION")));
+    for (name, kind, help, read) in METRICS {
+        line(format_args!("# HELP walrelay_{name} {help}"));
+        line(format_args!("# TYPE walrelay_{name} {kind}"));
+        for report in reports {
+            // A pipeline's name needs no escaping: [a-z0-9_].
+            if let Some(value) = read(report) {
+                line(format_args!("walrelay_{name}{{pipeline=\"{}\"}} {value}", report.name));
+            }
+        }
+    }
+    line(format_args!("# HELP walrelay_state 1 for the state the pipeline is in."));
+    line(format_args!("# TYPE walrelay_state gauge"));
+    for report in reports {
+        for state in STATES {
+            let value = u8::from(report.state == state);
+            line(format_args!("walrelay_state{{pipeline=\"{}\",state=\"{}\"}} {value}", report.name, state.as_str()));
+        }
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PipelineName, SlotName};
+
+    #[test]
+    fn every_metric_has_help_and_type_and_a_pipeline() {
+        let name = PipelineName::new("a").unwrap();
+        let report = PipelineReport {
+            transactions: 7,
+            lag_bytes: Some(0),
+            ..PipelineReport::new(name.clone(), "postgres", SlotName::owned_by(&name))
+        };
+        let page = render(&[report]);
+        for line in page.lines().filter(|line| !line.starts_with('#')) {
+            let name = line.split(['{', ' ']).next().unwrap();
+            assert!(page.contains(&format!("# HELP {name} ")) && page.contains(&format!("# TYPE {name} ")), "{line}");
+        }
+        assert!(page.contains("walrelay_transactions_total{pipeline=\"a\"} 7\n"), "{page}");
+        assert!(page.contains("walrelay_lag_bytes{pipeline=\"a\"} 0\n"), "{page}");
+        assert!(page.contains("walrelay_state{pipeline=\"a\",state=\"starting\"} 1\n"), "{page}");
+    }
+}
