@@ -17,13 +17,13 @@ const SHAPE: &str = "pg_catalog.json_build_object(
       'has_default', a.atthasdef OR a.attidentity <> '',
       'equality_schema', (
         SELECT CASE
-          WHEN t.typtype IN ('e', 'r', 'm', 'c') THEN 'pg_catalog'
+          WHEN t.typtype IN ('e', 'r', 'm') OR t.oid IN (1043, 650) THEN 'pg_catalog'
+          WHEN t.typtype = 'c' THEN NULL
           WHEN t.typelem <> 0 AND t.typlen = -1 AND t.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc THEN
-            CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND (e.typtype <> 'b'
+            CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND (e.typtype IN ('e', 'r', 'm')
                    OR e.oid IN (1043, 650)
                    OR EXISTS (SELECT FROM pg_catalog.pg_operator o WHERE o.oprname = '=' AND o.oprleft = e.oid AND o.oprright = e.oid
                               AND (o.oprcanhash OR o.oprcanmerge)))) THEN 'pg_catalog' END
-          WHEN t.oid IN (1043, 650) THEN 'pg_catalog'
           ELSE (SELECT os.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace os ON os.oid = o.oprnamespace
                 WHERE o.oprname = '=' AND o.oprleft = t.oid AND o.oprright = t.oid AND (o.oprcanhash OR o.oprcanmerge) LIMIT 1)
         END
@@ -35,16 +35,25 @@ const SHAPE: &str = "pg_catalog.json_build_object(
     ) ORDER BY a.attnum)
     FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'::json),
   'key_columns', COALESCE((
-    SELECT pg_catalog.json_agg(k.attname ORDER BY k.attnum)
-    FROM pg_catalog.pg_attribute k
-    WHERE k.attrelid = COALESCE(
-      (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND c.relreplident = 'i'),
-      (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary))
-      AND k.attnum <= (SELECT i.indnkeyatts FROM pg_catalog.pg_index i WHERE i.indexrelid = k.attrelid)), '[]'::json),
+    SELECT pg_catalog.json_agg(a.attname ORDER BY k.place)
+    FROM pg_catalog.pg_index i
+    CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place)
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+    WHERE k.place <= i.indnkeyatts AND i.indexrelid = COALESCE(
+      (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisreplident AND c.relreplident = 'i'),
+      (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisprimary))), '[]'::json),
   'partitions', COALESCE((
     SELECT pg_catalog.json_agg(pg_catalog.json_build_array(pn.nspname, pc.relname) ORDER BY p.level, pn.nspname, pc.relname)
     FROM pg_catalog.pg_partition_tree(c.oid) p JOIN pg_catalog.pg_class pc ON pc.oid = p.relid
-    JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace WHERE p.relid <> c.oid), '[]'::json))";
+    JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace WHERE p.relid <> c.oid), '[]'::json),
+  'ancestors', COALESCE((
+    SELECT pg_catalog.json_agg(pg_catalog.json_build_array(pn.nspname, pc.relname))
+    FROM pg_catalog.pg_partition_ancestors(c.oid) p(relid) JOIN pg_catalog.pg_class pc ON pc.oid = p.relid
+    JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace WHERE p.relid <> c.oid), '[]'::json),
+  'has_replica_actions', EXISTS (
+    SELECT FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = f.oid AND NOT g.tgisinternal AND g.tgenabled IN ('R', 'A'))
+       OR EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = f.oid AND w.ev_enabled IN ('R', 'A'))))";
 
 /// A statement that returns one row with one JSON text for each of the tables that exists.
 pub fn catalog_query<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {
@@ -81,12 +90,13 @@ mod tests {
             {"name":"id","type_oid":23,"type_name":"integer","is_not_null":true,"is_generated":false,"identity":"a",
              "has_default":true,"equality_schema":"pg_catalog"},
             {"name":"j","type_oid":114,"type_name":"json","is_not_null":false,"is_generated":false,"identity":"",
-             "has_default":false,"equality_schema":null}],"key_columns":["id"],"partitions":[["public","t_1"]]}"#;
+             "has_default":false,"equality_schema":null}],"key_columns":["id"],"partitions":[["public","t_1"]],"ancestors":[],
+             "has_replica_actions":false}"#;
         let shapes = read_shapes([text]).unwrap();
         assert_eq!(shapes[0].sql_only(), "ONLY \"public\".\"t\"");
         assert_eq!(shapes[0].column("id").unwrap().identity, ColumnIdentity::Always);
         assert_eq!(shapes[0].column("j").unwrap().equality_schema, None);
-        assert_eq!(shapes[0].with_partitions().len(), 2);
+        assert_eq!(shapes[0].family().len(), 2);
         assert!(read_shapes(["{}"]).is_err());
     }
 }

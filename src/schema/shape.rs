@@ -61,6 +61,11 @@ pub struct TableShape {
     pub key_columns: Vec<String>,
     /// All partitions below, leaves and inner ones: schema and name.
     pub partitions: Vec<(String, String)>,
+    /// The partitioned tables above: rows of this table can be written through them.
+    pub ancestors: Vec<(String, String)>,
+    /// Whether triggers or rules fire even under `session_replication_role = replica` (ENABLE REPLICA or ALWAYS): then a
+    /// statement may touch another number of rows than it names.
+    pub has_replica_actions: bool,
 }
 
 impl TableShape {
@@ -85,9 +90,11 @@ impl TableShape {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// The table and everything below it: what a guard must stand on.
-    pub fn with_partitions(&self) -> Vec<QualifiedName> {
-        let below = self.partitions.iter().map(|(schema, name)| QualifiedName::new(schema.clone(), name.clone()));
-        std::iter::once(self.qualified_name()).chain(below).collect()
+    /// The table, everything below it and the partitioned tables above it: what a guard must stand on, since a statement
+    /// trigger fires only for the table that the statement names.
+    pub fn family(&self) -> Vec<QualifiedName> {
+        let others = self.ancestors.iter().chain(&self.partitions);
+        let others = others.map(|(schema, name)| QualifiedName::new(schema.clone(), name.clone()));
+        std::iter::once(self.qualified_name()).chain(others).collect()
     }
 }

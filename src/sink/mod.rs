@@ -3,6 +3,7 @@
 mod error;
 pub mod postgres;
 pub mod stdout;
+mod walk;
 pub mod worker;
 
 pub use error::{ChangePlace, SinkError};

@@ -15,6 +15,8 @@ const REPLICATION_SETTINGS: &[(&str, &str)] = &[
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
     ("timezone", "UTC"),
+    // Money is printed by it; the other side reads it by the same.
+    ("lc_monetary", "C"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),

@@ -5,38 +5,80 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::decode::{Context, Message, Tuple, Value, decode};
+use crate::decode::{Context, DecodeError, Message, Tuple, Value, decode};
 use crate::model::Lsn;
-use crate::wire::WireError;
+use crate::wire::{ServerError, WireError};
 
 use super::super::{ChangePlace, SinkError};
 use super::session::{Failure, rows_of};
-use super::store::{PROGRESS_MOVED, is_read_only};
+use super::store::PROGRESS_MOVED;
 use super::target::{RowSearch, Target};
 
 /// Longest part of a key value that an error shows, characters.
 const KEY_VALUE_LIMIT: usize = 100;
 
 /// One change under way: enough to name it if it fails.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Change {
+    /// The pgoutput message.
     pub(super) payload: Bytes,
     pub(super) target: Arc<Target>,
     pub(super) commit_lsn: Lsn,
     pub(super) is_streamed: bool,
-    /// Whether exactly one row must be touched.
+    /// Whether it must touch exactly one row.
     pub(super) is_counted: bool,
+}
+
+/// Why a change could not be applied: the session's failure, to be named with its change, or ours.
+#[derive(Debug)]
+pub(super) enum ApplyError {
+    Failure(Box<Failure>),
+    Sink(SinkError),
+}
+
+impl From<Failure> for ApplyError {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(Box::new(failure))
+    }
+}
+
+impl From<WireError> for ApplyError {
+    fn from(error: WireError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+impl From<SinkError> for ApplyError {
+    fn from(error: SinkError) -> Self {
+        Self::Sink(error)
+    }
+}
+
+impl From<DecodeError> for ApplyError {
+    fn from(error: DecodeError) -> Self {
+        Self::Sink(error.into())
+    }
 }
 
 /// What an Execute is for.
 #[derive(Debug)]
 pub(super) enum Purpose {
-    /// BEGIN, COMMIT and the like.
-    Control,
-    /// A row change.
+    /// A catalog query or a guard inside the batch.
+    Query,
+    /// A row change or a TRUNCATE.
     Change(Change),
     /// The compare-and-set of the progress row.
     Progress,
+}
+
+impl Purpose {
+    /// Bytes it keeps alive.
+    pub(super) fn size_bytes(&self) -> usize {
+        match self {
+            Purpose::Change(change) => change.payload.len(),
+            Purpose::Query | Purpose::Progress => 0,
+        }
+    }
 }
 
 impl Change {
@@ -91,13 +133,12 @@ pub(super) fn check_count(purpose: Purpose, tag: &str, divergence: &mut Option<S
 }
 
 /// Names what failed.
-pub(super) fn explain(failure: Failure<Purpose>, pipeline: &str, expected: Lsn) -> SinkError {
+pub(super) fn explain(failure: Failure, pipeline: &str, expected: Lsn) -> SinkError {
     let Failure { purpose, error } = failure;
+    if let Some(refusal) = read_only_refusal(&error) {
+        return refusal;
+    }
     match purpose {
-        _ if is_read_only(&error) => SinkError::Refused(format!(
-            "the standby takes no writes: {error}; it is in recovery (a physical standby) or default_transaction_read_only is on. \
-             Point the sink's url at a server that can be written to"
-        )),
         Some(Purpose::Progress) if error.code() == Some(PROGRESS_MOVED) => {
             SinkError::ProgressMoved { pipeline: pipeline.to_owned(), expected }
         }
@@ -109,17 +150,36 @@ pub(super) fn explain(failure: Failure<Purpose>, pipeline: &str, expected: Lsn) 
     }
 }
 
-/// The server's detail may hold whole rows ("Failing row contains …"): such a detail does not leave this process.
+/// A target that takes no writes, named with its remedy.
+pub(super) fn read_only_refusal(error: &WireError) -> Option<SinkError> {
+    (error.code() == Some("25006")).then(|| {
+        SinkError::Refused(format!(
+            "the standby takes no writes: {error}; it is in recovery (a physical standby) or its transactions are read-only. \
+             Point the sink's url at a server that can be written to"
+        ))
+    })
+}
+
+/// The server's words without row values: a detail may hold whole rows ("Failing row contains …"), and the message of a
+/// value that cannot be read quotes the value.
 fn without_values(error: WireError) -> WireError {
-    match error {
-        WireError::Server(mut error) => {
-            if error.detail.as_deref().is_some_and(|detail| detail.starts_with("Failing row contains")) {
-                error.detail = None;
-            }
-            error.context = None;
-            WireError::Server(error)
-        }
-        other => other,
+    let WireError::Server(error) = error else { return error };
+    let mut error = ServerError { context: None, ..*error };
+    if error.detail.as_deref().is_some_and(|detail| detail.starts_with("Failing row contains")) {
+        error.detail = None;
+    }
+    if error.code.starts_with("22") {
+        error.detail = None;
+        error.message = cut_value(&error.message);
+    }
+    WireError::Server(Box::new(error))
+}
+
+/// `invalid input syntax for type integer: "4711x"` without what follows the colon.
+fn cut_value(message: &str) -> String {
+    match message.split_once(": \"") {
+        Some((head, _)) => format!("{head} (the value is not shown)"),
+        None => message.to_owned(),
     }
 }
 
@@ -127,20 +187,67 @@ fn remedy(error: &WireError) -> &'static str {
     match error.code().unwrap_or("") {
         "23505" => {
             "A row with this key is already there: somebody wrote to the standby, or the copy overlapped. Compare and remove it, \
-             then walrelay goes on"
+             then restart the pipeline: it goes on from here"
         }
         "23P01" | "23514" | "23502" => {
-            "The standby has a constraint that the primary's rows do not meet; drop or change it there, then walrelay goes on"
+            "The standby has a constraint that the primary's rows do not meet; drop or change it there, then restart the \
+             pipeline: it goes on from here"
         }
         "42P01" | "42703" | "42804" => {
-            "Make the table on the standby like the one on the primary, then walrelay goes on"
+            "Make the table on the standby like the one on the primary, then restart the pipeline: it goes on from here"
         }
         "42501" => {
             "Grant the missing right to the relay's role on the standby (`walrelay check` prints the statements)"
         }
+        "22P05" | "22021" => {
+            "The standby's encoding cannot hold this text; only a standby with the primary's encoding (best UTF8) can"
+        }
         code if code.starts_with("22") => {
             "The value does not fit the column's type on the standby; make the column like the one on the primary"
         }
-        _ => "Mend the standby; nothing beyond was acknowledged, and walrelay goes on from here",
+        _ => "Mend the standby; nothing beyond was acknowledged, and the pipeline goes on from here",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Retry;
+
+    fn server(code: &str, message: &str, detail: Option<&str>) -> WireError {
+        let detail = detail.map(str::to_owned);
+        let (code, message) = (code.to_owned(), message.to_owned());
+        WireError::Server(Box::new(ServerError { code, message, detail, ..ServerError::default() }))
+    }
+
+    /// Explains a failed change and compares its text.
+    fn check(error: WireError, contains: &[&str], lacks: &str) {
+        let target = super::super::target::tests::keyed();
+        let payload = Bytes::from_static(b"I\0\0\0\x01N\0\x02t\0\0\0\x017t\0\0\0\x06secret");
+        let change = Change { payload, target, commit_lsn: Lsn(0xab), is_streamed: false, is_counted: false };
+        let failure = Failure { purpose: Some(Purpose::Change(change)), error };
+        let text = explain(failure, "standby1", Lsn(1)).to_string();
+        for part in contains.iter().chain(&["INSERT on public.t (a=7)", "0/AB"]) {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(!text.contains(lacks), "{text}");
+    }
+
+    #[test]
+    fn a_failed_change_names_table_key_position_and_remedy_but_no_other_value() {
+        check(
+            server("23505", "duplicate key", Some("Key (a)=(7) already exists.")),
+            &["already exists", "Compare"],
+            "secret",
+        );
+        check(server("23514", "violates check", Some("Failing row contains (7, secret).")), &["constraint"], "secret");
+        check(server("22P02", "invalid input syntax for type integer: \"secret\"", None), &["type integer"], "secret");
+    }
+
+    #[test]
+    fn a_moved_progress_row_is_named_and_looked_at_again() {
+        let failure = Failure { purpose: Some(Purpose::Progress), error: server("22012", "division by zero", None) };
+        let error = explain(failure, "standby1", Lsn(1));
+        assert!(error.to_string().contains("another daemon") && error.retry() == Retry::Later, "{error}");
     }
 }

@@ -2,20 +2,27 @@
 //! Never confirms anything; never writes outside the relay's own schema and the replicated tables.
 //!
 //! ```text
-//! batch ─▶ BEGIN ─▶ rows (pipelined, answers read while writing) ─▶ counts checked ─▶ progress compare-and-set ─▶ COMMIT ─▶ receipt
+//! batch ─▶ rows (pipelined, answers read while writing) ─▶ counts checked ─▶ progress compare-and-set ─▶ Sync (commits) ─▶ receipt
 //! ```
 
 mod apply;
+mod batch;
 mod change;
+mod form;
 pub mod guard;
 mod open;
+mod opening;
+mod plans;
 mod readonly;
+mod remove;
 mod session;
 mod statements;
 pub mod store;
+mod tables;
 mod target;
-mod writer;
 
-pub use apply::{Opening, PostgresSink, TableFilter};
-pub use open::{open_session, origin_grants_sql};
+pub use apply::PostgresSink;
+pub use open::{open_session, origin_grants_sql, replica_role_sql};
+pub use opening::{Opening, TableFilter};
 pub use readonly::{ensure_guards, remove_guards};
+pub use remove::remove;

@@ -1,23 +1,28 @@
-//! Opens an apply session on the standby: settings, the relay's own tables, the replication origin.
+//! Opens an apply session on the standby: settings, the relay's own tables, the replication origin that tags its work.
 
-use postgres_protocol::escape::escape_literal;
+use std::time::Duration;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use crate::config::ServerUrl;
 use crate::model::PipelineName;
-use crate::wire::{Connection, Session};
+use crate::wire::{Connection, Session, WireError};
 
 use super::super::SinkError;
-use super::store::{ensure_store, first_row, is_read_only};
+use super::store::{ensure_store, query_row};
 
-/// Settings of an apply session. Text values come from a publisher session with the same forms.
+/// Settings of an apply session. Text values come from a publisher session with the same forms; plans are made once and for
+/// keys, since a plan made on an empty table must not stay a scan when it has grown.
 const SETTINGS: &[(&str, &str)] = &[
     ("search_path", ""),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
     ("timezone", "UTC"),
+    ("lc_monetary", "C"),
     ("bytea_output", "hex"),
     ("xmloption", "content"),
+    ("transform_null_equals", "off"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
@@ -27,22 +32,29 @@ const SETTINGS: &[(&str, &str)] = &[
     ("default_transaction_deferrable", "off"),
     ("row_security", "off"),
     ("jit", "off"),
-    ("check_function_bodies", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
     // Durable here, whatever the standby's own standbys do; a cycle of synchronous servers must not wait for itself.
     ("synchronous_commit", "local"),
 ];
 
-/// A session on the standby under one of the relay's names, with the settings above and foreign keys and ordinary triggers
-/// quiet (`session_replication_role = replica`).
+/// How long an earlier apply session of this pipeline may take to end.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A session on the standby named `walrelay NAME ROLE`, with the settings above, and with foreign keys, ordinary triggers
+/// and the guard quiet (`session_replication_role = replica`).
 pub async fn open_session(url: &ServerUrl, pipeline: &PipelineName, role: &str) -> Result<Connection, SinkError> {
-    let mut session = Session::new(format!("walrelay {pipeline} {role}"));
-    for (name, value) in SETTINGS {
-        session = session.with(name, value);
-    }
+    let session = Session::new(format!("walrelay {pipeline} {role}"));
+    let session = SETTINGS.iter().fold(session, |session, (name, value)| session.with(name, value));
     let mut connection =
         Connection::connect(url, &session).await.map_err(SinkError::wire("connecting to the standby"))?;
     if connection.version_number() >= 170_000 {
-        query(&mut connection, "SET transaction_timeout = 0", "setting transaction_timeout on the standby").await?;
+        // Not known to servers before 17, so it cannot stand among the start-up settings.
+        query_row(&mut connection, "SET transaction_timeout = 0", "setting transaction_timeout on the standby").await?;
     }
     if connection.parameter("in_hot_standby") == Some("on") {
         return Err(SinkError::Refused(format!(
@@ -52,67 +64,80 @@ pub async fn open_session(url: &ServerUrl, pipeline: &PipelineName, role: &str) 
     }
     match connection.simple_query("SET session_replication_role = replica").await {
         Ok(_) => Ok(connection),
-        Err(error) if error.code() == Some("42501") => Err(SinkError::Refused(replica_role_remedy(url, &connection))),
+        Err(error) if error.code() == Some("42501") => Err(SinkError::Refused(format!(
+            "the role \"{}\" may not set session_replication_role on the standby, so foreign keys and triggers would fire; {}",
+            url.user,
+            replica_role_sql(&url.user, connection.version_number())
+        ))),
         Err(error) => Err(SinkError::wire("setting session_replication_role on the standby")(error)),
     }
 }
 
-fn replica_role_remedy(url: &ServerUrl, connection: &Connection) -> String {
-    let role = postgres_protocol::escape::escape_identifier(&url.user);
-    let remedy = if connection.version_number() >= 150_000 {
-        format!("let a superuser run there: GRANT SET ON PARAMETER session_replication_role TO {role}")
+/// What a superuser runs so that `role` may set session_replication_role on a server of this version.
+pub fn replica_role_sql(role: &str, version_number: u32) -> String {
+    let role = escape_identifier(role);
+    if version_number >= 150_000 {
+        format!("GRANT SET ON PARAMETER session_replication_role TO {role}")
     } else {
-        format!("before version 15 only a superuser may: ALTER ROLE {role} SUPERUSER")
-    };
-    format!(
-        "the role \"{}\" may not set session_replication_role on the standby, so foreign keys and triggers would fire; {remedy}",
-        url.user
-    )
-}
-
-/// An apply session: the relay's tables are there, and its work is tagged with the origin `walrelay_NAME`.
-pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SinkError> {
-    let mut connection = open_session(url, pipeline, "apply").await?;
-    ensure_store(&mut connection).await.map_err(explain_read_only)?;
-    let name = escape_literal(&pipeline.owned_name());
-    let name = name.trim_start();
-    let sql = format!(
-        "SELECT pg_catalog.pg_replication_origin_create({name}) WHERE pg_catalog.pg_replication_origin_oid({name}) IS NULL; \
-         SELECT pg_catalog.pg_replication_origin_session_setup({name})"
-    );
-    match connection.simple_query(&sql).await {
-        Ok(_) => Ok(connection),
-        Err(error) if error.code() == Some("42501") => Err(SinkError::Refused(format!(
-            "the replication origin cannot be used on the standby: {error}; let a superuser run there: {}",
-            origin_grants_sql(&url.user).join("; ")
-        ))),
-        Err(error) => Err(SinkError::wire(format!("taking the replication origin {}", pipeline.owned_name()))(error)),
+        format!("ALTER ROLE {role} SUPERUSER")
     }
 }
 
-/// The functions an apply session needs, and `drop` after it.
+/// An apply session: the relay's tables are there, and its work is tagged with the origin `walrelay_NAME`, which only one
+/// session can hold. Who calls this owns the pipeline (no other daemon streams its slot), so an apply session that still
+/// holds the origin belongs to a daemon that is frozen or gone, and may sit on locks: it is ended.
+pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SinkError> {
+    let mut connection = open_session(url, pipeline, "apply").await?;
+    ensure_store(&mut connection).await?;
+    let name = escape_literal(&pipeline.owned_name());
+    let create = format!(
+        "SELECT pg_catalog.pg_replication_origin_create({name}) WHERE pg_catalog.pg_replication_origin_oid({name}) IS NULL"
+    );
+    connection.simple_query(&create).await.map_err(|error| explain_origin(error, url, pipeline))?;
+    let set_up = format!("SELECT pg_catalog.pg_replication_origin_session_setup({name})");
+    let deadline = tokio::time::Instant::now() + TAKE_OVER_TIMEOUT;
+    loop {
+        match connection.simple_query(&set_up).await {
+            Ok(_) => return Ok(connection),
+            Err(error) if error.code() == Some("55006") && tokio::time::Instant::now() < deadline => {
+                end_other_sessions(&mut connection).await?;
+                tokio::time::sleep(TAKE_OVER_INTERVAL).await;
+            }
+            Err(error) => return Err(explain_origin(error, url, pipeline)),
+        }
+    }
+}
+
+async fn end_other_sessions(connection: &mut Connection) -> Result<(), SinkError> {
+    // The server cut our own application_name to 63 bytes, as it did the other's.
+    let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text FROM pg_catalog.pg_stat_activity \
+               WHERE application_name = pg_catalog.current_setting('application_name') AND usename = current_user \
+               AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()";
+    let ended = query_row(connection, sql, "ending an earlier apply session on the standby").await?;
+    tracing::info!(sessions = ended.first().cloned().flatten(), "ended an earlier apply session of this pipeline");
+    Ok(())
+}
+
+fn explain_origin(error: WireError, url: &ServerUrl, pipeline: &PipelineName) -> SinkError {
+    let origin = pipeline.owned_name();
+    match error.code() {
+        Some("42501") => SinkError::Refused(format!(
+            "the replication origin {origin} cannot be used on the standby: {error}; let a superuser run there: {}",
+            origin_grants_sql(&url.user).join("; ")
+        )),
+        Some("53400" | "55000") => SinkError::Refused(format!(
+            "the replication origin {origin} cannot be used on the standby: {error}; raise max_replication_slots there (from 18 \
+             on max_active_replication_origins) and restart that server"
+        )),
+        _ => SinkError::wire(format!("taking the replication origin {origin} on the standby"))(error),
+    }
+}
+
+/// What a superuser runs so that `role` may use replication origins, and `drop` remove them.
 pub fn origin_grants_sql(role: &str) -> Vec<String> {
-    let role = postgres_protocol::escape::escape_identifier(role);
+    let role = escape_identifier(role);
     ["oid(text)", "create(text)", "session_setup(text)", "drop(text)", "progress(text, boolean)"]
         .iter()
         .map(|function| format!("GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_{function} TO {role}"))
         .collect()
-}
-
-fn explain_read_only(error: SinkError) -> SinkError {
-    match error {
-        SinkError::Wire { source, .. } if is_read_only(&source) => SinkError::Refused(format!(
-            "the standby takes no writes: {source}; point the sink's url at a server that can be written to"
-        )),
-        other => other,
-    }
-}
-
-/// Runs a statement and gives the first row of the last result.
-pub(super) async fn query(
-    connection: &mut Connection,
-    sql: &str,
-    context: &str,
-) -> Result<Vec<Option<String>>, SinkError> {
-    connection.simple_query(sql).await.map(first_row).map_err(SinkError::wire(context))
 }

@@ -1,93 +1,113 @@
-//! Puts the read-only guard where it is missing, and takes it away. Runs on an apply or control session of the standby.
+//! Puts the read-only guard on the standby's replicated tables, mends it, removes it. The SQL is in `guard`.
 
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, QualifiedName};
-use crate::schema::{TableShape, catalog_query, read_shapes};
 use crate::wire::{Connection, WireError};
 
 use super::super::SinkError;
-use super::guard;
-use super::session::Pipelined;
+use super::guard::{
+    create_function_sql, create_trigger_sql, drop_sql, function_query, guarded_query, superfluous_query,
+    unguarded_query,
+};
 
-/// Checks and mends the guards of these tables and all their partitions. Returns how many triggers were put up.
+/// A trigger needs a lock that waits for every writer of its table; longer than this, and the wait is reported.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '10s'";
+const NO_LOCK_TIMEOUT: &str = "SET lock_timeout = 0";
+
+/// Checks the guards of these tables and mends what is missing, disabled or different; a table that left the set loses its
+/// guard. `primary` is named in the hint. Returns how many triggers were put up.
 pub async fn ensure_guards(
     connection: &mut Connection,
     pipeline: &PipelineName,
     primary: &ServerUrl,
     tables: &[QualifiedName],
 ) -> Result<usize, SinkError> {
-    let with_partitions = expand(connection, tables).await?;
-    ensure_guards_of(connection, pipeline, primary, &with_partitions).await
+    run(connection, LOCK_TIMEOUT, None).await?;
+    let put_up = ensure_within(connection, pipeline, primary, tables).await;
+    if put_up.is_err() {
+        // The session may be in a broken transaction, or gone: the first error is the one to tell.
+        let _ = connection.simple_query("ROLLBACK").await;
+    }
+    let reset = run(connection, NO_LOCK_TIMEOUT, None).await;
+    let put_up = put_up?;
+    reset?;
+    if put_up > 0 {
+        tracing::info!(tables = put_up, "tables of the standby now refuse every writer but the relay");
+    }
+    Ok(put_up)
 }
 
-async fn ensure_guards_of(
+async fn ensure_within(
     connection: &mut Connection,
     pipeline: &PipelineName,
     primary: &ServerUrl,
     tables: &[QualifiedName],
 ) -> Result<usize, SinkError> {
-    let unguarded = names(connection, &guard::unguarded_query(pipeline, tables)).await?;
-    if unguarded.is_empty() {
-        return Ok(0);
+    let is_superfluous = !query_texts(connection, &superfluous_query(pipeline, tables)).await?.is_empty();
+    let has_function = !query_texts(connection, &function_query(pipeline, primary)).await?.is_empty();
+    if is_superfluous {
+        // Dropping a trigger takes the table's owner; dropping our own function takes all of its triggers. In one
+        // transaction, so that no table that stays is open in between.
+        run(connection, "BEGIN", None).await?;
+        run(connection, &drop_sql(pipeline), None).await?;
     }
-    run(connection, &guard::create_function_sql(pipeline, &primary.to_string()), pipeline).await?;
-    for table in &unguarded {
-        run(connection, &guard::create_trigger_sql(pipeline, table), pipeline).await?;
+    if is_superfluous || !has_function {
+        run(connection, &create_function_sql(pipeline, primary), None).await?;
     }
-    tracing::info!(tables = unguarded.len(), "tables of the standby now refuse every writer but the relay");
+    let unguarded = query_texts(connection, &unguarded_query(pipeline, tables)).await?;
+    for text in &unguarded {
+        let table = read_name(text)?;
+        run(connection, &create_trigger_sql(pipeline, &table), Some(&table)).await?;
+    }
+    if is_superfluous {
+        run(connection, "COMMIT", None).await?;
+    }
     Ok(unguarded.len())
 }
 
-/// Removes the pipeline's guards from every table, and its function.
+/// Removes the pipeline's guards and their function, whoever owns the tables. Returns how many guards stood.
 pub async fn remove_guards(connection: &mut Connection, pipeline: &PipelineName) -> Result<usize, SinkError> {
-    let guarded = names(connection, &guard::guarded_query(pipeline)).await?;
-    if !guarded.is_empty() {
-        run(connection, &guard::drop_sql(pipeline), pipeline).await?;
+    let guarded = query_texts(connection, &guarded_query(pipeline)).await?.len();
+    run(connection, LOCK_TIMEOUT, None).await?;
+    let removed = run(connection, &drop_sql(pipeline), None).await;
+    run(connection, NO_LOCK_TIMEOUT, None).await?;
+    removed.map(|()| guarded)
+}
+
+/// Reads `[schema, name]`, as the queries return a table.
+pub(super) fn read_name(text: &str) -> Result<QualifiedName, SinkError> {
+    let (schema, name): (String, String) =
+        serde_json::from_str(text).map_err(|error| SinkError::Catalog(error.into()))?;
+    Ok(QualifiedName::new(schema, name))
+}
+
+/// What it means when a guard cannot be put on a table.
+pub(super) fn explain(error: WireError, table: Option<&QualifiedName>) -> SinkError {
+    let place = table.map_or_else(String::new, |table| format!(" of {table}"));
+    match (error.code(), table) {
+        (Some("42501"), Some(table)) => SinkError::Refused(format!(
+            "the read-only guard{place} cannot be put on the standby: {error}; let the table's owner run there: GRANT TRIGGER ON \
+             TABLE {} TO the relay's role, or set read_only = false for this sink",
+            table.sql()
+        )),
+        (Some("42501"), None) => SinkError::Refused(format!(
+            "the read-only guard cannot be made or removed on the standby: {error}; let the owner of the function \
+             walrelay.guard_… run there: ALTER FUNCTION … OWNER TO the relay's role"
+        )),
+        _ => SinkError::wire(format!("putting the read-only guard{place} on the standby"))(error),
     }
-    Ok(guarded.len())
 }
 
-/// The same for one table, between the statements of a batch: the trigger is part of the batch's transaction, so that it can
-/// never wait for a lock that the batch itself holds.
-pub(super) async fn ensure_guards_in<T>(
-    pipelined: &mut Pipelined<T>,
-    pipeline: &PipelineName,
-    primary: &ServerUrl,
-    shape: &TableShape,
-) -> Result<(), SinkError> {
-    ensure_guards_of(pipelined.idle_connection(), pipeline, primary, &shape.with_partitions()).await.map(drop)
+async fn run(connection: &mut Connection, sql: &str, table: Option<&QualifiedName>) -> Result<(), SinkError> {
+    connection.simple_query(sql).await.map(drop).map_err(|error| explain(error, table))
 }
 
-async fn expand(connection: &mut Connection, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, SinkError> {
-    let context = || SinkError::wire("reading the standby's catalog");
-    let results = connection.simple_query(&catalog_query(tables)).await.map_err(context())?;
-    let texts = texts_of(results);
-    let shapes = read_shapes(texts.iter().map(String::as_str))?;
-    Ok(shapes.iter().flat_map(TableShape::with_partitions).collect())
-}
-
-/// The first column of every row.
-pub(super) fn texts_of(results: Vec<crate::wire::QueryResult>) -> Vec<String> {
+async fn query_texts(connection: &mut Connection, sql: &str) -> Result<Vec<String>, SinkError> {
+    let results = connection
+        .simple_query(sql)
+        .await
+        .map_err(SinkError::wire("looking for the read-only guards on the standby"))?;
     let rows = results.into_iter().flat_map(|result| result.rows);
-    rows.filter_map(|row| row.into_iter().next().flatten())
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .collect()
-}
-
-async fn names(connection: &mut Connection, query: &str) -> Result<Vec<QualifiedName>, SinkError> {
-    let results = connection.simple_query(query).await.map_err(SinkError::wire("looking for guards on the standby"))?;
-    let text = |value: &Option<bytes::Bytes>| value.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
-    let rows = results.iter().flat_map(|result| &result.rows);
-    Ok(rows.filter_map(|row| Some(QualifiedName::new(text(row.first()?)?, text(row.get(1)?)?))).collect())
-}
-
-async fn run(connection: &mut Connection, sql: &str, pipeline: &PipelineName) -> Result<(), SinkError> {
-    match connection.simple_query(sql).await {
-        Ok(_) => Ok(()),
-        Err(error @ WireError::Server(_)) if error.code() == Some("42501") => Err(SinkError::Refused(format!(
-            "the read-only guard of \"{pipeline}\" cannot be put up on the standby: {error}; grant the relay's role TRIGGER on the \
-             replicated tables and CREATE on the schema walrelay (`walrelay check` prints the statements), or set read_only = false"
-        ))),
-        Err(error) => Err(SinkError::wire("putting up the read-only guard on the standby")(error)),
-    }
+    let first = rows.filter_map(|row| row.into_iter().next().flatten());
+    Ok(first.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect())
 }

@@ -1,106 +1,78 @@
 //! Statements in a pipeline on one connection: Parse, Bind and Execute are written without waiting; answers are read while
-//! writing and matched, in order, with what was expected. Knows nothing of rows or tables.
+//! writing and matched, in order, with what each Execute was for. Everything between two Syncs is one transaction of the
+//! server (the manual's page "Message Flow", Pipelining). Knows nothing of rows or tables.
 
 use std::collections::VecDeque;
 
-use postgres_protocol::IsNull;
+use bytes::{BufMut, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
+use crate::decode::Value;
 use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
+
+use super::super::SinkError;
+use super::change::{Purpose, check_count};
 
 /// Written in pieces of about this size, so that a transaction of any length passes in bounded memory.
 const WRITE_BYTES: usize = 64 * 1024;
-
-/// One parameter: its format and bytes, as received.
-#[derive(Clone, Copy)]
-pub(super) enum Parameter<'a> {
-    Null,
-    Text(&'a [u8]),
-    Binary(&'a [u8]),
-}
-
-/// What an Execute is for; given back with its answer.
-#[derive(Debug)]
-pub(super) enum Expected<T> {
-    /// The answer to a Parse: its statement's first Execute stands right behind it.
-    Parsed,
-    /// The answer to a Close.
-    Closed,
-    /// The answer to a Bind.
-    Bound,
-    /// The answer to an Execute.
-    Executed(T),
-}
+/// Statements whose answer is not read yet.
+const IN_FLIGHT_LIMIT: usize = 8192;
+/// Bytes of changes whose answer is not read yet: they are kept to name the change that fails.
+const IN_FLIGHT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// What went wrong, with the purpose of the statement that failed, if it was one of ours.
 #[derive(Debug)]
-pub(super) struct Failure<T> {
-    pub(super) purpose: Option<T>,
+pub(super) struct Failure {
+    pub(super) purpose: Option<Purpose>,
     pub(super) error: WireError,
 }
 
-impl<T> Failure<T> {
-    fn lost(error: WireError) -> Self {
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
         Self { purpose: None, error }
     }
 }
 
-/// A connection with statements under way. `T` is what each Execute is for.
+/// A connection with statements under way. After an error it is good for nothing: dropping it makes the server roll back.
 #[derive(Debug)]
-pub(super) struct Pipelined<T> {
+pub(super) struct Pipelined {
     connection: Connection,
-    expected: VecDeque<Expected<T>>,
+    in_flight: VecDeque<Purpose>,
+    in_flight_bytes: usize,
+    /// The first change since the last `take_divergence` that did not touch the rows it must.
+    divergence: Option<SinkError>,
+    /// Rows of the query under way.
+    rows: Vec<Bytes>,
 }
 
-impl<T> Pipelined<T> {
+impl Pipelined {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, expected: VecDeque::new() }
-    }
-
-    /// The connection itself, for commands between statements; nothing may be under way.
-    pub(super) fn idle_connection(&mut self) -> &mut Connection {
-        debug_assert!(self.expected.is_empty(), "the connection was asked for with statements under way");
-        &mut self.connection
+        Self { connection, in_flight: VecDeque::new(), in_flight_bytes: 0, divergence: None, rows: Vec::new() }
     }
 
     /// Prepares a statement under `name`.
     pub(super) fn parse(&mut self, name: &str, sql: &str, types: &[u32]) -> Result<(), WireError> {
-        frontend::parse(name, sql, types.iter().copied(), self.connection.outgoing())?;
-        self.expected.push_back(Expected::Parsed);
+        Ok(frontend::parse(name, sql, types.iter().copied(), self.connection.outgoing())?)
+    }
+
+    /// Runs a prepared statement with the values as they were received.
+    pub(super) fn execute<'a>(
+        &mut self,
+        name: &str,
+        values: impl Iterator<Item = Value<'a>> + Clone,
+        purpose: Purpose,
+    ) -> Result<(), WireError> {
+        let outgoing = self.connection.outgoing();
+        bind(name, values, outgoing)?;
+        frontend::execute("", 0, outgoing)?;
+        self.in_flight_bytes += purpose.size_bytes();
+        self.in_flight.push_back(purpose);
         Ok(())
     }
 
     /// Forgets a prepared statement.
     pub(super) fn close(&mut self, name: &str) -> Result<(), WireError> {
-        frontend::close(b'S', name, self.connection.outgoing())?;
-        self.expected.push_back(Expected::Closed);
-        Ok(())
-    }
-
-    /// Runs a prepared statement.
-    pub(super) fn execute<'a>(
-        &mut self,
-        name: &str,
-        parameters: impl Iterator<Item = Parameter<'a>> + Clone,
-        purpose: T,
-    ) -> Result<(), WireError> {
-        let formats = parameters.clone().map(|parameter| i16::from(matches!(parameter, Parameter::Binary(_))));
-        let write = |parameter: Parameter<'a>, out: &mut bytes::BytesMut| match parameter {
-            Parameter::Null => Ok(IsNull::Yes),
-            Parameter::Text(bytes) | Parameter::Binary(bytes) => {
-                out.extend_from_slice(bytes);
-                Ok(IsNull::No)
-            }
-        };
-        let outgoing = self.connection.outgoing();
-        frontend::bind("", name, formats, parameters, write, None::<i16>, outgoing).map_err(|error| match error {
-            frontend::BindError::Serialization(error) => WireError::Io(std::io::Error::other(error.to_string())),
-            frontend::BindError::Conversion(error) => WireError::Io(std::io::Error::other(error.to_string())),
-        })?;
-        frontend::execute("", 0, outgoing)?;
-        self.expected.push_back(Expected::Bound);
-        self.expected.push_back(Expected::Executed(purpose));
-        Ok(())
+        Ok(frontend::close(b'S', name, self.connection.outgoing())?)
     }
 
     /// Whether enough is gathered that it should go out.
@@ -108,74 +80,137 @@ impl<T> Pipelined<T> {
         self.connection.outgoing().len() >= WRITE_BYTES
     }
 
-    /// Writes what is gathered and takes the answers that are there.
-    pub(super) async fn write(&mut self, done: &mut impl FnMut(T, &str)) -> Result<(), Failure<T>> {
-        self.connection.drain_outgoing(WRITE_BYTES / 2).await.map_err(Failure::lost)?;
-        while let Some(message) = self.connection.try_next_message().map_err(Failure::lost)? {
-            self.answer(&message, done)?;
+    /// Writes what is gathered, takes the answers that are there, and waits for some when too many are outstanding.
+    pub(super) async fn write(&mut self) -> Result<(), Failure> {
+        self.connection.drain_outgoing(WRITE_BYTES / 2).await?;
+        while let Some(message) = self.connection.try_next_message()? {
+            self.answer(&message)?;
+        }
+        if self.in_flight.len() > IN_FLIGHT_LIMIT || self.in_flight_bytes > IN_FLIGHT_LIMIT_BYTES {
+            frontend::flush(self.connection.outgoing());
+            while self.in_flight.len() > IN_FLIGHT_LIMIT / 2 || self.in_flight_bytes > IN_FLIGHT_LIMIT_BYTES / 2 {
+                self.next_answer().await?;
+            }
         }
         Ok(())
     }
 
     /// Waits until everything sent so far is answered, without ending the transaction.
-    pub(super) async fn settle(&mut self, done: &mut impl FnMut(T, &str)) -> Result<(), Failure<T>> {
-        if self.expected.is_empty() {
+    pub(super) async fn settle(&mut self) -> Result<(), Failure> {
+        if self.in_flight.is_empty() {
             return Ok(());
         }
         frontend::flush(self.connection.outgoing());
-        while !self.expected.is_empty() {
-            self.next_answer(done).await?;
+        while !self.in_flight.is_empty() {
+            self.next_answer().await?;
         }
         Ok(())
     }
 
-    /// Sends Sync and waits for ReadyForQuery.
-    pub(super) async fn sync(&mut self, done: &mut impl FnMut(T, &str)) -> Result<(), Failure<T>> {
+    /// Sends Sync, which commits, and waits for ReadyForQuery.
+    pub(super) async fn sync(&mut self) -> Result<(), Failure> {
         frontend::sync(self.connection.outgoing());
-        while !self.next_answer(done).await? {}
-        debug_assert!(self.expected.is_empty(), "ReadyForQuery with statements unanswered");
+        while !self.next_answer().await? {}
+        debug_assert!(self.in_flight.is_empty(), "ReadyForQuery with statements unanswered");
         Ok(())
     }
 
-    async fn next_answer(&mut self, done: &mut impl FnMut(T, &str)) -> Result<bool, Failure<T>> {
+    /// Runs one statement inside the transaction under way and returns the first column of its rows.
+    pub(super) async fn query_texts(&mut self, sql: &str) -> Result<Vec<String>, Failure> {
+        self.settle().await?;
+        self.parse("", sql, &[])?;
+        self.execute("", std::iter::empty(), Purpose::Query)?;
+        self.settle().await?;
+        let rows = std::mem::take(&mut self.rows);
+        // A DataRow of one column: int16 count, int32 length, bytes.
+        let text = |row: &Bytes| String::from_utf8_lossy(row.get(6..).unwrap_or(&[])).into_owned();
+        Ok(rows.iter().map(text).collect())
+    }
+
+    /// The first change whose row count was wrong, if there was one.
+    pub(super) fn take_divergence(&mut self) -> Option<SinkError> {
+        self.divergence.take()
+    }
+
+    async fn next_answer(&mut self) -> Result<bool, Failure> {
         loop {
-            if let Some(message) = self.connection.try_next_message().map_err(Failure::lost)? {
-                return self.answer(&message, done);
+            if let Some(message) = self.connection.try_next_message()? {
+                return self.answer(&message);
             }
-            self.connection.pump().await.map_err(Failure::lost)?;
+            self.connection.pump().await?;
         }
     }
 
-    /// Matches one message with what is expected. Returns whether it is ReadyForQuery. An error ends the session: the caller
-    /// throws the connection away, and the server rolls the transaction back.
-    fn answer(&mut self, message: &OwnedMessage, done: &mut impl FnMut(T, &str)) -> Result<bool, Failure<T>> {
+    /// Matches one message with what is expected. Returns whether it is ReadyForQuery.
+    fn answer(&mut self, message: &OwnedMessage) -> Result<bool, Failure> {
         match message.tag {
-            b'1' | b'2' | b'3' => {
-                self.expected.pop_front();
-            }
-            b'C' => {
-                if let Some(Expected::Executed(purpose)) = self.expected.pop_front() {
+            b'C' | b'I' => {
+                if let Some(purpose) = self.take_first() {
                     let tag = message.body.strip_suffix(b"\0").unwrap_or(&message.body);
-                    done(purpose, std::str::from_utf8(tag).unwrap_or(""));
+                    check_count(purpose, std::str::from_utf8(tag).unwrap_or(""), &mut self.divergence);
                 }
             }
-            b'I' => {
-                self.expected.pop_front();
-            }
+            b'D' if matches!(self.in_flight.front(), Some(Purpose::Query)) => self.rows.push(message.body.clone()),
             b'E' => {
                 let error = WireError::Server(Box::new(ServerError::parse(&message.body)));
-                let purpose = self.expected.drain(..).find_map(|expected| match expected {
-                    Expected::Executed(purpose) => Some(purpose),
-                    Expected::Parsed | Expected::Closed | Expected::Bound => None,
-                });
-                return Err(Failure { purpose, error });
+                // Answers come in order, so the first outstanding statement is the one that failed, be it at its Parse.
+                return Err(Failure { purpose: self.take_first(), error });
             }
             b'Z' => return Ok(true),
-            b'D' | b'T' | b'n' | b'N' | b'S' | b'A' => {}
-            tag => return Err(Failure::lost(WireError::Unexpected { tag, during: "applying" })),
+            b'N' => {
+                let notice = ServerError::parse(&message.body);
+                tracing::debug!(code = notice.code, message = notice.message, "the standby says");
+            }
+            b'1' | b'2' | b'3' | b'D' | b'T' | b'n' | b'S' | b'A' => {}
+            tag => return Err(WireError::Unexpected { tag, during: "applying" }.into()),
         }
         Ok(false)
     }
+
+    fn take_first(&mut self) -> Option<Purpose> {
+        let purpose = self.in_flight.pop_front()?;
+        self.in_flight_bytes -= purpose.size_bytes();
+        Some(purpose)
+    }
+}
+
+/// A Bind of the unnamed portal: format codes only where a value is binary, results as text.
+fn bind<'a>(
+    statement: &str,
+    values: impl Iterator<Item = Value<'a>> + Clone,
+    out: &mut BytesMut,
+) -> Result<(), WireError> {
+    let is_too_long = || WireError::Length { tag: b'B', length: usize::MAX };
+    let start = out.len();
+    out.put_u8(b'B');
+    out.put_u32(0);
+    out.put_u8(0);
+    out.put_slice(statement.as_bytes());
+    out.put_u8(0);
+    let (count, has_binary) = values
+        .clone()
+        .fold((0usize, false), |(count, binary), value| (count + 1, binary | matches!(value, Value::Binary(_))));
+    let count = u16::try_from(count).map_err(|_| is_too_long())?;
+    if has_binary {
+        out.put_u16(count);
+        values.clone().for_each(|value| out.put_u16(u16::from(matches!(value, Value::Binary(_)))));
+    } else {
+        out.put_u16(0);
+    }
+    out.put_u16(count);
+    for value in values {
+        match value {
+            Value::Text(bytes) | Value::Binary(bytes) => {
+                out.put_i32(i32::try_from(bytes.len()).map_err(|_| is_too_long())?);
+                out.put_slice(bytes);
+            }
+            Value::Null | Value::Unchanged => out.put_i32(-1),
+        }
+    }
+    out.put_u16(0);
+    let length = i32::try_from(out.len() - start - 1).map_err(|_| is_too_long())?;
+    out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
+    Ok(())
 }
 
 /// Rows touched, from a command tag: `UPDATE 1`, `INSERT 0 1`.
@@ -189,8 +224,26 @@ mod tests {
 
     #[test]
     fn a_command_tag_tells_the_rows() {
-        for (tag, rows) in [("UPDATE 1", 1), ("INSERT 0 3", 3), ("DELETE 0", 0), ("BEGIN", 0), ("TRUNCATE TABLE", 0)] {
+        for (tag, rows) in [("UPDATE 1", 1), ("INSERT 0 3", 3), ("DELETE 0", 0), ("SELECT 1", 1), ("TRUNCATE TABLE", 0)]
+        {
             assert_eq!(rows_of(tag), rows, "{tag}");
+        }
+    }
+
+    #[test]
+    fn a_bind_says_formats_only_where_a_value_is_binary() {
+        for (values, expected) in [
+            (vec![Value::Text(b"ab"), Value::Null], &b"B\0\0\0\x1a\0s\0\0\0\0\x02\0\0\0\x02ab\xff\xff\xff\xff\0\0"[..]),
+            (
+                vec![Value::Binary(b"x"), Value::Text(b"")],
+                b"B\0\0\0\x1d\0s\0\0\x02\0\x01\0\0\0\x02\0\0\0\x01x\0\0\0\0\0\0",
+            ),
+            (vec![], b"B\0\0\0\x0d\0s\0\0\0\0\0\0\0"),
+        ] {
+            let mut out = BytesMut::new();
+            bind("s", values.iter().copied(), &mut out).unwrap();
+            assert_eq!(out[5..], expected[5..]);
+            assert_eq!(out[1..5], (expected.len() as u32 - 1).to_be_bytes());
         }
     }
 }

@@ -1,93 +1,36 @@
-//! The SQL of one change. Pure text: names are quoted, values are parameters, operators are written with their schema.
-
-use crate::decode::{Tuple, Value};
-use crate::schema::{ColumnIdentity, ShapeColumn};
+//! The SQL of one change. Pure text: names are quoted, values are parameters of the standby's own column types, operators are
+//! written with their schema, so that an empty search_path and any extension's types are right.
 
 use postgres_protocol::escape::escape_identifier;
 
+use crate::schema::ShapeColumn;
+
+use super::form::{Form, Operation};
 use super::target::{RowSearch, Target};
 
-/// A statement's text and the types of its parameters.
+/// A statement's text and the types of its parameters: first the values of `Form::set`, then those of `Form::equal`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Statement {
     pub(super) sql: String,
     pub(super) types: Vec<u32>,
 }
 
-/// Which columns of a change take part, so that one text serves all changes of the same form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Operation {
-    Insert,
-    Update,
-    Delete,
-}
-
-/// The form of a change: for each column whether it is set, and whether it is searched by value, by NULL, or not at all.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Form {
-    /// Columns of the new row that are written.
-    pub(super) set: Vec<u16>,
-    /// Columns of the old row compared with a value.
-    pub(super) equal: Vec<u16>,
-    /// Columns of the old row that are NULL.
-    pub(super) null: Vec<u16>,
-}
-
-impl Form {
-    /// The form of an INSERT: every column.
-    pub(super) fn insert(&mut self, target: &Target) {
-        self.clear();
-        self.set.extend(0..target.columns.len() as u16);
-    }
-
-    /// The form of an UPDATE: what is sent is set, except identity columns that nobody may set.
-    pub(super) fn update(&mut self, target: &Target, old: Tuple<'_>, new: Tuple<'_>) {
-        self.clear();
-        for (at, (value, column)) in new.iter().zip(&target.columns).enumerate() {
-            if value != Value::Unchanged && column.identity != ColumnIdentity::Always {
-                self.set.push(at as u16);
-            }
-        }
-        self.search(target, old);
-    }
-
-    /// The form of a DELETE.
-    pub(super) fn delete(&mut self, target: &Target, old: Tuple<'_>) {
-        self.clear();
-        self.search(target, old);
-    }
-
-    fn clear(&mut self) {
-        self.set.clear();
-        self.equal.clear();
-        self.null.clear();
-    }
-
-    fn search(&mut self, target: &Target, old: Tuple<'_>) {
-        for (at, value) in old.iter().enumerate() {
-            let is_searched = match &target.search {
-                RowSearch::Key(key) => key.contains(&at),
-                RowSearch::WholeRow => true,
-                RowSearch::None => false,
-            };
-            match value {
-                _ if !is_searched => {}
-                Value::Null => self.null.push(at as u16),
-                Value::Unchanged => {}
-                Value::Text(_) | Value::Binary(_) => self.equal.push(at as u16),
-            }
-        }
-    }
-}
-
 /// The statement of a form.
-pub(super) fn statement(target: &Target, operation: Operation, form: &Form) -> Statement {
-    let mut types = Vec::new();
-    let sql = match operation {
-        Operation::Insert => insert(target, form, &mut types),
-        Operation::Update => update(target, form, &mut types),
-        Operation::Delete => {
-            format!("DELETE FROM {} WHERE {}", target.shape.sql_only(), found(target, form, &mut types))
+pub(super) fn statement(target: &Target, form: &Form) -> Statement {
+    let types = form.set.iter().chain(&form.equal).map(|at| column(target, at).type_oid).collect();
+    let table = target.shape.sql_only();
+    let sql = match form.operation {
+        Operation::Insert => insert(target, form),
+        Operation::Delete => format!("DELETE FROM {table} WHERE {}", found(target, form)),
+        Operation::Replace => replace(target, form),
+        // Nothing was sent that may be set: the row must still be there. A lock says so without writing a new version.
+        Operation::Update if form.set.is_empty() => {
+            format!("SELECT FROM {table} WHERE {} FOR UPDATE", found(target, form))
+        }
+        Operation::Update => {
+            let assignment = |(place, at): (usize, &u16)| format!("{}=${}", name(target, at), place + 1);
+            let assignments: Vec<String> = form.set.iter().enumerate().map(assignment).collect();
+            format!("UPDATE {table} SET {} WHERE {}", assignments.join(","), found(target, form))
         }
     };
     Statement { sql, types }
@@ -97,50 +40,65 @@ fn column<'a>(target: &'a Target, at: &u16) -> &'a ShapeColumn {
     &target.columns[usize::from(*at)]
 }
 
-fn parameter(types: &mut Vec<u32>, column: &ShapeColumn) -> String {
-    types.push(column.type_oid);
-    format!("${}", types.len())
+fn name(target: &Target, at: &u16) -> String {
+    escape_identifier(&column(target, at).name)
 }
 
-fn insert(target: &Target, form: &Form, types: &mut Vec<u32>) -> String {
+fn overriding(target: &Target) -> &'static str {
+    if target.has_identity() { "OVERRIDING SYSTEM VALUE " } else { "" }
+}
+
+fn insert(target: &Target, form: &Form) -> String {
     let table = target.shape.qualified_name().sql();
     if form.set.is_empty() {
         return format!("INSERT INTO {table} DEFAULT VALUES");
     }
-    let names: Vec<String> = form.set.iter().map(|at| escape_identifier(&column(target, at).name)).collect();
-    let values: Vec<String> = form.set.iter().map(|at| parameter(types, column(target, at))).collect();
-    let overriding = if target.has_identity() { "OVERRIDING SYSTEM VALUE " } else { "" };
-    format!("INSERT INTO {table} ({}) {overriding}VALUES ({})", names.join(","), values.join(","))
+    let names: Vec<String> = form.set.iter().map(|at| name(target, at)).collect();
+    let values: Vec<String> = (1..=form.set.len()).map(|place| format!("${place}")).collect();
+    format!("INSERT INTO {table} ({}) {}VALUES ({})", names.join(","), overriding(target), values.join(","))
 }
 
-fn update(target: &Target, form: &Form, types: &mut Vec<u32>) -> String {
-    let mut assignments: Vec<String> = Vec::with_capacity(form.set.len());
-    for at in &form.set {
-        let column = column(target, at);
-        let parameter = parameter(types, column);
-        assignments.push(format!("{}={parameter}", escape_identifier(&column.name)));
+/// Deletes the row and inserts it anew; what was not sent (large values left unchanged, columns that only the standby has)
+/// is carried over.
+fn replace(target: &Target, form: &Form) -> String {
+    let mut names: Vec<String> = form.set.iter().map(|at| name(target, at)).collect();
+    let mut values: Vec<String> = (1..=form.set.len()).map(|place| format!("${place}")).collect();
+    let mut carried: Vec<String> = Vec::new();
+    for column in target.shape.columns.iter().filter(|column| !column.is_generated) {
+        let column = escape_identifier(&column.name);
+        if !names.contains(&column) {
+            values.push(format!("gone.{column}"));
+            carried.push(column);
+        }
     }
-    if assignments.is_empty() {
-        // Nothing was sent that may be set: the row must still be there. A lock says so without writing a new version.
-        return format!("SELECT FROM {} WHERE {} FOR UPDATE", target.shape.sql_only(), found(target, form, types));
-    }
-    format!("UPDATE {} SET {} WHERE {}", target.shape.sql_only(), assignments.join(","), found(target, form, types))
+    names.extend(carried.iter().cloned());
+    let returned = if carried.is_empty() { "1".to_owned() } else { carried.join(",") };
+    format!(
+        "WITH gone AS (DELETE FROM {} WHERE {} RETURNING {returned}) INSERT INTO {} ({}) {}SELECT {} FROM gone",
+        target.shape.sql_only(),
+        found(target, form),
+        target.shape.qualified_name().sql(),
+        names.join(","),
+        overriding(target),
+        values.join(",")
+    )
 }
 
 /// The search condition. Without a unique key, one of the equal rows is picked by its place.
-fn found(target: &Target, form: &Form, types: &mut Vec<u32>) -> String {
+fn found(target: &Target, form: &Form) -> String {
     let mut conditions: Vec<String> = Vec::new();
-    for at in &form.equal {
-        let column = column(target, at);
-        let name = escape_identifier(&column.name);
-        let parameter = parameter(types, column);
-        conditions.push(match &column.equality_schema {
-            Some(schema) => format!("{name} OPERATOR({}.=) {parameter}", escape_identifier(schema)),
-            // A type without equality is compared by its text.
-            None => format!("{name}::text OPERATOR(pg_catalog.=) {parameter}::text"),
+    for (place, at) in form.equal.iter().enumerate() {
+        let name = name(target, at);
+        let parameter = place + form.set.len() + 1;
+        conditions.push(match (&column(target, at).equality_schema, &target.search) {
+            (Some(schema), _) => format!("{name} OPERATOR({}.=) ${parameter}", escape_identifier(schema)),
+            // An index stands on it, so there is an operator for it or for what it is binary coercible to.
+            (None, RowSearch::Key(_)) => format!("{name} OPERATOR(pg_catalog.=) ${parameter}"),
+            // A type without equality (json, xml, point …) is compared by its text.
+            (None, _) => format!("{name}::pg_catalog.text OPERATOR(pg_catalog.=) ${parameter}::pg_catalog.text"),
         });
     }
-    conditions.extend(form.null.iter().map(|at| format!("{} IS NULL", escape_identifier(&column(target, at).name))));
+    conditions.extend(form.null.iter().map(|at| format!("{} IS NULL", name(target, at))));
     let condition = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") };
     if target.search != RowSearch::WholeRow {
         return condition;
@@ -168,65 +126,57 @@ mod tests {
 
     fn target(identity: ReplicaIdentity, columns: &[(&str, bool, &str)], key: &[&str]) -> Target {
         let source: Vec<(&str, bool)> = columns.iter().map(|(name, is_key, _)| (*name, *is_key)).collect();
-        let table: Vec<(&str, &str)> = columns.iter().map(|(name, _, flags)| (*name, *flags)).collect();
+        let mut table: Vec<(&str, &str)> = columns.iter().map(|(name, _, flags)| (*name, *flags)).collect();
+        table.extend([("extra", ""), ("computed", "generated")]);
         Target::new(relation(identity, &source), shape(&table, key)).unwrap()
     }
 
-    fn form(set: &[u16], equal: &[u16], null: &[u16]) -> Form {
-        Form { set: set.to_vec(), equal: equal.to_vec(), null: null.to_vec() }
+    /// Compares the text of a form and the number of its parameters.
+    fn check(target: &Target, operation: Operation, columns: [&[u16]; 3], expected: &str) {
+        let [set, equal, null] = columns.map(<[u16]>::to_vec);
+        let made = statement(target, &Form { operation, set, equal, null });
+        assert_eq!(made.sql, expected);
+        assert_eq!(made.types.len(), expected.matches('$').count());
     }
 
     #[test]
-    fn each_change_has_its_statement() {
-        use ReplicaIdentity::{Default, Full};
-        let keyed = target(Default, &[("a", true, ""), ("b \"x", false, "")], &["a"]);
-        let identity = target(Default, &[("a", true, "always"), ("b", false, "")], &["a"]);
-        let full = target(Full, &[("a", true, ""), ("j", true, "json")], &[]);
-        for (target, operation, form, expected) in [
-            (
-                &keyed,
-                Operation::Insert,
-                form(&[0, 1], &[], &[]),
-                "INSERT INTO \"public\".\"t\" (\"a\",\"b \"\"x\") VALUES ($1,$2)",
-            ),
-            (
-                &keyed,
-                Operation::Update,
-                form(&[1], &[0], &[]),
-                "UPDATE ONLY \"public\".\"t\" SET \"b \"\"x\"=$1 WHERE \"a\" OPERATOR(\"pg_catalog\".=) $2",
-            ),
-            (
-                &keyed,
-                Operation::Delete,
-                form(&[], &[0], &[]),
-                "DELETE FROM ONLY \"public\".\"t\" WHERE \"a\" OPERATOR(\"pg_catalog\".=) $1",
-            ),
-            (
-                &identity,
-                Operation::Insert,
-                form(&[0, 1], &[], &[]),
-                "INSERT INTO \"public\".\"t\" (\"a\",\"b\") OVERRIDING SYSTEM VALUE VALUES ($1,$2)",
-            ),
-            (
-                &full,
-                Operation::Delete,
-                form(&[], &[1], &[0]),
-                "DELETE FROM ONLY \"public\".\"t\" WHERE ctid = (SELECT ctid FROM ONLY \"public\".\"t\" WHERE \
-              \"j\"::text OPERATOR(pg_catalog.=) $1::text AND \"a\" IS NULL LIMIT 1)",
-            ),
-        ] {
-            let made = statement(target, operation, &form);
-            assert_eq!(made.sql, expected);
-            assert_eq!(made.types.len(), expected.matches('$').count());
-        }
-        let none = target(Default, &[], &[]);
-        assert_eq!(
-            statement(&none, Operation::Insert, &Form::default()).sql,
-            "INSERT INTO \"public\".\"t\" DEFAULT VALUES"
+    fn each_change_of_a_keyed_table_has_its_statement() {
+        use Operation::{Delete, Insert, Replace, Update};
+        let keyed = target(ReplicaIdentity::Default, &[("a", true, ""), ("b \"x", false, "")], &["a"]);
+        let insert = r#"INSERT INTO "public"."t" ("a","b ""x") VALUES ($1,$2)"#;
+        check(&keyed, Insert, [&[0, 1], &[], &[]], insert);
+        let update = r#"UPDATE ONLY "public"."t" SET "b ""x"=$1 WHERE "a" OPERATOR("pg_catalog".=) $2"#;
+        check(&keyed, Update, [&[1], &[0], &[]], update);
+        let delete = r#"DELETE FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $1"#;
+        check(&keyed, Delete, [&[], &[0], &[]], delete);
+        let locked = r#"SELECT FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $1 FOR UPDATE"#;
+        check(&keyed, Update, [&[], &[0], &[]], locked);
+        let identity = target(ReplicaIdentity::Default, &[("a", true, "always"), ("b", false, "")], &["a"]);
+        let insert = r#"INSERT INTO "public"."t" ("a","b") OVERRIDING SYSTEM VALUE VALUES ($1,$2)"#;
+        check(&identity, Insert, [&[0, 1], &[], &[]], insert);
+        let replace = concat!(
+            r#"WITH gone AS (DELETE FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $2 RETURNING "b","extra") "#,
+            r#"INSERT INTO "public"."t" ("a","b","extra") OVERRIDING SYSTEM VALUE SELECT $1,gone."b",gone."extra" FROM gone"#
         );
-        assert_eq!(
-            truncate([&keyed, &full].into_iter(), true),
-            "TRUNCATE ONLY \"public\".\"t\", ONLY \"public\".\"t\" RESTART IDENTITY"
+        check(&identity, Replace, [&[0], &[0], &[]], replace);
+    }
+
+    #[test]
+    fn a_row_without_a_key_is_found_by_all_it_holds() {
+        let full = target(ReplicaIdentity::Full, &[("a", true, ""), ("j", true, "json")], &[]);
+        let delete = concat!(
+            r#"DELETE FROM ONLY "public"."t" WHERE ctid = (SELECT ctid FROM ONLY "public"."t" WHERE "#,
+            r#""j"::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text AND "a" IS NULL LIMIT 1)"#
         );
+        check(&full, Operation::Delete, [&[], &[1], &[0]], delete);
+    }
+
+    #[test]
+    fn tables_without_columns_and_truncations_have_theirs() {
+        let none = target(ReplicaIdentity::Default, &[], &[]);
+        check(&none, Operation::Insert, [&[], &[], &[]], r#"INSERT INTO "public"."t" DEFAULT VALUES"#);
+        let truncated = truncate([&none, &none].into_iter(), true);
+        assert_eq!(truncated, r#"TRUNCATE ONLY "public"."t", ONLY "public"."t" RESTART IDENTITY"#);
+        assert_eq!(truncate([&none].into_iter(), false), r#"TRUNCATE ONLY "public"."t""#);
     }
 }

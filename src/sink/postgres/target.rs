@@ -30,7 +30,14 @@ pub(super) struct Target {
     pub(super) columns: Vec<ShapeColumn>,
     /// How rows are found.
     pub(super) search: RowSearch,
+    /// For each column of the relation: whether a binary value means the same on the standby.
+    pub(super) takes_binary: Vec<bool>,
 }
+
+/// From here on a type's OID is not the same on every server (`FirstGenbkiObjectId` in `src/include/access/transam.h`).
+const FIRST_UNSTABLE_OID: u32 = 10_000;
+/// `reg*` types: their binary form is the OID of an object, which is another object on the other server.
+const OBJECT_REFERENCES: &[u32] = &[24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191];
 
 impl Target {
     /// Joins them by column name.
@@ -52,7 +59,7 @@ impl Target {
         if !missing.is_empty() {
             return Err(SinkError::Shape(format!(
                 "the table {name} on the standby lacks the column{} {}: add with ALTER TABLE {} ADD COLUMN …, as on the primary; \
-                 walrelay goes on by itself after a restart",
+                 then restart the pipeline: it goes on from here",
                 if missing.len() == 1 { "" } else { "s" },
                 missing.join(", "),
                 name.sql()
@@ -70,12 +77,29 @@ impl Target {
             )));
         }
         let search = row_search(&relation, &shape);
-        Ok(Self { relation, shape, columns, search })
+        let takes_binary = relation.columns.iter().zip(&columns).map(|(ours, theirs)| {
+            ours.type_oid == theirs.type_oid
+                && ours.type_oid < FIRST_UNSTABLE_OID
+                && !OBJECT_REFERENCES.contains(&ours.type_oid)
+        });
+        let takes_binary = takes_binary.collect();
+        Ok(Self { relation, shape, columns, search, takes_binary })
     }
 
     /// Whether any column is an identity column: then INSERT must override it.
     pub(super) fn has_identity(&self) -> bool {
-        self.columns.iter().any(|column| column.identity != ColumnIdentity::None)
+        self.shape.columns.iter().any(|column| column.identity != ColumnIdentity::None)
+    }
+
+    /// Whether an UPDATE or DELETE must touch exactly one row: not where the standby's own triggers or rules have their say.
+    pub(super) fn is_counted(&self) -> bool {
+        !self.shape.has_replica_actions
+    }
+
+    /// A refusal that names a column of this table.
+    pub(super) fn refuse_column(&self, at: usize, what: &str) -> SinkError {
+        let column = self.relation.columns.get(at).map_or("?", |column| column.name.as_str());
+        SinkError::Shape(format!("the primary sent column \"{column}\" of {} {what}", self.relation.name))
     }
 }
 
@@ -130,9 +154,15 @@ pub(super) mod tests {
             .collect();
         serde_json::from_value(serde_json::json!({
             "schema": "public", "name": "t", "oid": 5, "kind": "r", "replica_identity": "d", "columns": columns,
-            "key_columns": key, "partitions": []
+            "key_columns": key, "partitions": [], "ancestors": [], "has_replica_actions": false
         }))
         .unwrap()
+    }
+
+    /// A table `public.t (a primary key, b)`.
+    pub(crate) fn keyed() -> Arc<Target> {
+        let relation = relation(ReplicaIdentity::Default, &[("a", true), ("b", false)]);
+        Arc::new(Target::new(relation, shape(&[("a", ""), ("b", "")], &["a"])).unwrap())
     }
 
     /// Joins and compares how rows are found, or a part of the refusal.

@@ -1,0 +1,106 @@
+//! From a relation of the stream to a table of the standby: which relations are ours, which changes the initial copy already
+//! holds, and, once a row comes, the table's shape and guard.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::decode::{DecodeError, RelationBody, Relations};
+use crate::model::{Lsn, QualifiedName};
+use crate::schema::{catalog_query, read_shapes};
+
+use super::super::SinkError;
+use super::change::ApplyError;
+use super::guard::{create_trigger_sql, unguarded_query};
+use super::opening::Opening;
+use super::readonly;
+use super::session::Pipelined;
+use super::target::Target;
+
+/// What to do with a change of a relation.
+#[derive(Debug)]
+pub(super) enum Disposition<'a> {
+    /// Not of this pipeline, or already in the initial copy.
+    Skip,
+    /// Ours, and its table was not looked at yet.
+    Unresolved,
+    /// Ours.
+    Apply(&'a Arc<Target>),
+}
+
+#[derive(Debug)]
+struct Known {
+    is_ours: bool,
+    skip_until: Lsn,
+    target: Option<Arc<Target>>,
+}
+
+/// The relations of one replication session.
+#[derive(Debug)]
+pub(super) struct Tables {
+    opening: Opening,
+    relations: Relations,
+    known: HashMap<u32, Known>,
+}
+
+impl Tables {
+    pub(super) fn new(opening: Opening) -> Self {
+        Self { opening, relations: Relations::default(), known: HashMap::new() }
+    }
+
+    /// Notes a Relation message. Returns the relation's OID if it says something new: what was made from the old
+    /// description is void.
+    pub(super) fn note(&mut self, body: &RelationBody<'_>) -> Option<u32> {
+        let relation = self.relations.note(body)?;
+        let known = Known {
+            is_ours: self.opening.filter.contains(&relation.name),
+            skip_until: self.opening.skip_until.get(&relation.name).copied().unwrap_or(Lsn::ZERO),
+            target: None,
+        };
+        self.known.insert(relation.oid, known);
+        Some(relation.oid)
+    }
+
+    /// What to do with a change of the relation in the transaction whose commit record starts at `commit_lsn`. A snapshot
+    /// holds every commit whose record starts below its position.
+    pub(super) fn disposition(&self, oid: u32, commit_lsn: Lsn) -> Result<Disposition<'_>, DecodeError> {
+        let known = self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?;
+        Ok(match &known.target {
+            _ if !known.is_ours || commit_lsn < known.skip_until => Disposition::Skip,
+            None => Disposition::Unresolved,
+            Some(target) => Disposition::Apply(target),
+        })
+    }
+
+    /// Looks the relation's table up on the standby, inside the transaction under way, and puts its guard there: it stands
+    /// before the first row is visible.
+    pub(super) async fn resolve(&mut self, session: &mut Pipelined, oid: u32) -> Result<(), ApplyError> {
+        let relation = Arc::clone(self.relations.get(oid)?);
+        let texts = session.query_texts(&catalog_query([&relation.name])).await?;
+        let shape = read_shapes(texts.iter().map(String::as_str)).map_err(SinkError::from)?.pop();
+        let shape = shape.ok_or_else(|| {
+            SinkError::Shape(format!(
+                "the table {} does not exist on the standby; create it there like the one on the primary (pg_dump --schema-only), \
+                 or exclude it, then restart the pipeline: it goes on from here",
+                relation.name
+            ))
+        })?;
+        let target = Target::new(Arc::clone(&relation), shape)?;
+        if self.opening.guard_for.is_some() {
+            self.put_guards(session, &relation.name).await?;
+        }
+        if let Some(known) = self.known.get_mut(&oid) {
+            known.target = Some(Arc::new(target));
+        }
+        Ok(())
+    }
+
+    async fn put_guards(&self, session: &mut Pipelined, name: &QualifiedName) -> Result<(), ApplyError> {
+        let unguarded = unguarded_query(&self.opening.pipeline, std::slice::from_ref(name));
+        for text in session.query_texts(&unguarded).await? {
+            let table = readonly::read_name(&text)?;
+            let sql = create_trigger_sql(&self.opening.pipeline, &table);
+            session.query_texts(&sql).await.map_err(|failure| readonly::explain(failure.error, Some(&table)))?;
+        }
+        Ok(())
+    }
+}
