@@ -1,10 +1,14 @@
 //! Passes one COPY straight through: the primary's CopyData messages are the standby's, byte for byte, since the frame is the
 //! same in both directions. Reading overlaps with writing; at most a few chunks lie between. Looks into no row.
 
+use std::time::Instant;
+
 use bytes::{BufMut, Bytes};
 use postgres_protocol::message::frontend;
 use tokio::sync::mpsc;
+use tokio::time::timeout_at;
 
+use crate::source::ReceivePolicy;
 use crate::wire::{Connection, ServerError, WireError, frame};
 
 use super::error::Side;
@@ -82,8 +86,9 @@ async fn read(
     progress: &CopyProgress,
 ) -> Result<Passed, WireError> {
     let mut passed = Passed::default();
+    let mut policy = ReceivePolicy::new(true, Instant::now());
     loop {
-        let chunk = from.read_chunk().await?;
+        let chunk = read_chunk(from, &mut policy).await?;
         let run = Run::at_start_of(&chunk)?;
         if run.bytes > 0 {
             passed.rows += run.rows;
@@ -98,6 +103,8 @@ async fn read(
                 b'c' | b'C' | b'N' | b'S' => {}
                 b'E' => return Err(WireError::Server(Box::new(ServerError::parse(message.body)))),
                 b'Z' => {
+                    // The last read may have been a large one: the next answer on this connection will be small.
+                    set_low_water(from, 1);
                     sender.send(Piece::End).await.map_err(|_| WireError::Closed)?;
                     return Ok(passed);
                 }
@@ -116,6 +123,33 @@ async fn read(
                 tag => return Err(WireError::Unexpected { tag, during: "reading a COPY" }),
             }
         }
+    }
+}
+
+/// One read, gathered by the kernel while much arrives: the primary's backend sends page by page, and each wake-up of ours is
+/// at its cost.
+async fn read_chunk(from: &mut Connection, policy: &mut ReceivePolicy) -> Result<Bytes, WireError> {
+    if let Some(look_at) = policy.look_at() {
+        if let Ok(chunk) = timeout_at(look_at.into(), from.read_chunk()).await {
+            return note(from, policy, chunk?);
+        }
+        policy.looked(Instant::now());
+        set_low_water(from, 1);
+    }
+    let chunk = from.read_chunk().await?;
+    note(from, policy, chunk)
+}
+
+fn note(from: &Connection, policy: &mut ReceivePolicy, chunk: Bytes) -> Result<Bytes, WireError> {
+    if let Some(low_water_bytes) = policy.read(chunk.len(), Instant::now()) {
+        set_low_water(from, low_water_bytes);
+    }
+    Ok(chunk)
+}
+
+fn set_low_water(connection: &Connection, bytes: u32) {
+    if let Err(error) = connection.set_receive_low_water(bytes) {
+        tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
     }
 }
 
