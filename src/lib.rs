@@ -44,4 +44,6 @@ pub mod status;
 
 pub mod daemon;
 
+pub mod throwaway;
+
 pub mod cli;

@@ -1,0 +1,73 @@
+//! Finds PostgreSQL's programs: PG_BIN, PATH, Debian's folders, the project's own `.servers`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::Environment;
+
+use super::ThrowawayError;
+
+/// Where Debian keeps versions side by side.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// The programs of one version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Programs {
+    folder: PathBuf,
+}
+
+impl Programs {
+    fn in_folder(folder: &Path) -> Option<Self> {
+        let is_whole = ["initdb", "postgres"].iter().all(|program| folder.join(program).is_file());
+        // The real path: a folder above a link may be closed to the account that runs the server.
+        is_whole.then(|| Self { folder: fs::canonicalize(folder).unwrap_or_else(|_| folder.to_path_buf()) })
+    }
+
+    /// The path of one program.
+    pub fn path(&self, program: &str) -> PathBuf {
+        self.folder.join(program)
+    }
+
+    /// The folder of its libraries, beside `bin`.
+    pub fn library_folder(&self) -> PathBuf {
+        self.folder.parent().unwrap_or(&self.folder).join("lib")
+    }
+}
+
+fn debian_folders() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> =
+        fs::read_dir(DEBIAN).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let version =
+        |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<u32>().ok());
+    folders.sort_by_key(|path| std::cmp::Reverse(version(path)));
+    folders.into_iter().map(|folder| folder.join("bin")).collect()
+}
+
+/// Any version: PG_BIN, PATH, Debian's newest, then `.servers` below `project`.
+pub fn find_any(environment: &Environment, project: &Path) -> Result<Programs, ThrowawayError> {
+    let mut looked_in: Vec<PathBuf> = environment.get("PG_BIN").map(PathBuf::from).into_iter().collect();
+    let is_decided = !looked_in.is_empty();
+    if !is_decided {
+        looked_in.extend(environment.get("PATH").into_iter().flat_map(std::env::split_paths));
+        looked_in.extend(debian_folders());
+        looked_in.extend((14..=18).rev().map(|major| project.join(format!(".servers/postgres-{major}/bin"))));
+    }
+    let found = looked_in.iter().find_map(|folder| Programs::in_folder(folder));
+    found.ok_or_else(|| ThrowawayError::NoPrograms { wanted: "server".to_owned(), looked_in })
+}
+
+/// One major version: `.servers` below `project`, else Debian's.
+pub fn find_major(major: u32, project: &Path) -> Result<Programs, ThrowawayError> {
+    let looked_in =
+        vec![project.join(format!(".servers/postgres-{major}/bin")), PathBuf::from(format!("{DEBIAN}/{major}/bin"))];
+    let found = looked_in.iter().find_map(|folder| Programs::in_folder(folder));
+    found.ok_or_else(|| ThrowawayError::NoPrograms { wanted: major.to_string(), looked_in })
+}
+
+/// A client program (`psql`, `pgbench`, `pg_recvlogical`): `.servers/tools-18`, PATH, Debian's newest.
+pub fn find_tool(program: &str, environment: &Environment, project: &Path) -> Option<PathBuf> {
+    let mut folders = vec![project.join(".servers/tools-18/bin")];
+    folders.extend(debian_folders());
+    folders.extend(environment.get("PATH").into_iter().flat_map(std::env::split_paths));
+    folders.into_iter().map(|folder| folder.join(program)).find(|path| path.is_file())
+}

@@ -1,0 +1,11 @@
+//! Tests with real servers: PostgreSQL 14 to 18, the built walrelay binary, real crashes. Each test starts what it needs and
+//! leaves nothing behind. `scripts/fetch-servers all tools` brings the servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// The harness offers more than each subject uses, and `pub` is plain inside one test program.
+#![allow(dead_code, unused_imports, unreachable_pub)]
+
+mod harness;
+
+mod first_steps;
+mod servers;

@@ -1,0 +1,20 @@
+//! The throw-away servers themselves: every version starts, survives a crash with its data, and leaves nothing behind.
+
+use super::harness::{major_versions, server, value, values};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_version_starts_crashes_and_comes_back_with_its_data() {
+    for major in major_versions() {
+        let mut server = server(major).await;
+        let version = value(&server, "postgres", "SHOW server_version_num").await;
+        assert_eq!(version.parse::<u32>().unwrap() / 10_000, major);
+        values(&server, "postgres", "CREATE TABLE t (a int); INSERT INTO t VALUES (7)").await;
+        server.kill9();
+        server.start_again().await.unwrap();
+        assert_eq!(value(&server, "postgres", "SELECT a FROM t").await, "7");
+        let folder = server.folder().to_path_buf();
+        let process = format!("/proc/{}", server.process_id().unwrap());
+        drop(server);
+        assert!(!folder.exists() && !std::path::Path::new(&process).exists(), "something is left of {major}");
+    }
+}
