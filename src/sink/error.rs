@@ -44,7 +44,7 @@ pub enum SinkError {
         source: WireError,
     },
     /// The target refused one change.
-    #[error("{place} failed on the standby: {source}. {remedy}")]
+    #[error("{place} failed on the standby: {text}. {remedy}", text = source.to_string().trim_end_matches('.'))]
     Change {
         /// Which.
         place: Box<ChangePlace>,
@@ -57,7 +57,7 @@ pub enum SinkError {
     /// An UPDATE or DELETE did not find exactly one row.
     #[error(
         "{place} touched {found} rows on the standby instead of 1: the standby differs from the primary. Somebody wrote to \
-         it, or it was not a whole copy; compare the table, mend the row, or copy anew (`walrelay drop`, then start)"
+         it, or it was not a whole copy; compare the table, mend the row, or copy anew (`walrelay drop NAME --yes`, then start)"
     )]
     RowCount {
         /// Which.

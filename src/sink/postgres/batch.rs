@@ -87,7 +87,9 @@ impl Applier {
         let commit_time = batch.transactions.last().map(|transaction| transaction.commit_time);
         let mut tally = Tally::default();
         for transaction in batch.transactions {
-            self.transaction(tables, heartbeat, transaction, &mut tally).await?;
+            let commit_lsn = transaction.commit_lsn;
+            let applied = self.transaction(tables, heartbeat, transaction, &mut tally).await;
+            applied.map_err(|error| error.in_transaction(commit_lsn))?;
         }
         if tally.counted > 0 {
             self.session.settle().await?;

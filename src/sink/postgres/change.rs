@@ -36,6 +36,18 @@ pub(super) enum ApplyError {
     Sink(SinkError),
 }
 
+impl ApplyError {
+    /// Names the transaction where the error does not yet.
+    pub(super) fn in_transaction(self, commit_lsn: Lsn) -> Self {
+        match self {
+            Self::Sink(SinkError::Shape(text)) => {
+                Self::Sink(SinkError::Shape(format!("{text} (needed by the transaction at {commit_lsn})")))
+            }
+            other => other,
+        }
+    }
+}
+
 impl From<Failure> for ApplyError {
     fn from(failure: Failure) -> Self {
         Self::Failure(Box::new(failure))

@@ -116,7 +116,7 @@ pub fn unguarded_query(pipeline: &PipelineName, tables: &[QualifiedName]) -> Str
          SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid \
          JOIN pg_catalog.pg_namespace fn ON fn.oid = f.pronamespace \
          WHERE t.tgrelid = c.oid AND t.tgname = {} AND fn.nspname = 'walrelay' AND f.proname = {} AND t.tgtype = 62 \
-         AND t.tgenabled = 'O' AND t.tgqual IS NULL AND pg_catalog.array_length(t.tgattr::pg_catalog.int2[], 1) IS NULL)",
+         AND t.tgenabled = 'O' AND t.tgqual IS NULL AND t.tgattr::text = '')",
         family_sql(tables),
         escape_literal(&trigger_name(pipeline)),
         escape_literal(&function_name(pipeline)),

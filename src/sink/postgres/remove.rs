@@ -18,23 +18,26 @@ pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<Stri
     let name = escape_literal(pipeline.as_str());
     let origin = escape_literal(&pipeline.owned_name());
     let mut removed = Vec::new();
-    remove_guards(&mut connection, pipeline).await?;
-    removed.push(format!("the read-only guards of {pipeline} on the standby"));
-    let tables = "SELECT pg_catalog.to_regclass('walrelay.copy') IS NOT NULL, \
-                  pg_catalog.to_regclass('walrelay.progress') IS NOT NULL";
-    let tables = query_row(&mut connection, tables, "looking for the relay's tables on the standby").await?;
-    let is_there = |at: usize| tables.get(at).is_some_and(|value| value.as_deref() == Some("t"));
+    let guards = remove_guards(&mut connection, pipeline).await?;
+    if guards > 0 {
+        removed.push(format!("the read-only guards of {guards} tables on the standby"));
+    }
     let drop_origin = format!(
         "SELECT pg_catalog.pg_replication_origin_drop({origin}) WHERE pg_catalog.pg_replication_origin_oid({origin}) IS NOT NULL"
     );
-    let context = format!("removing the replication origin {} on the standby", pipeline.owned_name());
-    query_row(&mut connection, &drop_origin, &context).await?;
-    removed.push(format!("the replication origin {} on the standby", pipeline.owned_name()));
-    for (is_there, table) in [(is_there(0), "copy"), (is_there(1), "progress")] {
-        if is_there {
-            let sql = format!("DELETE FROM walrelay.{table} WHERE pipeline = {name}");
-            query_row(&mut connection, &sql, &format!("removing the rows of {pipeline} in walrelay.{table}")).await?;
-            removed.push(format!("the rows of {pipeline} in walrelay.{table} on the standby"));
+    let described = format!("the replication origin {} on the standby", pipeline.owned_name());
+    if !query_row(&mut connection, &drop_origin, &format!("removing {described}")).await?.is_empty() {
+        removed.push(described);
+    }
+    for table in ["walrelay.copy", "walrelay.progress"] {
+        let exists = format!("SELECT 1 WHERE pg_catalog.to_regclass('{table}') IS NOT NULL");
+        let sql = format!("DELETE FROM {table} WHERE pipeline = {name} RETURNING 1");
+        let described = format!("the rows of {pipeline} in {table} on the standby");
+        let context = format!("removing {described}");
+        if !query_row(&mut connection, &exists, &context).await?.is_empty()
+            && !query_row(&mut connection, &sql, &context).await?.is_empty()
+        {
+            removed.push(described);
         }
     }
     Ok(removed)

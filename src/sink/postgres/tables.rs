@@ -10,7 +10,7 @@ use crate::schema::{catalog_query, read_shapes};
 
 use super::super::SinkError;
 use super::change::ApplyError;
-use super::guard::{create_trigger_sql, unguarded_query};
+use super::guard::{create_function_sql, create_trigger_sql, function_query, unguarded_query};
 use super::opening::Opening;
 use super::readonly;
 use super::session::Pipelined;
@@ -85,9 +85,7 @@ impl Tables {
             ))
         })?;
         let target = Target::new(Arc::clone(&relation), shape)?;
-        if self.opening.guard_for.is_some() {
-            self.put_guards(session, &relation.name).await?;
-        }
+        self.put_guards(session, &relation.name).await?;
         if let Some(known) = self.known.get_mut(&oid) {
             known.target = Some(Arc::new(target));
         }
@@ -95,11 +93,21 @@ impl Tables {
     }
 
     async fn put_guards(&self, session: &mut Pipelined, name: &QualifiedName) -> Result<(), ApplyError> {
-        let unguarded = unguarded_query(&self.opening.pipeline, std::slice::from_ref(name));
-        for text in session.query_texts(&unguarded).await? {
+        let Some(primary) = &self.opening.guard_for else { return Ok(()) };
+        let pipeline = &self.opening.pipeline;
+        let unguarded = session.query_texts(&unguarded_query(pipeline, std::slice::from_ref(name))).await?;
+        if unguarded.is_empty() {
+            return Ok(());
+        }
+        if session.query_texts(&function_query(pipeline, primary)).await?.is_empty() {
+            let made = session.query_texts(&create_function_sql(pipeline, primary)).await;
+            made.map_err(|failure| readonly::explain(failure.error, None))?;
+        }
+        for text in unguarded {
             let table = readonly::read_name(&text)?;
-            let sql = create_trigger_sql(&self.opening.pipeline, &table);
-            session.query_texts(&sql).await.map_err(|failure| readonly::explain(failure.error, Some(&table)))?;
+            let put_up = session.query_texts(&create_trigger_sql(pipeline, &table)).await;
+            put_up.map_err(|failure| readonly::explain(failure.error, Some(&table)))?;
+            tracing::info!(%table, "a table of the standby now refuses every writer but the relay");
         }
         Ok(())
     }
