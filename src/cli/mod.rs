@@ -1,5 +1,6 @@
 //! The verbs of the command line. Each has a file of its own; nothing here knows how a pipeline works.
 
+mod demo;
 mod exit;
 mod run;
 mod status;
@@ -35,6 +36,7 @@ struct Arguments {
 enum Verb {
     Run(run::RunArgs),
     Status(status::StatusArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// Parses the command line and runs the verb. Usage errors end the process with code 2.
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
     let exit = match Arguments::parse().verb {
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Demo(args) => demo::run(&args),
     };
     exit.into()
 }

@@ -35,9 +35,8 @@ async fn a_commit_waits_for_the_relay_and_returns_when_it_is_back() {
         pair.on_both(TABLES).await;
         let mut relay = pair.relay("").await;
         pair.wait_for_standbys("FIRST 1 (standby1)").await;
-        for level in ["remote_write", "on", "remote_apply"] {
-            let sql =
-                format!("SET synchronous_commit = {level}; INSERT INTO orders VALUES ({}, '{level}', 1)", level.len());
+        for (id, level) in ["remote_write", "on", "remote_apply"].into_iter().enumerate() {
+            let sql = format!("SET synchronous_commit = {level}; INSERT INTO orders VALUES ({id}, '{level}', 1)");
             pair.on_primary(&sql).await;
             let found = pair.on_standby(&format!("SELECT 1 FROM orders WHERE item = '{level}'")).await;
             // Only `on` and `remote_apply` promise that the standby has it.

@@ -1,0 +1,38 @@
+# walrelay: `make demo` tells the story on throw-away servers, `make test` proves it on real ones. Both bring what they need.
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+TEST_THREADS ?= 2
+
+.PHONY: help demo check test bench build clean-servers
+
+help:
+	@echo "make demo    two real servers, a copy, a stream, a synchronous commit, a crash: three minutes"
+	@echo "make test    everything, on real servers of versions 14 to 18"
+	@echo "make check   format, lints, documentation and the fast tests: needs no server"
+	@echo "make bench   speed and memory as ratios against the peers, in one run"
+
+build:
+	@scripts/bootstrap
+	cargo build --release --locked
+
+demo: build
+	@target/release/walrelay demo --probe >/dev/null 2>&1 || scripts/fetch-servers 18
+	@target/release/walrelay demo
+
+check:
+	@scripts/bootstrap
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	cargo test --locked --quiet --lib --test architecture --test pgoutput
+
+test: check
+	@scripts/fetch-servers all tools
+	cargo test --locked --test relay -- --test-threads=$(TEST_THREADS)
+
+bench: build
+	@scripts/fetch-servers 18 tools
+	cargo bench --locked --bench relay
+
+clean-servers:
+	rm -rf .servers
