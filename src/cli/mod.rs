@@ -1,9 +1,11 @@
 //! The verbs of the command line. Each has a file of its own; nothing here knows how a pipeline works.
 
 mod demo;
+mod drop;
 mod exit;
 mod run;
 mod status;
+mod tail;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,8 @@ struct Arguments {
 enum Verb {
     Run(run::RunArgs),
     Status(status::StatusArgs),
+    Tail(tail::TailArgs),
+    Drop(drop::DropArgs),
     Demo(demo::DemoArgs),
 }
 
@@ -44,6 +48,8 @@ pub fn main() -> ExitCode {
     let exit = match Arguments::parse().verb {
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Tail(args) => tail::run(&args),
+        Verb::Drop(args) => drop::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     exit.into()

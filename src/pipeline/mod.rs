@@ -13,9 +13,11 @@ mod create;
 mod error;
 mod monitor;
 mod ownership;
+mod removal;
 mod reporter;
 mod resume;
 mod stream;
+mod tail;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +33,8 @@ use crate::config::ServerUrl;
 use crate::model::{PipelineReport, Retry, State};
 
 pub use error::PipelineError;
+pub use removal::{Removed, remove};
+pub use tail::tail;
 
 use attempt::Attempt;
 use reporter::Reporter;

@@ -74,7 +74,7 @@ pub(super) async fn own(
     Ok(Ownership { connection })
 }
 
-async fn try_lock(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
+pub(super) async fn try_lock(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
     let key = escape_literal(&format!("walrelay pipeline {pipeline}"));
     let sql = format!("SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended({key}, 0))");
     Ok(first_value(connection, &sql, "taking the pipeline's lock on the standby").await?.as_deref() == Some("t"))

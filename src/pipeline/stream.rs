@@ -341,6 +341,14 @@ impl Flow<'_> {
     }
 }
 
+/// The same where an orderly end is no error.
+pub(super) fn ended_well(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> Result<(), PipelineError> {
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        ended => Err(ended_source(ended)),
+    }
+}
+
 fn ended_source(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> PipelineError {
     match ended {
         Ok(Ok(())) => SourceError::Ended.into(),

@@ -53,7 +53,7 @@ pub async fn ensure_publication(
 ) -> Result<Publication, SourceError> {
     let wanted = if is_managed { publishable_tables(sql, tables).await? } else { Vec::new() };
     match existing(sql, name).await? {
-        None if is_managed => create(sql, name, &wanted).await?,
+        None if is_managed => create_publication(sql, name, &wanted).await?,
         None => {
             return Err(SourceError::Refused(format!(
                 "the publication \"{name}\" does not exist on the primary; create it (CREATE PUBLICATION {} FOR TABLE …), \
@@ -115,7 +115,8 @@ fn table_list<'a>(tables: impl Iterator<Item = &'a PublishableTable>) -> String 
     tables.map(|table| format!("ONLY {}", table.name.sql())).collect::<Vec<_>>().join(", ")
 }
 
-async fn create(sql: &SqlClient, name: &str, wanted: &[PublishableTable]) -> Result<(), SourceError> {
+/// Makes a publication of these tables, or says who must.
+pub async fn create_publication(sql: &SqlClient, name: &str, wanted: &[PublishableTable]) -> Result<(), SourceError> {
     let command = create_command(name, wanted);
     tracing::info!(publication = name, tables = wanted.len(), "creating the publication");
     run_or_refuse(sql, &command, &format!("creating the publication \"{name}\"")).await
@@ -126,6 +127,16 @@ fn create_command(name: &str, wanted: &[PublishableTable]) -> String {
     let tables = table_list(wanted.iter());
     let for_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {tables}") };
     format!("CREATE PUBLICATION {}{for_tables}", escape_identifier(name))
+}
+
+/// Drops a publication; whether there was one. Only its owner may.
+pub async fn drop_publication(sql: &SqlClient, name: &str) -> Result<bool, SourceError> {
+    if existing(sql, name).await?.is_none() {
+        return Ok(false);
+    }
+    let command = format!("DROP PUBLICATION IF EXISTS {}", escape_identifier(name));
+    run_or_refuse(sql, &command, &format!("dropping the publication \"{name}\"")).await?;
+    Ok(true)
 }
 
 async fn add_missing(

@@ -1,0 +1,80 @@
+//! `walrelay drop`: removes a pipeline's slot, publication and traces on the standby.
+#![allow(clippy::print_stdout)]
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{self, Environment};
+use crate::model::Retry;
+use crate::pipeline::{Removed, remove};
+
+use super::{Exit, complain};
+
+/// Remove a pipeline's slot, managed publication, and its record and guards on the standby; the tables and their rows stay
+#[derive(Debug, Args)]
+pub(super) struct DropArgs {
+    /// The pipeline's name, as in the configuration
+    name: String,
+    /// Configuration file [default: ./walrelay.toml, else /etc/walrelay/walrelay.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Really do it
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) fn run(args: &DropArgs) -> Exit {
+    let config = match config::load(args.config.as_deref(), &Environment::of_process()) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error);
+            return Exit::Configuration;
+        }
+    };
+    let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+    let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name.as_str() == args.name) else {
+        complain(&format!("the configuration has no pipeline \"{}\"; it has {}", args.name, names.join(", ")));
+        return Exit::Usage;
+    };
+    if !args.yes {
+        complain(&format!(
+            "this drops the slot \"{}\"{} on {}, and the record, copy records, guards and origin of \"{}\" on its sink. The rows stay. \
+             Nothing was done yet: run it again with --yes",
+            pipeline.slot_name(),
+            pipeline
+                .publication
+                .as_ref()
+                .map_or_else(|| format!(" and the publication \"{}\"", pipeline.publication_name()), |_| String::new()),
+            config.primary,
+            pipeline.name
+        ));
+        return Exit::Usage;
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&error);
+            return Exit::Internal;
+        }
+    };
+    match runtime.block_on(remove(&config, pipeline)) {
+        Ok(report) => {
+            let mut is_whole = true;
+            for line in report {
+                match line {
+                    Removed::Done(text) => println!("{text}"),
+                    Removed::Left(text) => {
+                        is_whole = false;
+                        println!("left: {text}");
+                    }
+                }
+            }
+            if is_whole { Exit::Done } else { Exit::Refused }
+        }
+        Err(error) => {
+            complain(&error);
+            if error.retry() == Retry::Later { Exit::Unreachable } else { Exit::Refused }
+        }
+    }
+}

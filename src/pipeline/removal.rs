@@ -1,0 +1,130 @@
+//! `walrelay drop`: takes away what a pipeline made, slot first, so that the primary stops retaining WAL whatever happens
+//! afterwards. Refuses while a daemon runs it; leaves what it may not drop, and says so.
+
+use crate::config::{self, Config, PostgresSink};
+use crate::model::PipelineName;
+use crate::sink::SinkError;
+use crate::sink::postgres::{open_session, remove_guards};
+use crate::source::{SourceError, drop_publication, drop_slot, lists_standby, slot_facts};
+use crate::wire::sql::{self, SqlClient};
+use crate::wire::{Connection, WireError};
+
+use postgres_protocol::escape::escape_literal;
+
+use super::PipelineError;
+use super::monitor::primary_session;
+use super::ownership;
+
+/// One line of the report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// Done, or nothing to do.
+    Done(String),
+    /// Left, with the reason and the remedy.
+    Left(String),
+}
+
+/// Removes slot, managed publication, guards, record, copy records and origin of a pipeline.
+pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<Removed>, PipelineError> {
+    let name = &pipeline.name;
+    let connecting = SourceError::wire("connecting to the primary");
+    let sql = sql::connect(&config.primary, &primary_session(name, "drop")).await.map_err(connecting)?;
+    refuse_running(&sql, pipeline).await?;
+    let standby = match &pipeline.sink {
+        config::Sink::Postgres(sink) => Some(own_standby(sink, name).await),
+        config::Sink::Stdout => None,
+    };
+    // A daemon that holds the lock stops us before anything is removed; a standby that is gone does not.
+    if let Some(Err(error @ PipelineError::Refused(_))) = standby {
+        return Err(error);
+    }
+    let mut report = Vec::new();
+    report.extend(warn_if_listed(&sql, name).await?);
+    let slot = pipeline.slot_name();
+    let was_there = drop_slot(&sql, &slot).await?;
+    report.push(done(was_there, &format!("the slot \"{slot}\"")));
+    if pipeline.publication.is_none() {
+        let publication = pipeline.publication_name();
+        let dropped = drop_publication(&sql, &publication).await;
+        report.push(match dropped {
+            Ok(was_there) => done(was_there, &format!("the publication \"{publication}\"")),
+            Err(error) => Removed::Left(error.to_string()),
+        });
+    }
+    match standby {
+        Some(Ok(mut connection)) => report.extend(clean_standby(&mut connection, name).await?),
+        Some(Err(error)) => {
+            report.push(Removed::Left(format!("everything on the standby: {error}; run drop again once it answers")))
+        }
+        None => {}
+    }
+    Ok(report)
+}
+
+fn done(was_there: bool, what: &str) -> Removed {
+    Removed::Done(if was_there { format!("dropped {what}") } else { format!("{what} is not there") })
+}
+
+async fn refuse_running(sql: &SqlClient, pipeline: &config::Pipeline) -> Result<(), PipelineError> {
+    let slot = pipeline.slot_name();
+    let facts = slot_facts(sql, &slot).await?;
+    let Some(process_id) = facts.filter(|facts| facts.active).map(|facts| facts.active_pid.unwrap_or(0)) else {
+        return Ok(());
+    };
+    Err(PipelineError::Refused(format!(
+        "the slot \"{slot}\" is in use (walsender process {process_id} on the primary): a daemon streams \"{}\". Stop it first, or take \
+         the pipeline out of its configuration and send it SIGHUP",
+        pipeline.name
+    )))
+}
+
+async fn warn_if_listed(sql: &SqlClient, name: &PipelineName) -> Result<Option<Removed>, PipelineError> {
+    let row = sql.query_one("SELECT pg_catalog.current_setting('synchronous_standby_names')", &[]).await;
+    let names: String = row.map_err(SourceError::sql("reading synchronous_standby_names"))?.get(0);
+    Ok(lists_standby(&names, name.as_str()).then(|| {
+        Removed::Left(format!(
+            "synchronous_standby_names on the primary is '{names}' and lists \"{name}\": commits wait for it until you take it out \
+             (ALTER SYSTEM SET synchronous_standby_names = …; SELECT pg_reload_conf())"
+        ))
+    }))
+}
+
+/// A session on the standby that owns the pipeline; refuses while a daemon does.
+async fn own_standby(sink: &PostgresSink, name: &PipelineName) -> Result<Connection, PipelineError> {
+    let mut connection = open_session(&sink.url, name, "drop").await?;
+    if ownership::try_lock(&mut connection, name).await? {
+        return Ok(connection);
+    }
+    Err(PipelineError::Refused(format!(
+        "a daemon runs \"{name}\" (it holds the pipeline's lock on the standby): stop it first"
+    )))
+}
+
+async fn clean_standby(connection: &mut Connection, name: &PipelineName) -> Result<Vec<Removed>, PipelineError> {
+    let mut report = Vec::new();
+    report.push(match remove_guards(connection, name).await {
+        Ok(count) => Removed::Done(format!("removed the guards from {count} tables of the standby")),
+        Err(error) => Removed::Left(format!("the guards: {error}")),
+    });
+    let literal = escape_literal(name.as_str());
+    for (table, what) in [("progress", "the progress record"), ("copy", "the records of the copy")] {
+        let exists = format!("SELECT pg_catalog.to_regclass('walrelay.{table}') IS NOT NULL");
+        if ownership::first_value(connection, &exists, "looking for walrelay's tables").await?.as_deref() == Some("t") {
+            let sql = format!("DELETE FROM walrelay.{table} WHERE pipeline = {literal}");
+            connection.simple_query(&sql).await.map_err(SinkError::wire(format!("removing {what}")))?;
+            report.push(Removed::Done(format!("removed {what}")));
+        }
+    }
+    let origin = escape_literal(&name.owned_name());
+    let sql = format!(
+        "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = {origin}"
+    );
+    report.push(match connection.simple_query(&sql).await {
+        Ok(_) => Removed::Done(format!("removed the replication origin \"{}\"", name.owned_name())),
+        Err(error @ WireError::Server(_)) => {
+            Removed::Left(format!("the replication origin \"{}\": {error}", name.owned_name()))
+        }
+        Err(error) => return Err(SinkError::wire("removing the replication origin")(error).into()),
+    });
+    Ok(report)
+}
