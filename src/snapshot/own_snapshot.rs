@@ -36,7 +36,7 @@ pub(super) async fn take(
 ) -> Result<OwnSnapshot, SnapshotError> {
     let session = Session::replication(application_name(pipeline));
     let mut connection =
-        Connection::connect(url, &session).await.map_err(|error| server(Side::Primary, "connect", error))?;
+        Connection::connect(url, &session).await.map_err(|error| server(Side::Primary, "open a session", error))?;
     let process_id = connection.process_id();
     let name = SlotName::new(&temporary_slot_name(pipeline.as_str(), process_id))
         .map_err(|error| SnapshotError::Refused(error.to_string()))?;

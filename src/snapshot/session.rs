@@ -56,7 +56,7 @@ fn session(pipeline: &PipelineName, settings: &[(&str, &str)]) -> Session {
 
 /// The primary's SQL session.
 pub(super) async fn primary_sql(url: &ServerUrl, pipeline: &PipelineName) -> Result<SqlClient, SnapshotError> {
-    let failed = |error| server(Side::Primary, "connect", error);
+    let failed = |error| server(Side::Primary, "open a session", error);
     let client = sql::connect(url, &session(pipeline, PRIMARY)).await.map_err(failed)?;
     without_transaction_timeout_sql(&client).await.map_err(|error| failed(error.into()))?;
     Ok(client)
@@ -66,7 +66,7 @@ pub(super) async fn primary_sql(url: &ServerUrl, pipeline: &PipelineName) -> Res
 pub(super) async fn standby_sql(url: &ServerUrl, pipeline: &PipelineName) -> Result<SqlClient, SnapshotError> {
     let client = sql::connect(url, &session(pipeline, STANDBY))
         .await
-        .map_err(|error| server(Side::Standby, "connect", error))?;
+        .map_err(|error| server(Side::Standby, "open a session", error))?;
     let failed = |error: tokio_postgres::Error| server(Side::Standby, "set session_replication_role", error);
     client.batch_execute(REPLICA_ROLE).await.map_err(failed)?;
     without_transaction_timeout_sql(&client).await.map_err(failed)?;
@@ -79,7 +79,7 @@ pub(super) async fn primary_copy(
     pipeline: &PipelineName,
     snapshot: &str,
 ) -> Result<Connection, SnapshotError> {
-    let failed = |error| server(Side::Primary, "connect", error);
+    let failed = |error| server(Side::Primary, "open a session", error);
     let mut connection = Connection::connect(url, &session(pipeline, PRIMARY)).await.map_err(failed)?;
     without_transaction_timeout(&mut connection).await.map_err(failed)?;
     match connection.simple_query(&command::import_snapshot(snapshot)).await {
@@ -93,7 +93,7 @@ pub(super) async fn primary_copy(
 
 /// A COPY session on the standby.
 pub(super) async fn standby_copy(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SnapshotError> {
-    let failed = |error| server(Side::Standby, "connect", error);
+    let failed = |error| server(Side::Standby, "open a session", error);
     let mut connection = Connection::connect(url, &session(pipeline, STANDBY)).await.map_err(failed)?;
     without_transaction_timeout(&mut connection).await.map_err(failed)?;
     connection
