@@ -41,19 +41,21 @@ pub(super) fn insert_empty_rows(table: &QualifiedName, rows: u64) -> String {
     format!("INSERT INTO {} SELECT FROM pg_catalog.generate_series(1, {rows})", table.sql())
 }
 
-/// Locks that keep the tables from being rewritten, truncated or dropped between the snapshot and the COPY, which a
-/// snapshot cannot see (section 5.2 of the reference). A partitioned root is locked with all below it.
-pub(super) fn lock_tables(tables: &[PublishedTable]) -> String {
+/// Begins a worker's transaction with the locks that keep the tables from being rewritten, truncated or dropped between the
+/// snapshot and the COPY, which a snapshot cannot see (section 5.2 of the reference). A partitioned root is locked with all
+/// below it. No snapshot is taken yet.
+pub(super) fn begin_and_lock(tables: &[PublishedTable]) -> String {
     let names: Vec<String> = tables.iter().map(from_item).collect();
-    format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "))
+    format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '{}'; LOCK TABLE {} IN ACCESS SHARE MODE",
+        super::locks::PATIENCE,
+        names.join(", ")
+    )
 }
 
-/// Opens the transaction that reads under an exported snapshot.
+/// Brings that transaction under an exported snapshot. All table locks are there: nothing it waits for later is cut short.
 pub(super) fn import_snapshot(snapshot: &str) -> String {
-    format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        escape_literal(snapshot).trim_start()
-    )
+    format!("SET TRANSACTION SNAPSHOT {}; SET LOCAL lock_timeout = 0", escape_literal(snapshot).trim_start())
 }
 
 /// The name of the temporary slot, at most 63 bytes: a long pipeline name is cut;
@@ -142,7 +144,8 @@ mod tests {
     #[test]
     fn a_lock_takes_what_is_below_a_partitioned_root_and_not_what_inherits() {
         let tables = [table("a", 0), PublishedTable { storage: Storage::Partitioned, ..table("b", 0) }];
-        assert_eq!(lock_tables(&tables), r#"LOCK TABLE ONLY "public"."a", "public"."b" IN ACCESS SHARE MODE"#);
+        let sql = begin_and_lock(&tables);
+        assert!(sql.ends_with(r#"; LOCK TABLE ONLY "public"."a", "public"."b" IN ACCESS SHARE MODE"#), "{sql}");
     }
 
     #[test]

@@ -42,10 +42,11 @@ use tracing::Instrument;
 
 use crate::config::{OnExistingRows, Pipeline, PostgresSink, ServerUrl};
 use crate::model::{CopyReport, Lsn, PipelineName, PrimaryIdentity, QualifiedName};
+use crate::wire::Connection;
 use crate::wire::sql::SqlClient;
 
 use begin::{Beginning, Unfinished};
-use locks::Locks;
+use locks::{Locked, Wanted};
 use plan::PageRange;
 use store::{CopyState, TableState};
 use worker::{Sessions, TableWork, Work};
@@ -113,11 +114,13 @@ pub struct Prepared {
     earlier: CopyState,
     unfinished: Vec<Unfinished>,
     standby: SqlClient,
-    locks: Option<Locks>,
+    /// None of both when nothing is left.
+    observer: Option<SqlClient>,
+    workers_locked: Vec<Connection>,
 }
 
-/// Waits until no other walrelay copies this pipeline, takes the locks that must stand before the snapshot is made, lists what is left to copy and looks whether the standby can
-/// take it. Refuses before anything is written, on either server.
+/// Waits until no other walrelay copies this pipeline, takes the locks that must stand before the snapshot is made, lists what
+/// is left to copy and looks whether the standby can take it. Refuses before anything is written, on either server.
 pub async fn prepare(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let cancel = copy.cancel.clone();
     until_cancelled(&cancel, prepare_all(copy)).await
@@ -129,22 +132,34 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     ownership::take(&standby, pipeline, &copy.progress).await?;
     let earlier = store::load(&standby, pipeline).await?;
     let wanted = left(&copy, &earlier).await?;
-    let (locks, unfinished) = if wanted.is_empty() {
-        (None, Vec::new())
+    let workers = copy.pipeline.copy_workers.max(1);
+    let locked = if wanted.is_empty() {
+        None
     } else {
-        let client = session::primary_sql(copy.primary, pipeline).await?;
-        let version_number = copy.identity.version_number;
-        let locked = locks::take(client, copy.publication, &wanted, version_number, &copy.progress).await?;
-        let found = standby::tables(&standby, &locked.tables).await?;
-        let unfinished = locked.tables.into_iter().zip(found).map(|(published, standby)| {
-            let is_ours = matches!(earlier.tables.get(&published.name), Some(TableState::Copying));
-            Unfinished { published, standby, is_ours }
-        });
-        (Some(locked.locks), unfinished.collect())
+        let wanted = Wanted {
+            url: copy.primary,
+            pipeline,
+            publication: copy.publication,
+            tables: &wanted,
+            version_number: copy.identity.version_number,
+            workers_limit: workers,
+            smallest_range_pages: copy.smallest_range_pages,
+        };
+        Some(locks::take(wanted, &copy.progress).await?)
     };
+    let (observer, workers_locked, tables) = match locked {
+        Some(Locked { observer, workers, tables }) => (Some(observer), workers, tables),
+        None => (None, Vec::new(), Vec::new()),
+    };
+    let found = standby::tables(&standby, &tables).await?;
+    let unfinished = tables.into_iter().zip(found).map(|(published, standby)| {
+        let is_ours = matches!(earlier.tables.get(&published.name), Some(TableState::Copying));
+        Unfinished { published, standby, is_ours }
+    });
+    let unfinished = unfinished.collect();
     let prepared = Prepared {
         pipeline: pipeline.clone(),
-        workers: copy.pipeline.copy_workers.max(1),
+        workers,
         smallest_range_pages: copy.smallest_range_pages,
         on_existing_rows: copy.pipeline.on_existing_rows,
         primary: copy.primary.clone(),
@@ -154,7 +169,8 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
         earlier,
         unfinished,
         standby,
-        locks,
+        observer,
+        workers_locked,
     };
     begin::refuse_existing_rows(&prepared.standby, prepared.beginning()).await?;
     prepared.begin_progress();
@@ -201,10 +217,10 @@ impl Prepared {
     pub async fn import_own_snapshot(self) -> Result<Imported, SnapshotError> {
         let cancel = self.cancel.clone();
         until_cancelled(&cancel, async move {
-            let Some(locks) = &self.locks else {
+            let Some(observer) = self.observer.as_ref().filter(|_| !self.unfinished.is_empty()) else {
                 return Ok(Imported { prepared: self, snapshot_lsn: Lsn::ZERO, workers: Vec::new() });
             };
-            let own = own_snapshot::take(&self.primary, &self.pipeline, locks.client(), &self.progress).await?;
+            let own = own_snapshot::take(&self.primary, &self.pipeline, observer, &self.progress).await?;
             let name = own.created.snapshot_name.clone().unwrap_or_default();
             let imported = self.import_all(&ExportedSnapshot { name, lsn: own.created.consistent_point }).await;
             drop(own.connection);
@@ -213,13 +229,10 @@ impl Prepared {
         .await
     }
 
-    async fn import_all(self, snapshot: &ExportedSnapshot) -> Result<Imported, SnapshotError> {
-        let tables: Vec<_> = self.unfinished.iter().map(|table| table.published.clone()).collect();
-        let piece_count: usize =
-            plan::pieces(&tables, self.workers, self.smallest_range_pages, |_| false).iter().map(Vec::len).sum();
+    async fn import_all(mut self, snapshot: &ExportedSnapshot) -> Result<Imported, SnapshotError> {
         let mut workers = Vec::new();
-        for _ in 0..self.workers.min(piece_count) {
-            let primary = session::primary_copy(&self.primary, &self.pipeline, &snapshot.name).await?;
+        for mut primary in std::mem::take(&mut self.workers_locked) {
+            session::import(&mut primary, &snapshot.name).await?;
             let standby = session::standby_copy(&self.sink, &self.pipeline).await?;
             workers.push(Sessions { primary, standby });
         }
@@ -273,11 +286,11 @@ impl Imported {
         store::ensure(&prepared.standby).await?;
         let pieces = begin::run(&prepared.standby, prepared.beginning(), &prepared.progress).await?;
         let (tables, queue) = schedule(&prepared.unfinished, &pieces);
-        let Prepared { pipeline, progress, standby, locks, cancel, .. } = prepared;
-        if let Some(locks) = locks {
+        let Prepared { pipeline, progress, standby, cancel, .. } = prepared;
+        if !tables.is_empty() {
             tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
             let queue = Mutex::new(queue);
-            let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, locks, progress, cancel };
+            let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, progress, cancel };
             work_off(work, workers).await?;
         }
         Ok(outcome(&store::load(&standby, &pipeline).await?))

@@ -64,6 +64,11 @@ impl CopyProgress {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Replaces the rows counted on the way by those the standby took.
+    pub(super) fn settle_rows(&self, counted: u64, taken: u64) {
+        self.rows.fetch_add(taken.wrapping_sub(counted), Ordering::Relaxed);
+    }
+
     pub(super) fn table_done(&self) {
         self.tables_done.fetch_add(1, Ordering::Relaxed);
     }
@@ -204,7 +209,8 @@ mod tests {
         let progress = CopyProgress::default();
         progress.begin(2, CopyReport { tables_done: 1, rows: 100, ..CopyReport::default() }, 50);
         assert_eq!(progress.rows_estimated(), 150);
-        progress.add(200, 1);
+        progress.add(201, 1);
+        progress.settle_rows(201, 200);
         assert_eq!(progress.rows_estimated(), 300);
         assert!((progress.fraction() - 1.0).abs() < f64::EPSILON);
     }

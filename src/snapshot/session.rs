@@ -73,17 +73,18 @@ pub(super) async fn standby_sql(url: &ServerUrl, pipeline: &PipelineName) -> Res
     Ok(client)
 }
 
-/// A COPY session on the primary, inside a transaction under the exported snapshot.
-pub(super) async fn primary_copy(
-    url: &ServerUrl,
-    pipeline: &PipelineName,
-    snapshot: &str,
-) -> Result<Connection, SnapshotError> {
+/// A COPY session on the primary.
+pub(super) async fn primary_copy(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SnapshotError> {
     let failed = |error| server(Side::Primary, "open a session", error);
     let mut connection = Connection::connect(url, &session(pipeline, PRIMARY)).await.map_err(failed)?;
     without_transaction_timeout(&mut connection).await.map_err(failed)?;
-    match connection.simple_query(&command::import_snapshot(snapshot)).await {
-        Ok(_) => Ok(connection),
+    Ok(connection)
+}
+
+/// Brings its transaction, which holds the locks, under the exported snapshot.
+pub(super) async fn import(primary: &mut Connection, snapshot: &str) -> Result<(), SnapshotError> {
+    match primary.simple_query(&command::import_snapshot(snapshot)).await {
+        Ok(_) => Ok(()),
         Err(error) if error.code().is_some_and(|code| SNAPSHOT_GONE.contains(&code)) => Err(SnapshotError::Disturbed(
             format!("the session on the primary that exported the snapshot \"{snapshot}\" has ended"),
         )),

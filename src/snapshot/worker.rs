@@ -1,5 +1,5 @@
 //! One worker: a session on each side, and pieces of tables from the shared queue until it is empty. A table is recorded
-//! `done` together with its last rows, and only while the locks on the primary still stand.
+//! `done` together with its last rows.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +16,6 @@ use crate::wire::{Connection, QueryResult, WireError};
 use super::command;
 use super::error::{Side, SnapshotError, server};
 use super::format::Format;
-use super::locks::Locks;
 use super::plan::{PageRange, PublishedTable};
 use super::progress::CopyProgress;
 use super::pump::{Passed, pass_through};
@@ -53,7 +52,6 @@ pub(super) struct Work {
     pub(super) snapshot_lsn: Lsn,
     pub(super) tables: Vec<TableWork>,
     pub(super) queue: Mutex<VecDeque<(usize, Option<PageRange>)>>,
-    pub(super) locks: Locks,
     pub(super) progress: Arc<CopyProgress>,
     pub(super) cancel: CancellationToken,
 }
@@ -64,7 +62,7 @@ impl Work {
     }
 }
 
-/// The two sessions of a worker. The primary's is inside a transaction under the imported snapshot.
+/// The two sessions of a worker. The primary's is inside a transaction that holds the locks, under the imported snapshot.
 pub(super) struct Sessions {
     pub(super) primary: Connection,
     pub(super) standby: Connection,
@@ -116,7 +114,6 @@ async fn copy_piece(
     if !is_whole_table {
         execute(&mut sessions.standby, table, "BEGIN").await?;
     }
-    work.locks.still_held().await?;
     record_done(&mut sessions.standby, table, work, (rows, bytes)).await?;
     work.progress.table_done();
     tracing::info!(table = %table.published.name, rows, bytes, pieces = table.piece_count, "copied");

@@ -7,5 +7,6 @@
 
 mod harness;
 
+mod copy;
 mod first_steps;
 mod servers;
