@@ -1,5 +1,6 @@
 //! The verbs of the command line. Each has a file of its own; nothing here knows how a pipeline works.
 
+mod check;
 mod demo;
 mod drop;
 mod exit;
@@ -37,6 +38,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Check(check::CheckArgs),
     Status(status::StatusArgs),
     Tail(tail::TailArgs),
     Drop(drop::DropArgs),
@@ -47,6 +49,7 @@ enum Verb {
 pub fn main() -> ExitCode {
     let exit = match Arguments::parse().verb {
         Verb::Run(args) => run::run(&args),
+        Verb::Check(args) => check::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Tail(args) => tail::run(&args),
         Verb::Drop(args) => drop::run(&args),

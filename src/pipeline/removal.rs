@@ -3,13 +3,10 @@
 
 use crate::config::{self, Config, PostgresSink};
 use crate::model::PipelineName;
-use crate::sink::SinkError;
-use crate::sink::postgres::{open_session, remove_guards};
+use crate::sink::postgres::{self, open_session};
 use crate::source::{SourceError, drop_publication, drop_slot, lists_standby, slot_facts};
+use crate::wire::Connection;
 use crate::wire::sql::{self, SqlClient};
-use crate::wire::{Connection, WireError};
-
-use postgres_protocol::escape::escape_literal;
 
 use super::PipelineError;
 use super::monitor::primary_session;
@@ -52,7 +49,14 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
         });
     }
     match standby {
-        Some(Ok(mut connection)) => report.extend(clean_standby(&mut connection, name).await?),
+        // The lock is held until everything is gone.
+        Some(Ok((lock, sink))) => {
+            match postgres::remove(&sink.url, name).await {
+                Ok(removed) => report.extend(removed.into_iter().map(|what| Removed::Done(format!("removed {what}")))),
+                Err(error) => report.push(Removed::Left(format!("what is on the standby: {error}"))),
+            };
+            drop(lock);
+        }
         Some(Err(error)) => {
             report.push(Removed::Left(format!("everything on the standby: {error}; run drop again once it answers")))
         }
@@ -90,41 +94,15 @@ async fn warn_if_listed(sql: &SqlClient, name: &PipelineName) -> Result<Option<R
 }
 
 /// A session on the standby that owns the pipeline; refuses while a daemon does.
-async fn own_standby(sink: &PostgresSink, name: &PipelineName) -> Result<Connection, PipelineError> {
+async fn own_standby<'a>(
+    sink: &'a PostgresSink,
+    name: &PipelineName,
+) -> Result<(Connection, &'a PostgresSink), PipelineError> {
     let mut connection = open_session(&sink.url, name, "drop").await?;
     if ownership::try_lock(&mut connection, name).await? {
-        return Ok(connection);
+        return Ok((connection, sink));
     }
     Err(PipelineError::Refused(format!(
         "a daemon runs \"{name}\" (it holds the pipeline's lock on the standby): stop it first"
     )))
-}
-
-async fn clean_standby(connection: &mut Connection, name: &PipelineName) -> Result<Vec<Removed>, PipelineError> {
-    let mut report = Vec::new();
-    report.push(match remove_guards(connection, name).await {
-        Ok(count) => Removed::Done(format!("removed the guards from {count} tables of the standby")),
-        Err(error) => Removed::Left(format!("the guards: {error}")),
-    });
-    let literal = escape_literal(name.as_str());
-    for (table, what) in [("progress", "the progress record"), ("copy", "the records of the copy")] {
-        let exists = format!("SELECT pg_catalog.to_regclass('walrelay.{table}') IS NOT NULL");
-        if ownership::first_value(connection, &exists, "looking for walrelay's tables").await?.as_deref() == Some("t") {
-            let sql = format!("DELETE FROM walrelay.{table} WHERE pipeline = {literal}");
-            connection.simple_query(&sql).await.map_err(SinkError::wire(format!("removing {what}")))?;
-            report.push(Removed::Done(format!("removed {what}")));
-        }
-    }
-    let origin = escape_literal(&name.owned_name());
-    let sql = format!(
-        "SELECT pg_catalog.pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = {origin}"
-    );
-    report.push(match connection.simple_query(&sql).await {
-        Ok(_) => Removed::Done(format!("removed the replication origin \"{}\"", name.owned_name())),
-        Err(error @ WireError::Server(_)) => {
-            Removed::Left(format!("the replication origin \"{}\": {error}", name.owned_name()))
-        }
-        Err(error) => return Err(SinkError::wire("removing the replication origin")(error).into()),
-    });
-    Ok(report)
 }

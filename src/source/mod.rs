@@ -11,7 +11,10 @@ mod tables;
 
 pub use error::SourceError;
 pub use identity::{identify, timeline_switch_point};
-pub use publication::{Additions, Publication, create_publication, drop_publication, ensure_publication};
+pub use publication::{
+    Additions, Publication, create_publication, create_publication_sql, drop_publication, ensure_publication,
+    missing_tables_sql,
+};
 pub use receive::ReceivePolicy;
 pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};
 pub use standby_names::lists_standby;

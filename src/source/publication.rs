@@ -117,13 +117,13 @@ fn table_list<'a>(tables: impl Iterator<Item = &'a PublishableTable>) -> String 
 
 /// Makes a publication of these tables, or says who must.
 pub async fn create_publication(sql: &SqlClient, name: &str, wanted: &[PublishableTable]) -> Result<(), SourceError> {
-    let command = create_command(name, wanted);
+    let command = create_publication_sql(name, wanted);
     tracing::info!(publication = name, tables = wanted.len(), "creating the publication");
     run_or_refuse(sql, &command, &format!("creating the publication \"{name}\"")).await
 }
 
-/// The statement that makes a managed publication.
-fn create_command(name: &str, wanted: &[PublishableTable]) -> String {
+/// The statement that makes a managed publication; run by a superuser where the role may not.
+pub fn create_publication_sql(name: &str, wanted: &[PublishableTable]) -> String {
     let tables = table_list(wanted.iter());
     let for_tables = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {tables}") };
     format!("CREATE PUBLICATION {}{for_tables}", escape_identifier(name))
@@ -139,6 +139,39 @@ pub async fn drop_publication(sql: &SqlClient, name: &str) -> Result<bool, Sourc
     Ok(true)
 }
 
+/// The wanted tables that the publication names neither themselves nor through a partitioned table above them.
+async fn missing_tables<'a>(
+    sql: &SqlClient,
+    name: &str,
+    existing: &Existing,
+    wanted: &'a [PublishableTable],
+) -> Result<Vec<&'a PublishableTable>, SourceError> {
+    let covered: BTreeSet<QualifiedName> = published_tables(sql, name).await?.into_iter().collect();
+    let is_missing = |table: &&PublishableTable| {
+        let is_named = existing.named.contains(&table.name) || covered.contains(&table.name);
+        !is_named && !table.ancestors.iter().any(|ancestor| existing.named.contains(ancestor))
+    };
+    Ok(wanted.iter().filter(is_missing).collect())
+}
+
+fn add_command(name: &str, missing: &[&PublishableTable]) -> String {
+    format!("ALTER PUBLICATION {} ADD TABLE {}", escape_identifier(name), table_list(missing.iter().copied()))
+}
+
+/// The statement that would add what an existing publication does not cover of the wanted tables; `None` when it covers all.
+pub async fn missing_tables_sql(
+    sql: &SqlClient,
+    name: &str,
+    wanted: &[PublishableTable],
+) -> Result<Option<String>, SourceError> {
+    let Some(existing) = existing(sql, name).await? else { return Ok(Some(create_publication_sql(name, wanted))) };
+    if existing.publishes_all_tables {
+        return Ok(None);
+    }
+    let missing = missing_tables(sql, name, &existing, wanted).await?;
+    Ok((!missing.is_empty()).then(|| add_command(name, &missing)))
+}
+
 async fn add_missing(
     sql: &SqlClient,
     name: &str,
@@ -146,12 +179,7 @@ async fn add_missing(
     wanted: &[PublishableTable],
     additions: Additions,
 ) -> Result<(), SourceError> {
-    let covered: BTreeSet<QualifiedName> = published_tables(sql, name).await?.into_iter().collect();
-    let is_missing = |table: &&PublishableTable| {
-        let is_named = existing.named.contains(&table.name) || covered.contains(&table.name);
-        !is_named && !table.ancestors.iter().any(|ancestor| existing.named.contains(ancestor))
-    };
-    let missing: Vec<&PublishableTable> = wanted.iter().filter(is_missing).collect();
+    let missing = missing_tables(sql, name, existing, wanted).await?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -164,8 +192,7 @@ async fn add_missing(
         );
         return Ok(());
     }
-    let command =
-        format!("ALTER PUBLICATION {} ADD TABLE {}", escape_identifier(name), table_list(missing.iter().copied()));
+    let command = add_command(name, &missing);
     let context = format!("adding {} tables to the publication \"{name}\"", missing.len());
     if !existing.is_owned {
         return Err(refused_for_rights(&context, "the role does not own it", &command));
@@ -214,9 +241,9 @@ mod tests {
             ancestors: Vec::new(),
         };
         assert_eq!(
-            create_command("walrelay_a", &[table("t"), table("Odd \"name")]),
+            create_publication_sql("walrelay_a", &[table("t"), table("Odd \"name")]),
             "CREATE PUBLICATION \"walrelay_a\" FOR TABLE ONLY \"public\".\"t\", ONLY \"public\".\"Odd \"\"name\""
         );
-        assert_eq!(create_command("walrelay_a", &[]), "CREATE PUBLICATION \"walrelay_a\"");
+        assert_eq!(create_publication_sql("walrelay_a", &[]), "CREATE PUBLICATION \"walrelay_a\"");
     }
 }

@@ -1,0 +1,85 @@
+//! `walrelay check`: the doctor. Looks at both servers as `run` would and says, for each fault, what mends it. Changes nothing.
+#![allow(clippy::print_stdout)]
+
+mod finding;
+mod primary;
+mod standby;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::assemble::Spool;
+use crate::config::{self, Config, Environment};
+
+use super::{Exit, complain};
+
+use finding::{Finding, Findings};
+
+/// Look at both servers and say what would keep walrelay from running, with the SQL that mends it
+#[derive(Debug, Args)]
+#[command(after_help = "Exit code 0 only if `walrelay run` would run. It changes nothing on either server.")]
+pub(super) struct CheckArgs {
+    /// Configuration file [default: ./walrelay.toml, else /etc/walrelay/walrelay.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// {"ok", "findings": [{"level", "place", "message", "remedy", "sql"}]}
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &CheckArgs) -> Exit {
+    let config = match config::load(args.config.as_deref(), &Environment::of_process()) {
+        Ok(config) => config,
+        Err(error) => {
+            if args.json {
+                let finding = json!({"level": "error", "place": "configuration", "message": error.to_string(), "remedy": "correct the file", "sql": []});
+                println!("{}", json!({"ok": false, "findings": [finding]}));
+            }
+            complain(&error);
+            return Exit::Configuration;
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&error);
+            return Exit::Internal;
+        }
+    };
+    let findings = runtime.block_on(examine(&config));
+    if args.json {
+        println!("{}", findings.to_json());
+    } else {
+        print!("{}", findings.to_text());
+    }
+    findings.exit()
+}
+
+async fn examine(config: &Config) -> Findings {
+    let mut findings = Findings::default();
+    spool(config, &mut findings);
+    let Some(primary) = primary::examine_server(config, &mut findings).await else { return findings };
+    for pipeline in &config.pipelines {
+        let tables = primary::examine_pipeline(&primary, config, pipeline, &mut findings).await;
+        if let config::Sink::Postgres(sink) = &pipeline.sink {
+            standby::examine(&primary, pipeline, sink, &tables, &mut findings).await;
+        }
+    }
+    findings
+}
+
+/// The spool folder is made, or refused, as at a start.
+fn spool(config: &Config, findings: &mut Findings) {
+    let Some(folder) = &config.spool_dir else { return };
+    for pipeline in &config.pipelines {
+        if let Err(error) = Spool::open(folder, &pipeline.name) {
+            findings.push(Finding::error(
+                pipeline.name.as_str(),
+                error.to_string(),
+                "make the folder writable for the account that runs walrelay, or set spool_dir",
+            ));
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The doctor at the primary: version, settings, rights, slot, publication, tables.
+
+use postgres_protocol::escape::escape_identifier;
+
+use crate::config::{self, Config};
+use crate::model::{PipelineName, QualifiedName};
+use crate::source::{
+    SlotFacts, SourceError, create_publication_sql, lists_standby, missing_tables_sql, publishable_tables,
+    published_tables, slot_facts,
+};
+use crate::wire::Session;
+use crate::wire::sql::{self, SqlClient};
+
+use super::finding::{Finding, Findings, Level};
+
+/// Oldest minor version of each major one without known faults that lose data or hang.
+const SOUND_MINORS: &[(u32, u32)] = &[(14, 19), (15, 14), (16, 10), (17, 6)];
+const PLACE: &str = "primary";
+
+/// A session on the primary and what it says of itself.
+pub(super) struct Primary {
+    pub(super) sql: SqlClient,
+    pub(super) role: String,
+    is_superuser: bool,
+    free_slots: i64,
+    standby_names: String,
+}
+
+/// What concerns every pipeline. `None`: nothing further can be asked.
+pub(super) async fn examine_server(config: &Config, findings: &mut Findings) -> Option<Primary> {
+    let session = Session::new("walrelay check").with("search_path", "").with("default_transaction_read_only", "on");
+    let sql = match sql::connect(&config.primary, &session).await {
+        Ok(sql) => sql,
+        Err(error) => {
+            let finding = Finding::error(
+                PLACE,
+                format!("no session on {}: {error}", config.primary),
+                "check url, network, pg_hba.conf and password",
+            );
+            findings.push(if error.code().is_none() { finding.unreachable() } else { finding });
+            return None;
+        }
+    };
+    match facts(sql, findings).await {
+        Ok(primary) => Some(primary),
+        Err(error) => {
+            findings.push(Finding::error(PLACE, error.to_string(), ""));
+            None
+        }
+    }
+}
+
+async fn facts(sql: SqlClient, findings: &mut Findings) -> Result<Primary, SourceError> {
+    let query = "SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), r.rolreplication, r.rolsuper, r.rolname::text, \
+                 current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
+                 current_setting('max_slot_wal_keep_size'), current_setting('synchronous_standby_names'), pg_catalog.pg_is_in_recovery(), \
+                 current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication) \
+                 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
+    let row = sql.query_one(query, &[]).await.map_err(SourceError::sql("reading the primary's settings"))?;
+    let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
+    let (may_replicate, is_superuser, role): (bool, bool, String) = (row.get(2), row.get(3), row.get(4));
+    examine_version(version as u32, findings);
+    if row.get::<_, bool>(8) {
+        findings.push(Finding::error(
+            PLACE,
+            "the server is in recovery: it is a physical standby",
+            "point [primary] url at the primary",
+        ));
+    }
+    if wal_level != "logical" {
+        let message = format!("wal_level is {wal_level}; logical replication needs logical");
+        let sql = "ALTER SYSTEM SET wal_level = 'logical'".to_owned();
+        findings.push(Finding::error(PLACE, message, "set it and restart the server").with_sql([sql]));
+    }
+    if !may_replicate && !is_superuser {
+        let sql = format!("ALTER ROLE {} REPLICATION", escape_identifier(&role));
+        findings.push(
+            Finding::error(PLACE, format!("the role \"{role}\" may not replicate"), "give it the attribute")
+                .with_sql([sql]),
+        );
+    }
+    if row.get::<_, i64>(9) <= 0 {
+        let message = "no walsender is free (max_wal_senders)".to_owned();
+        findings.push(Finding::error(
+            PLACE,
+            message,
+            "raise max_wal_senders and restart the server, or stop another replica",
+        ));
+    }
+    if row.get::<_, String>(6) == "-1" {
+        let message = "max_slot_wal_keep_size is -1: while a standby is away, the slot may fill the disk".to_owned();
+        let remedy = "set a limit that the disk can bear; walrelay shows what is left in safe_wal_size_bytes";
+        findings.push(Finding::new(Level::Info, PLACE, message, remedy));
+    }
+    Ok(Primary { role, is_superuser, free_slots: row.get(5), standby_names: row.get(7), sql })
+}
+
+fn examine_version(version: u32, findings: &mut Findings) {
+    let (major, minor) = (version / 10_000, version % 10_000);
+    if major < 14 {
+        findings.push(Finding::error(
+            PLACE,
+            format!("version {major} is too old"),
+            "walrelay needs PostgreSQL 14 or later",
+        ));
+    } else if major > 18 {
+        findings.push(Finding::warning(
+            PLACE,
+            format!("version {major} is newer than this walrelay was tested with (14 to 18)"),
+            "update walrelay",
+        ));
+    } else if let Some((_, sound)) = SOUND_MINORS.iter().find(|(of, sound)| *of == major && minor < *sound) {
+        let message = format!("version {major}.{minor} has known faults in logical replication");
+        findings.push(Finding::warning(PLACE, message, format!("update to {major}.{sound} or later")));
+    }
+}
+
+/// What concerns one pipeline. Returns the tables under whose names changes will arrive.
+pub(super) async fn examine_pipeline(
+    primary: &Primary,
+    config: &Config,
+    pipeline: &config::Pipeline,
+    findings: &mut Findings,
+) -> Vec<QualifiedName> {
+    match try_pipeline(primary, pipeline, findings).await {
+        Ok(tables) => tables,
+        Err(error) => {
+            findings.push(Finding::error(PLACE, format!("{}: {error}", config.primary), ""));
+            Vec::new()
+        }
+    }
+}
+
+async fn try_pipeline(
+    primary: &Primary,
+    pipeline: &config::Pipeline,
+    findings: &mut Findings,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    let slot = slot_facts(&primary.sql, &pipeline.slot_name()).await?;
+    examine_slot(primary, pipeline, slot.as_ref(), findings);
+    let tables = publication(primary, pipeline, findings).await?;
+    examine_tables(primary, pipeline, &tables, findings).await?;
+    Ok(tables)
+}
+
+fn examine_slot(primary: &Primary, pipeline: &config::Pipeline, slot: Option<&SlotFacts>, findings: &mut Findings) {
+    let name = pipeline.slot_name();
+    let Some(slot) = slot else {
+        if primary.free_slots <= 0 {
+            let remedy = "raise max_replication_slots and restart the server, or drop a slot that nobody uses (pg_replication_slots)";
+            findings.push(Finding::error(
+                PLACE,
+                format!("no replication slot is free for \"{name}\" (max_replication_slots)"),
+                remedy,
+            ));
+        }
+        if lists_standby(&primary.standby_names, pipeline.name.as_str()) {
+            findings.push(listed_too_early(&pipeline.name, &primary.standby_names));
+        }
+        return;
+    };
+    if let Some(reason) = slot.invalid_reason() {
+        let remedy = format!("start over: walrelay drop {}", pipeline.name);
+        findings.push(Finding::error(PLACE, format!("the slot \"{name}\" is invalid: {reason}"), remedy));
+    }
+    if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") || slot.two_phase {
+        let remedy = "name another slot with `slot`";
+        findings.push(Finding::error(
+            PLACE,
+            format!("the slot \"{name}\" is not a logical slot with pgoutput and without two_phase"),
+            remedy,
+        ));
+    }
+    if slot.active {
+        let message = format!("the slot \"{name}\" is in use (process {})", slot.active_pid.unwrap_or(0));
+        findings.push(Finding::new(
+            Level::Info,
+            PLACE,
+            message,
+            "a second walrelay of this pipeline waits as a hot spare",
+        ));
+    }
+}
+
+fn listed_too_early(name: &PipelineName, names: &str) -> Finding {
+    let message = format!(
+        "\"{name}\" already stands in synchronous_standby_names ('{names}') but its slot does not exist: commits wait for it, and \
+         creating the slot would wait for those commits, for ever"
+    );
+    let sql = ["ALTER SYSTEM SET synchronous_standby_names = ''".to_owned(), "SELECT pg_reload_conf()".to_owned()];
+    Finding::error(
+        PLACE,
+        message,
+        "take it out, let walrelay start, and list it again once `walrelay status` says streaming",
+    )
+    .with_sql(sql)
+}
+
+/// The publication: there, or to be made by us, or to be made by somebody with the rights.
+async fn publication(
+    primary: &Primary,
+    pipeline: &config::Pipeline,
+    findings: &mut Findings,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    let name = pipeline.publication_name();
+    let exists = "SELECT pg_catalog.pg_has_role(current_user, pubowner, 'USAGE') FROM pg_catalog.pg_publication WHERE pubname = $1";
+    let row = primary.sql.query_opt(exists, &[&name]).await.map_err(SourceError::sql("reading pg_publication"))?;
+    let is_managed = pipeline.publication.is_none();
+    let wanted = if is_managed { publishable_tables(&primary.sql, &pipeline.tables).await? } else { Vec::new() };
+    match row {
+        None if !is_managed => {
+            let remedy = format!(
+                "CREATE PUBLICATION {} FOR TABLE …, or leave out the key `publication`",
+                escape_identifier(&name)
+            );
+            findings.push(Finding::error(PLACE, format!("the publication \"{name}\" does not exist"), remedy));
+            Ok(Vec::new())
+        }
+        None => {
+            let names: Vec<QualifiedName> = wanted.iter().map(|table| table.name.clone()).collect();
+            if !may_publish(primary, &names).await? {
+                let message = format!(
+                    "the role \"{}\" may not create the publication \"{name}\": it needs CREATE on the database and to own every table",
+                    primary.role
+                );
+                findings.push(
+                    Finding::error(PLACE, message, "let a superuser create it; walrelay then uses it")
+                        .with_sql([create_publication_sql(&name, &wanted)]),
+                );
+            }
+            leaves_of(primary, &names).await
+        }
+        Some(row) => {
+            if is_managed && !row.get::<_, bool>(0) {
+                let missing = missing_tables_sql(&primary.sql, &name, &wanted).await?;
+                if let Some(sql) = missing {
+                    let message = format!(
+                        "the publication \"{name}\" does not cover every table of the pipeline, and is not ours to change"
+                    );
+                    findings.push(Finding::error(PLACE, message, "let its owner add them").with_sql([sql]));
+                }
+            }
+            let mut published = published_tables(&primary.sql, &name).await?;
+            let leaves = leaves_of(primary, &wanted.iter().map(|table| table.name.clone()).collect::<Vec<_>>()).await?;
+            published.retain(|table| pipeline.tables.contains(table) || leaves.contains(table));
+            Ok(published)
+        }
+    }
+}
+
+async fn may_publish(primary: &Primary, tables: &[QualifiedName]) -> Result<bool, SourceError> {
+    if primary.is_superuser {
+        return Ok(true);
+    }
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let query = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') AND NOT EXISTS (SELECT FROM unnest($1::text[]) n \
+                 JOIN pg_catalog.pg_class c ON c.oid = n::regclass WHERE NOT pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'))";
+    let row = primary.sql.query_one(query, &[&names]).await.map_err(SourceError::sql("reading the role's rights"))?;
+    Ok(row.get(0))
+}
+
+/// A partitioned table's changes arrive under its leaves' names.
+async fn leaves_of(primary: &Primary, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, SourceError> {
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let query = "SELECT s.nspname::text, c.relname::text FROM unnest($1::text[]) n \
+                 CROSS JOIN LATERAL (SELECT relid FROM pg_catalog.pg_partition_tree(n::regclass) WHERE isleaf \
+                                     UNION SELECT n::regclass WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(n::regclass))) l \
+                 JOIN pg_catalog.pg_class c ON c.oid = l.relid AND c.relkind = 'r' JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace ORDER BY 1, 2";
+    let rows =
+        primary.sql.query(query, &[&names]).await.map_err(SourceError::sql("reading the primary's partitions"))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// Replica identities, and the right to read for the copy.
+async fn examine_tables(
+    primary: &Primary,
+    pipeline: &config::Pipeline,
+    tables: &[QualifiedName],
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
+    if tables.is_empty() {
+        let message = format!("no table of the primary belongs to the pipeline \"{}\"", pipeline.name);
+        findings.push(Finding::warning(
+            PLACE,
+            message,
+            "check `tables` and `exclude`: patterns are schema.table, case counts",
+        ));
+        return Ok(());
+    }
+    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
+    let query = "SELECT n, c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), \
+                 pg_catalog.has_table_privilege(c.oid, 'SELECT'), pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), s.nspname::text \
+                 FROM unnest($1::text[]) n JOIN pg_catalog.pg_class c ON c.oid = n::regclass JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace";
+    let rows = primary.sql.query(query, &[&names]).await.map_err(SourceError::sql("reading the tables' rights"))?;
+    let role = escape_identifier(&primary.role);
+    for row in rows {
+        let (table, lacks_identity): (String, bool) = (row.get(0), row.get(1));
+        if lacks_identity {
+            let message =
+                format!("{table} has no replica identity: once published, the primary refuses UPDATE and DELETE on it");
+            let sql = format!("ALTER TABLE {table} REPLICA IDENTITY FULL");
+            findings.push(Finding::warning(PLACE, message, "add a primary key, or").with_sql([sql]));
+        }
+        if pipeline.initial_copy && !row.get::<_, bool>(3) {
+            let schema: String = row.get(4);
+            let sql = format!("GRANT USAGE ON SCHEMA {} TO {role}", escape_identifier(&schema));
+            findings.push(
+                Finding::error(
+                    PLACE,
+                    format!(
+                        "the role \"{}\" may not use the schema {schema}, so nothing of it can be copied",
+                        primary.role
+                    ),
+                    "grant it",
+                )
+                .with_sql([sql]),
+            );
+        }
+        if pipeline.initial_copy && !row.get::<_, bool>(2) {
+            let sql = format!("GRANT SELECT ON {table} TO {role}");
+            findings.push(
+                Finding::error(
+                    PLACE,
+                    format!("the role \"{}\" may not read {table}, so it cannot be copied", primary.role),
+                    "grant it",
+                )
+                .with_sql([sql]),
+            );
+        }
+    }
+    Ok(())
+}
