@@ -154,17 +154,6 @@ pub async fn ensure(client: &SqlClient) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-/// Removes everything that is remembered of the pipeline's copy, for `drop`.
-pub async fn forget(client: &SqlClient, pipeline: &PipelineName) -> Result<(), SnapshotError> {
-    let failed = |error: tokio_postgres::Error| server(Side::Standby, "remove the pipeline from walrelay.copy", error);
-    let exists = client.query_one("SELECT pg_catalog.to_regclass('walrelay.copy') IS NOT NULL", &[]).await;
-    if exists.map_err(failed)?.get::<_, bool>(0) {
-        let query = "DELETE FROM walrelay.copy WHERE pipeline = $1";
-        client.execute(query, &[&pipeline.as_str()]).await.map_err(failed)?;
-    }
-    Ok(())
-}
-
 /// Inside a transaction: forgets unfinished tables that are not planned any more, and writes down the plan.
 pub(super) async fn record_plan(
     client: &SqlClient,

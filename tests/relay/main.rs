@@ -8,5 +8,6 @@
 mod harness;
 
 mod copy;
+mod copy_steps;
 mod first_steps;
 mod servers;

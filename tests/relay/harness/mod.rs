@@ -6,7 +6,7 @@ mod sql;
 
 pub use pair::{Pair, major_versions, server, start_server};
 pub use relay::Relay;
-pub use sql::{Rows, client, try_run, value, values};
+pub use sql::{Rows, client, rows, try_run, value, values};
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -18,14 +18,18 @@ pub async fn client(server: &Server, database: &str) -> SqlClient {
 
 /// Runs statements in a session of their own and gives the rows of all of them, or the server's error.
 pub async fn try_run(server: &Server, database: &str, sql: &str) -> Result<Rows, tokio_postgres::Error> {
-    let messages = client(server, database).await.simple_query(sql).await?;
-    Ok(messages
+    Ok(rows(&client(server, database).await.simple_query(sql).await?))
+}
+
+/// The rows among the answers.
+pub fn rows(messages: &[SimpleQueryMessage]) -> Rows {
+    messages
         .iter()
         .filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
             _ => None,
         })
-        .collect())
+        .collect()
 }
 
 /// The rows of statements that must succeed.
