@@ -10,4 +10,6 @@ mod harness;
 mod copy;
 mod copy_steps;
 mod first_steps;
+mod safety;
 mod servers;
+mod synchronous;
