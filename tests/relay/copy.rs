@@ -284,3 +284,30 @@ async fn a_restart_streams_while_a_truncate_waits_for_it() {
     truncated.unwrap();
     relay.wait_state("streaming").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_with_grants_only_copies_and_a_missing_grant_is_named() {
+    let pair = Pair::start(15).await;
+    pair.on_both("CREATE TABLE t (id int PRIMARY KEY, n int); CREATE ROLE relay LOGIN REPLICATION").await;
+    pair.on_primary("INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i; CREATE PUBLICATION mine FOR TABLE t")
+        .await;
+    pair.on_standby(
+        "GRANT SET ON PARAMETER session_replication_role TO relay; GRANT CREATE ON DATABASE shop TO relay;
+         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER ON t TO relay;
+         GRANT EXECUTE ON FUNCTION pg_replication_origin_oid(text), pg_replication_origin_create(text),
+             pg_replication_origin_session_setup(text), pg_replication_origin_drop(text) TO relay",
+    )
+    .await;
+    let config = format!(
+        "[primary]\nurl = \"{}\"\n[[pipeline]]\nname = \"standby1\"\npublication = \"mine\"\n[pipeline.sink]\ntype = \"postgres\"\n\
+         url = \"{}\"\n",
+        pair.primary.url_for("relay", "shop"),
+        pair.standby.url_for("relay", "shop")
+    );
+    let relay = Relay::start(&config).await;
+    relay.fails_with(&["permission denied for table t", "42501", "SELECT on the published tables"]).await;
+    pair.on_primary("GRANT SELECT ON t TO relay").await;
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+    pair.assert_equal(&["t"]).await;
+}
