@@ -2,12 +2,13 @@
 //! statements. Decides nothing about what is said on it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::ServerUrl;
@@ -52,12 +53,19 @@ impl Session {
 }
 
 /// One whole message, owned (a slice of the read buffer).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OwnedMessage {
     /// What it is.
     pub tag: u8,
     /// What follows the length.
     pub body: Bytes,
+}
+
+impl fmt::Debug for OwnedMessage {
+    /// Without the body, which may hold row values.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?} of {} bytes", self.tag as char, self.body.len())
+    }
 }
 
 /// The answer to one statement of a simple query.
@@ -70,15 +78,27 @@ pub struct QueryResult {
 }
 
 /// A connection that is ready for queries.
-#[derive(Debug)]
 pub struct Connection {
     transport: Transport,
     incoming: BytesMut,
     read_size_bytes: usize,
     outgoing: BytesMut,
+    /// Why the last write failed, while the server's last words are awaited.
+    write_failure: Option<WireError>,
     parameters: HashMap<String, String>,
     process_id: i32,
     host: String,
+}
+
+impl fmt::Debug for Connection {
+    /// Without the buffers: they may hold row values and passwords.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connection")
+            .field("host", &self.host)
+            .field("process_id", &self.process_id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Connection {
@@ -93,6 +113,7 @@ impl Connection {
             incoming: BytesMut::new(),
             read_size_bytes: READ_BYTES,
             outgoing: BytesMut::new(),
+            write_failure: None,
             parameters: HashMap::new(),
             process_id: 0,
             host,
@@ -190,14 +211,16 @@ impl Connection {
                 if self.poll_write_out(context)?.is_ready() || self.outgoing.len() <= limit_bytes {
                     return Poll::Ready(Ok(()));
                 }
-                ready!(self.poll_fill(context))?;
+                if let Err(error) = ready!(self.poll_fill(context)) {
+                    return Poll::Ready(Err(self.last_words(error)));
+                }
             }
         })
         .await
     }
 
     /// Runs a simple query and gathers its results. An error of the server is returned after ReadyForQuery, so that the
-    /// connection can go on.
+    /// connection can go on. Not cancel safe: a connection whose query was given up is of no further use.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<QueryResult>, WireError> {
         postgres_protocol::message::frontend::query(sql, &mut self.outgoing)?;
         self.flush().await?;
@@ -205,7 +228,11 @@ impl Connection {
         let mut current = QueryResult::default();
         let mut failure = None;
         loop {
-            let message = self.next_message().await?;
+            let message = match self.next_message().await {
+                Ok(message) => message,
+                // A FATAL error comes without ReadyForQuery.
+                Err(error) => return Err(failure.unwrap_or(error)),
+            };
             match message.tag {
                 b'D' => current.rows.push(data_row(&message.body)?),
                 b'C' => {
@@ -230,11 +257,15 @@ impl Connection {
 
     fn poll_write_out(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WireError>> {
         while !self.outgoing.is_empty() {
-            let written = ready!(Pin::new(&mut self.transport).poll_write(context, &self.outgoing))?;
-            if written == 0 {
-                return Poll::Ready(Err(WireError::Closed));
+            if let Some(error) = self.write_failure.take() {
+                return self.poll_last_words(context, error);
             }
-            let _ = self.outgoing.split_to(written);
+            let written = match ready!(Pin::new(&mut self.transport).poll_write(context, &self.outgoing)) {
+                Ok(0) => return self.poll_last_words(context, WireError::Closed),
+                Ok(written) => written,
+                Err(error) => return self.poll_last_words(context, error.into()),
+            };
+            self.outgoing.advance(written);
         }
         ready!(Pin::new(&mut self.transport).poll_flush(context))?;
         Poll::Ready(Ok(()))
@@ -259,14 +290,25 @@ impl Connection {
         }
     }
 
-    /// One read into the buffer. The buffer grows with what really arrived, never with what a length claims; it shrinks back
-    /// when reads are short.
+    /// Reads into the buffer what is there, up to its size. The buffer grows with what really arrived, never with what a
+    /// length claims, and shrinks back when reads are short. Short reads share one buffer: a consumer that keeps a few small
+    /// chunks must not keep a large buffer for each.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        self.incoming.reserve(self.read_size_bytes);
+        if self.incoming.capacity() - self.incoming.len() < self.read_size_bytes / 2 {
+            self.incoming.reserve(self.read_size_bytes);
+        }
         let room = self.incoming.spare_capacity_mut();
         let room_bytes = room.len().min(self.read_size_bytes);
         let mut buffer = ReadBuf::uninit(&mut room[..room_bytes]);
         ready!(Pin::new(&mut self.transport).poll_read(context, &mut buffer))?;
+        // TLS gives one record of 16 KiB at a time: take those that are there. An error now comes again at the next read.
+        let mut before = 0;
+        while self.transport.gives_records() && buffer.remaining() > 0 && buffer.filled().len() > before {
+            before = buffer.filled().len();
+            if !matches!(Pin::new(&mut self.transport).poll_read(context, &mut buffer), Poll::Ready(Ok(()))) {
+                break;
+            }
+        }
         let filled = buffer.filled().len();
         if filled == 0 {
             return Poll::Ready(Err(WireError::Closed));
@@ -279,6 +321,34 @@ impl Connection {
             self.read_size_bytes = (self.read_size_bytes / 2).max(READ_BYTES);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// A server that ends a session says why and closes; a write may notice the end before the words are read. Reads what is
+    /// left, which the end of the connection bounds, and gives the FATAL error in it instead of `error`.
+    fn poll_last_words(&mut self, context: &mut Context<'_>, error: WireError) -> Poll<Result<(), WireError>> {
+        let limit_bytes = self.incoming.len() + READ_LIMIT_BYTES;
+        while self.incoming.len() < limit_bytes {
+            match self.poll_fill(context) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => break,
+                Poll::Pending => {
+                    self.write_failure = Some(error);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Err(self.last_words(error)))
+    }
+
+    /// The FATAL error among the messages that are read and not yet taken, else `error`.
+    fn last_words(&self, error: WireError) -> WireError {
+        let Ok(end) = frame::whole_messages_bytes(&self.incoming) else { return error };
+        let words = frame::frames(&self.incoming[..end])
+            .flatten()
+            .filter(|message| message.tag == b'E')
+            .map(|message| ServerError::parse(message.body))
+            .find(|error| matches!(error.severity.as_str(), "FATAL" | "PANIC"));
+        words.map_or(error, |words| WireError::Server(Box::new(words)))
     }
 }
 
@@ -319,28 +389,4 @@ fn data_row(body: &Bytes) -> Result<Vec<Option<Bytes>>, WireError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_text_is_a_number() {
-        for (text, number) in [
-            ("18.4", 180_004),
-            ("15.18 (Debian 15.18-0+deb12u1)", 150_018),
-            ("14.23", 140_023),
-            ("19devel", 190_000),
-            ("", 0),
-        ] {
-            assert_eq!(version_number(text), number, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_data_row_is_read_or_refused() {
-        let row = data_row(&Bytes::from_static(b"\0\x03\0\0\0\x02ab\xff\xff\xff\xff\0\0\0\0")).unwrap();
-        assert_eq!(row, [Some(Bytes::from_static(b"ab")), None, Some(Bytes::new())]);
-        for body in [&b""[..], b"\0", b"\0\x01", b"\0\x01\0\0\0\x05ab", b"\0\x01\x7f\xff\xff\xff"] {
-            assert!(data_row(&Bytes::copy_from_slice(body)).is_err());
-        }
-    }
-}
+mod tests;

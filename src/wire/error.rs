@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use memchr::memchr;
+use rustls::AlertDescription;
 
 use crate::model::Retry;
 
@@ -112,12 +113,12 @@ pub enum WireError {
     Server(Box<ServerError>),
     /// The socket.
     #[error("the connection was lost: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// The server closed the connection without a word.
     #[error("the server closed the connection")]
     Closed,
     /// A length no message can have.
-    #[error("the server sent a message '{}' with the length {length}; a message has 4 to {} bytes", *tag as char, super::frame::LIMIT_BYTES)]
+    #[error("the server sent a message {:?} with the length {length}; a message has 4 to {} bytes", *tag as char, super::frame::LIMIT_BYTES)]
     Length {
         /// Its tag.
         tag: u8,
@@ -131,7 +132,7 @@ pub enum WireError {
         available: usize,
     },
     /// A message inside CopyData that is neither `w` nor `k`, or too short.
-    #[error("the server sent a replication message '{}' of {size_bytes} bytes, which the protocol does not know", *tag as char)]
+    #[error("the server sent a replication message {:?} of {size_bytes} bytes, which the protocol does not know", *tag as char)]
     Replication {
         /// Its tag.
         tag: u8,
@@ -139,7 +140,7 @@ pub enum WireError {
         size_bytes: usize,
     },
     /// A message that must not come now.
-    #[error("the server sent a message '{}' while {during}", *tag as char)]
+    #[error("the server sent a message {:?} while {during}", *tag as char)]
     Unexpected {
         /// Its tag.
         tag: u8,
@@ -149,6 +150,9 @@ pub enum WireError {
     /// TLS could not be set up as the URL demands.
     #[error("TLS: {0}")]
     Tls(String),
+    /// tokio-postgres could not do what it was asked for: a value that does not fit its Rust type, say. A bug of ours.
+    #[error("{0}")]
+    Sql(String),
     /// Authentication cannot be done as the server asks.
     #[error("authentication: {0}")]
     Authentication(String),
@@ -185,6 +189,35 @@ impl WireError {
     }
 }
 
+impl From<io::Error> for WireError {
+    /// With TLS 1.3 a server refuses our certificate only after the handshake: that does not pass by itself.
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::AlertReceived(alert)) if is_about_certificate(*alert) => {
+                WireError::Tls(format!("the server refuses our certificate (sslcert, sslkey): {alert:?}"))
+            }
+            _ => WireError::Io(error),
+        }
+    }
+}
+
+fn is_about_certificate(alert: AlertDescription) -> bool {
+    use AlertDescription as A;
+    matches!(
+        alert,
+        A::NoCertificate
+            | A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::CertificateRequired
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::DecryptError
+    )
+}
+
 impl From<tokio_postgres::Error> for WireError {
     fn from(error: tokio_postgres::Error) -> Self {
         if let Some(error) = error.as_db_error() {
@@ -193,14 +226,18 @@ impl From<tokio_postgres::Error> for WireError {
         if error.is_closed() {
             return WireError::Closed;
         }
-        // What remains is the socket, or a value that does not fit its Rust type (our bug): its whole text is kept.
+        let is_authentication = ["authentication error", "invalid configuration"].contains(&error.to_string().as_str());
         let mut text = error.to_string();
         let mut source = std::error::Error::source(&error);
         while let Some(inner) = source {
             text = format!("{text}: {inner}");
             source = inner.source();
         }
-        WireError::Io(io::Error::other(text))
+        match error.into_source().map(|source| source.downcast::<io::Error>()) {
+            _ if is_authentication => WireError::Authentication(text),
+            Some(Ok(error)) if error.kind() != io::ErrorKind::InvalidInput => WireError::from(*error),
+            _ => WireError::Sql(text),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The PostgreSQL frontend/backend protocol, built on `postgres-protocol`: connections, TLS, authentication, frames. Knows no pgoutput.
 
+mod attempt;
+mod certificate;
 mod connect;
 mod connection;
 mod error;
@@ -9,6 +11,7 @@ pub mod sql;
 mod startup;
 mod tls;
 mod transport;
+mod verify;
 
 pub use connection::{Connection, OwnedMessage, QueryResult, Session};
 pub use error::{ServerError, WireError};

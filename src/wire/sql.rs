@@ -78,7 +78,11 @@ pub(super) async fn start(
     if !options.is_empty() {
         config.options(options);
     }
-    let (client, mut connection) = config.connect_raw(transport, Finished { end_point }).await?;
+    let connected = config.connect_raw(transport, Finished { end_point }).await;
+    let (client, mut connection) = connected.map_err(|error| match WireError::from(error) {
+        WireError::Authentication(_) if url.password.is_none() => super::startup::no_password(url),
+        error => error,
+    })?;
     let parameters = ["server_version", "in_hot_standby", "default_transaction_read_only"]
         .into_iter()
         .filter_map(|name| connection.parameter(name).map(|value| (name, value.to_owned())))

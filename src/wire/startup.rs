@@ -118,13 +118,15 @@ async fn authenticate(
 }
 
 fn password(url: &ServerUrl) -> Result<&Secret, WireError> {
-    url.password.as_ref().ok_or_else(|| {
-        WireError::Authentication(format!(
-            "the server asks for a password of \"{}\" and none is given: put it into password_file, a systemd credential, \
-             PGPASSWORD or the password file ~/.pgpass",
-            url.user
-        ))
-    })
+    url.password.as_ref().ok_or_else(|| no_password(url))
+}
+
+pub(super) fn no_password(url: &ServerUrl) -> WireError {
+    WireError::Authentication(format!(
+        "the server asks for a password of \"{}\" and none is given: put it into password_file, a systemd credential, \
+         PGPASSWORD or the password file ~/.pgpass",
+        url.user
+    ))
 }
 
 async fn scram(

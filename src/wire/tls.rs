@@ -4,42 +4,55 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{CertificateError, ClientConfig};
 use sha2::{Digest, Sha256, Sha384, Sha512};
+use tokio::io::BufReader;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::config::{ServerUrl, SslMode};
+use crate::config::ServerUrl;
 
 use super::WireError;
-use super::transport::Socket;
+use super::transport::{Socket, Tls};
+use super::verify::Verifier;
+
+/// rustls asks the socket for a few KiB at a time: this reads ahead, so that a flood costs few system calls.
+const READ_AHEAD_BYTES: usize = 128 * 1024;
 
 /// Does the handshake over a socket whose server has agreed to TLS.
-pub(super) async fn handshake(socket: Socket, url: &ServerUrl, host: &str) -> Result<TlsStream<Socket>, WireError> {
-    let config = client_config(url)?;
+pub(super) async fn handshake(socket: Socket, url: &ServerUrl, host: &str) -> Result<Tls, WireError> {
+    let config = client_config(url, host)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| WireError::Tls(format!("\"{host}\" is neither a host name nor an address")))?;
+    let socket = BufReader::with_capacity(READ_AHEAD_BYTES, socket);
     TlsConnector::from(Arc::new(config)).connect(name, socket).await.map_err(|error| {
-        let is_certificate = error.get_ref().is_some_and(|inner| inner.to_string().contains("certificate"));
-        if is_certificate {
-            WireError::Tls(format!(
-                "the certificate of {host} is refused: {error} (sslmode and sslrootcert decide what is accepted)"
-            ))
-        } else {
-            WireError::Io(error)
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match inner {
+            Some(rustls::Error::InvalidCertificate(reason)) => WireError::Tls(format!(
+                "the certificate of {host} is refused: {} (sslmode and sslrootcert decide what is accepted)",
+                words(reason)
+            )),
+            Some(error) => WireError::Tls(format!("the handshake with {host} failed: {error}")),
+            None => WireError::Io(error),
         }
     })
 }
 
+fn words(reason: &CertificateError) -> String {
+    match reason {
+        CertificateError::UnknownIssuer => "no authority of sslrootcert issued it (unknown issuer)".to_owned(),
+        CertificateError::NotValidForName => "it is not for this host name".to_owned(),
+        CertificateError::Expired => "it has expired".to_owned(),
+        CertificateError::NotValidYet => "it is not valid yet".to_owned(),
+        CertificateError::BadSignature => "its signature is not that of the authority of this name".to_owned(),
+        other => other.to_string(),
+    }
+}
+
 /// `tls-server-end-point` (RFC 5929): the hash of the server's certificate by its signature's hash, SHA-256 for MD5 and SHA-1.
-pub(super) fn end_point(stream: &TlsStream<Socket>) -> Option<Vec<u8>> {
+pub(super) fn end_point(stream: &Tls) -> Option<Vec<u8>> {
     let certificate = stream.get_ref().1.peer_certificates()?.first()?;
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     match parsed.signature_algorithm.algorithm.to_id_string().as_str() {
@@ -58,9 +71,9 @@ pub(super) fn end_point(stream: &TlsStream<Socket>) -> Option<Vec<u8>> {
     }
 }
 
-fn client_config(url: &ServerUrl) -> Result<ClientConfig, WireError> {
+fn client_config(url: &ServerUrl, host: &str) -> Result<ClientConfig, WireError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(Verifier::new(url, Arc::clone(&provider))?);
+    let verifier = Arc::new(Verifier::new(url, host, Arc::clone(&provider))?);
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| WireError::Tls(error.to_string()))?
@@ -80,7 +93,7 @@ fn client_config(url: &ServerUrl) -> Result<ClientConfig, WireError> {
     }
 }
 
-fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, WireError> {
+pub(super) fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, WireError> {
     let unreadable = |error: String| WireError::Tls(format!("{key} {} cannot be read: {error}", path.display()));
     let pem = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -89,119 +102,4 @@ fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, 
         return Err(unreadable("it holds no certificate in PEM form".to_owned()));
     }
     Ok(found)
-}
-
-/// What must hold of the server's certificate.
-#[derive(Debug)]
-enum Check {
-    /// Anything: sslmode up to `require` without `sslrootcert`.
-    Nothing,
-    /// The chain: `verify-ca`, and `require` with `sslrootcert`.
-    Chain,
-    /// Chain and name: `verify-full`.
-    ChainAndName,
-}
-
-#[derive(Debug)]
-struct Verifier {
-    check: Check,
-    /// The given certificates themselves: a server certificate that is one of them is trusted though it is no authority.
-    given: Vec<CertificateDer<'static>>,
-    chain: Option<Arc<WebPkiServerVerifier>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Verifier {
-    fn new(url: &ServerUrl, provider: Arc<CryptoProvider>) -> Result<Self, WireError> {
-        let check = match (url.ssl_mode, &url.ssl_root_certificate) {
-            (SslMode::VerifyFull, _) => Check::ChainAndName,
-            (SslMode::VerifyCa, _) | (SslMode::Require, Some(_)) => Check::Chain,
-            _ => Check::Nothing,
-        };
-        if matches!(check, Check::Nothing) {
-            return Ok(Self { check, given: Vec::new(), chain: None, provider });
-        }
-        let given = match &url.ssl_root_certificate {
-            Some(path) if path != Path::new("system") => certificates(path, "sslrootcert")?,
-            _ => rustls_native_certs::load_native_certs().certs,
-        };
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(given.iter().cloned());
-        let chain = if roots.is_empty() {
-            None
-        } else {
-            let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-            Some(built.map_err(|error| WireError::Tls(format!("sslrootcert: {error}")))?)
-        };
-        Ok(Self { check, given, chain, provider })
-    }
-
-    /// A server certificate that stands in sslrootcert itself: only its dates and, if asked for, its name are left to check.
-    fn verify_given(
-        &self,
-        certificate: &CertificateDer<'_>,
-        name: &ServerName<'_>,
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-        let now = now.as_secs() as i64;
-        if now > parsed.validity().not_after.timestamp() {
-            return Err(CertificateError::Expired.into());
-        }
-        if now < parsed.validity().not_before.timestamp() {
-            return Err(CertificateError::NotValidYet.into());
-        }
-        if matches!(self.check, Check::ChainAndName) {
-            rustls::client::verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if matches!(self.check, Check::Nothing) {
-            return Ok(ServerCertVerified::assertion());
-        }
-        if self.given.iter().any(|given| given == end_entity) {
-            return self.verify_given(end_entity, name, now);
-        }
-        let chain = self.chain.as_ref().ok_or(CertificateError::UnknownIssuer)?;
-        match chain.verify_server_cert(end_entity, intermediates, name, ocsp, now) {
-            // The name is checked after the chain: only the name was wrong.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if matches!(self.check, Check::Chain) => Ok(ServerCertVerified::assertion()),
-            result => result,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -1,13 +1,15 @@
 //! The byte stream below a connection: TCP or Unix socket, with or without TLS. Knows no messages.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio_rustls::client::TlsStream;
 
@@ -27,32 +29,48 @@ pub(super) enum Socket {
     Unix(UnixStream),
 }
 
+/// TLS over a socket.
+pub(super) type Tls = TlsStream<BufReader<Socket>>;
+
 /// A socket, perhaps inside TLS.
 #[derive(Debug)]
 pub(super) enum Transport {
     Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<Tls>),
+}
+
+/// One place to connect to: a name may have several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// The addresses of a host, in the order of the system's resolver.
+    pub(super) async fn of(host: &Host) -> io::Result<Vec<Address>> {
+        match host {
+            Host::Unix(folder, port) => Ok(vec![Address::Unix(folder.join(format!(".s.PGSQL.{port}")))]),
+            Host::Tcp(name, port) => {
+                let found: Vec<_> = lookup_host((name.as_str(), *port)).await?.map(Address::Tcp).collect();
+                if found.is_empty() {
+                    return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+                }
+                Ok(found)
+            }
+        }
+    }
 }
 
 impl Socket {
-    /// Connects to a host; a name's addresses are tried in order.
-    pub(super) async fn connect(host: &Host) -> io::Result<Socket> {
-        match host {
-            Host::Unix(folder, port) => {
-                UnixStream::connect(folder.join(format!(".s.PGSQL.{port}"))).await.map(Socket::Unix)
-            }
-            Host::Tcp(name, port) => {
-                let mut last_error = None;
-                for address in lookup_host((name.as_str(), *port)).await? {
-                    match TcpStream::connect(address).await {
-                        Ok(stream) => {
-                            configure(&stream)?;
-                            return Ok(Socket::Tcp(stream));
-                        }
-                        Err(error) => last_error = Some(error),
-                    }
-                }
-                Err(last_error.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+    /// Connects to one address.
+    pub(super) async fn connect(address: &Address) -> io::Result<Socket> {
+        match address {
+            Address::Unix(path) => UnixStream::connect(path).await.map(Socket::Unix),
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                configure(&stream)?;
+                Ok(Socket::Tcp(stream))
             }
         }
     }
@@ -74,12 +92,17 @@ impl Transport {
     pub(super) fn tcp(&self) -> Option<&TcpStream> {
         let socket = match self {
             Transport::Plain(socket) => socket,
-            Transport::Tls(stream) => stream.get_ref().0,
+            Transport::Tls(stream) => stream.get_ref().0.get_ref(),
         };
         match socket {
             Socket::Tcp(stream) => Some(stream),
             Socket::Unix(_) => None,
         }
+    }
+
+    /// Whether one read gives at most one TLS record, however much is there.
+    pub(super) fn gives_records(&self) -> bool {
+        matches!(self, Transport::Tls(_))
     }
 
     /// `SO_RCVLOWAT`: the kernel wakes a reader only when this many bytes wait. Does nothing on a Unix socket, which ignores it.
