@@ -9,6 +9,7 @@ mod harness;
 
 mod copy;
 mod copy_steps;
+mod crash;
 mod first_steps;
 mod safety;
 mod servers;
