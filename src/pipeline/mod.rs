@@ -39,7 +39,7 @@ pub use tail::tail;
 use attempt::Attempt;
 use reporter::Reporter;
 
-/// An attempt that streamed this long was a success: the next fault starts the backoff anew.
+/// An attempt that lasted this long, or applied anything, was a success: the next fault starts the backoff anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
 /// What a pipeline needs.
@@ -80,6 +80,7 @@ async fn supervise(settings: Settings, reporter: Reporter, stop: CancellationTok
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let began = tokio::time::Instant::now();
+        let applied_before = reporter.transactions();
         let attempt = Attempt { settings: &settings, reporter: &reporter, stop: &stop };
         let error = match attempt.run().await {
             Ok(()) | Err(PipelineError::Stopped) => break,
@@ -88,7 +89,7 @@ async fn supervise(settings: Settings, reporter: Reporter, stop: CancellationTok
         if stop.is_cancelled() {
             break;
         }
-        if began.elapsed() > HEALTHY_AFTER {
+        if began.elapsed() > HEALTHY_AFTER || reporter.transactions() > applied_before {
             backoff.reset();
         }
         if error.retry() == Retry::Never {

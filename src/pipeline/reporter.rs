@@ -69,6 +69,11 @@ impl Reporter {
         self.report.borrow().sync_state.clone()
     }
 
+    /// Transactions applied since the pipeline started.
+    pub(super) fn transactions(&self) -> u64 {
+        self.report.borrow().transactions
+    }
+
     /// Current state.
     pub(super) fn current_state(&self) -> State {
         self.report.borrow().state
