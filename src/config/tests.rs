@@ -162,3 +162,32 @@ fn passwords_come_from_the_first_place_that_has_one() {
         assert_eq!(config.primary.password.unwrap().reveal(), expected);
     }
 }
+
+#[test]
+fn the_annotated_example_holds_and_names_every_key() {
+    let text = include_str!("../../config/walrelay.toml");
+    let config = read_with(text, &[]).unwrap();
+    assert_eq!(config.pipelines[0].name.as_str(), "standby1");
+    for key in [
+        "spool_dir",
+        "shutdown_timeout",
+        "level",
+        "format",
+        "url",
+        "password_file",
+        "listen",
+        "name",
+        "tables",
+        "exclude",
+        "initial_copy",
+        "copy_workers",
+        "on_existing_rows",
+        "memory_limit",
+        "publication",
+        "slot",
+        "type",
+        "read_only",
+    ] {
+        assert!(text.contains(&format!("{key} = ")), "{key} is not explained");
+    }
+}
