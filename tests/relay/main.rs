@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod connect;
 mod copy;
 mod copy_steps;
 mod crash;

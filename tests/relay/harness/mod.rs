@@ -1,5 +1,6 @@
 //! What tests with real servers share: pairs of servers, a relay process, SQL in one line, waiting for a condition.
 
+pub mod certificates;
 mod pair;
 mod relay;
 mod sql;
