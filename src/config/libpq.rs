@@ -149,12 +149,21 @@ impl Parts {
         if user.is_empty() {
             return Err("names no user, and the operating system's user is unknown".to_owned());
         }
+        let is_system = self.ssl_root_certificate.as_deref().is_some_and(|path| path.as_os_str() == "system");
+        let ssl_mode = self.ssl_mode.unwrap_or(if is_system { SslMode::VerifyFull } else { SslMode::Prefer });
+        if is_system && ssl_mode != SslMode::VerifyFull {
+            return Err(
+                "has sslrootcert=system with a weaker sslmode than verify-full: anybody can have a certificate of \
+                        a public authority"
+                    .to_owned(),
+            );
+        }
         Ok(ServerUrl {
             hosts,
             database: if self.database.is_empty() { user.clone() } else { self.database },
             user,
             password: self.password.map(Secret::new),
-            ssl_mode: self.ssl_mode.unwrap_or(SslMode::Prefer),
+            ssl_mode,
             ssl_root_certificate: self
                 .ssl_root_certificate
                 .or_else(|| default_root_certificate(self.ssl_mode, environment)),
@@ -296,6 +305,8 @@ mod tests {
         check("postgres://h/d?ssl_mode=on", Err("did you mean sslmode?"));
         check("postgres://h/d?application_name=x", Err("pipeline's name"));
         check("postgres://a,b/d?port=1,2,3", Err("2 hosts and 3 ports"));
+        check("postgres://u@h/d?sslrootcert=system", Ok(("h:5432", "u", "d")));
+        check("postgres://u@h/d?sslrootcert=system&sslmode=require", Err("weaker sslmode than verify-full"));
     }
 
     #[test]

@@ -397,10 +397,12 @@ async fn sessions_have_the_settings_that_were_asked_for() {
             let seen = results[0].rows[0][0].as_deref().map(String::from_utf8_lossy);
             assert_eq!(seen.as_deref(), Some(value), "{name} on {major}");
         }
-        let session =
-            Session::new("walrelay x control").with("synchronous_commit", "local").with("search_path", "a b, \\");
+        let odd = "two words, a \\ and a 'quote'";
+        let session = Session::new("walrelay x control").with("synchronous_commit", "local").with("walrelay.odd", odd);
         let client = sql::connect(&url, &session).await.unwrap();
-        for (name, value) in [("synchronous_commit", "local"), ("application_name", "walrelay x control")] {
+        for (name, value) in
+            [("synchronous_commit", "local"), ("application_name", "walrelay x control"), ("walrelay.odd", odd)]
+        {
             let seen: String = client.query_one(&format!("SHOW {name}"), &[]).await.unwrap().get(0);
             assert_eq!(seen, value, "{name}");
         }
