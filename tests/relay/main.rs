@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod bad_input;
 mod connect;
 mod copy;
 mod copy_steps;
