@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio::io::BufReader;
@@ -14,9 +16,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::ServerUrl;
 
-use super::WireError;
 use super::transport::{Socket, Tls};
 use super::verify::Verifier;
+use super::{WireError, certificate};
 
 /// rustls asks the socket for a few KiB at a time: this reads ahead, so that a flood costs few system calls.
 const READ_AHEAD_BYTES: usize = 128 * 1024;
@@ -73,6 +75,7 @@ pub(super) fn end_point(stream: &Tls) -> Option<Vec<u8>> {
 
 fn client_config(url: &ServerUrl, host: &str) -> Result<ClientConfig, WireError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let keys = Arc::clone(&provider);
     let verifier = Arc::new(Verifier::new(url, host, Arc::clone(&provider))?);
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -82,15 +85,39 @@ fn client_config(url: &ServerUrl, host: &str) -> Result<ClientConfig, WireError>
     match (&url.ssl_certificate, &url.ssl_key) {
         (Some(certificate), Some(key)) => {
             let chain = certificates(certificate, "sslcert")?;
-            let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|error| WireError::Tls(format!("sslkey {} cannot be read: {error}", key.display())))?;
-            builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| WireError::Tls(format!("sslcert and sslkey: {error}")))
+            Ok(builder.with_client_cert_resolver(Arc::new(client_identity(chain, key, &keys)?)))
         }
         (None, None) => Ok(builder.with_no_client_auth()),
         _ => Err(WireError::Tls("sslcert and sslkey must be given together".to_owned())),
     }
+}
+
+/// The client's certificate and its key. rustls' own `with_client_auth_cert` would refuse a certificate of version 1.
+fn client_identity(
+    chain: Vec<CertificateDer<'static>>,
+    key: &Path,
+    provider: &CryptoProvider,
+) -> Result<SingleCertAndKey, WireError> {
+    let unreadable = |error: String| {
+        WireError::Tls(format!(
+            "sslkey {} cannot be read: {error} (a key in PEM form, without a passphrase)",
+            key.display()
+        ))
+    };
+    let der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(error.to_string()))?;
+    let signing_key = provider.key_provider.load_private_key(der).map_err(|error| unreadable(error.to_string()))?;
+    let certificate = chain.first().and_then(|der| certificate::parse(der).ok());
+    let is_pair = match (certificate, signing_key.public_key()) {
+        (Some(certificate), Some(public_key)) => certificate.public_key().raw == public_key.as_ref(),
+        _ => false,
+    };
+    if !is_pair {
+        return Err(WireError::Tls(format!(
+            "sslcert and sslkey are no pair: {} is not the key of the first certificate in sslcert",
+            key.display()
+        )));
+    }
+    Ok(CertifiedKey::new(chain, signing_key).into())
 }
 
 pub(super) fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, WireError> {

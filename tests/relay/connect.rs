@@ -262,6 +262,7 @@ async fn a_client_certificate_opens_the_door_and_a_strangers_does_not() {
     case.offer(&authority.issue("x", &["localhost"]), &authority, "").await;
     for (name, identity) in [
         ("right", authority.issue("by_certificate", &[])),
+        ("version_1", authority.issue_version_1("by_certificate")),
         ("other", authority.issue("somebody_else", &[])),
         ("stranger", stranger.issue("by_certificate", &[])),
     ] {
@@ -270,10 +271,11 @@ async fn a_client_certificate_opens_the_door_and_a_strangers_does_not() {
     }
     for (parameters, expected) in [
         ("sslcert=@/right.crt&sslkey=@/right.key", Ok(true)),
+        ("sslcert=@/version_1.crt&sslkey=@/version_1.key", Ok(true)),
         ("", Err("requires a valid client certificate")),
         ("sslcert=@/other.crt&sslkey=@/other.key", Err("certificate authentication failed")),
         ("sslcert=@/stranger.crt&sslkey=@/stranger.key", Err("the server refuses our certificate")),
-        ("sslcert=@/right.crt&sslkey=@/other.key", Err("sslcert and sslkey")),
+        ("sslcert=@/right.crt&sslkey=@/other.key", Err("sslcert and sslkey are no pair")),
         ("sslcert=@/right.crt", Err("sslcert and sslkey must be given together")),
         ("sslcert=@/right.crt&sslkey=@/none.key", Err("none.key cannot be read")),
     ] {
