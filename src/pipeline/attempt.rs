@@ -109,6 +109,8 @@ impl Attempt<'_> {
         self.reporter.state(State::Starting);
         store::ensure_store(&mut ownership.connection).await?;
         let progress = store::durable_progress(&mut ownership.connection, self.name()).await?;
+        // Asked again after the record was read: a spare has waited meanwhile, and the primary went on.
+        primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
         let publication = self.publication(&primary, self.additions(&primary, beginning).await?).await?;
         let skip_until = self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning).await?;

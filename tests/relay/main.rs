@@ -15,4 +15,5 @@ mod crash;
 mod first_steps;
 mod safety;
 mod servers;
+mod service;
 mod synchronous;

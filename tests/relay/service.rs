@@ -1,0 +1,168 @@
+//! The daemon as a service: the service manager's words, reload, drain, the hot spare, a daemon that was frozen.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
+
+use walrelay::throwaway::Options;
+
+use super::harness::{Pair, Relay, eventually, value, values};
+
+const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
+
+/// Reads datagrams until one holds `wanted`; gives all that came.
+fn hear(socket: &UnixDatagram, wanted: &str) -> Vec<String> {
+    let mut heard: Vec<String> = Vec::new();
+    let mut buffer = [0; 4096];
+    while !heard.iter().any(|text| text.contains(wanted)) {
+        let length =
+            socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted} was not heard ({error}): {heard:?}"));
+        heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+    }
+    heard
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_manager_hears_ready_status_watchdog_reload_and_stop() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let variables = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "2000000")];
+    let mut relay = Relay::start_with(&pair.config(""), &variables).await;
+    hear(&socket, "READY=1");
+    hear(&socket, "STATUS=standby1 streaming");
+    // Pings go on while idle.
+    for _ in 0..5 {
+        hear(&socket, "WATCHDOG=1");
+    }
+    relay.signal(libc::SIGHUP);
+    hear(&socket, "RELOADING=1");
+    hear(&socket, "READY=1");
+    relay.signal(libc::SIGTERM);
+    hear(&socket, "STOPPING=1");
+    assert!(relay.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_adds_and_removes_pipelines_and_a_broken_file_changes_nothing() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    values(&pair.standby, "postgres", "CREATE DATABASE other").await;
+    values(&pair.standby, "other", TABLES).await;
+    let relay = pair.relay("").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.caught_up("standby1").await;
+    let added = format!(
+        "{}[[pipeline]]\nname = \"second\"\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
+        pair.config(""),
+        pair.standby.url("other")
+    );
+    relay.rewrite_config(&added);
+    relay.signal(libc::SIGHUP);
+    relay.wait("second", "streaming", |report| report["state"] == "streaming").await;
+    // The first one was not interrupted: its counters go on.
+    assert_eq!(relay.report("standby1").await.unwrap()["transactions"], 1);
+    relay.rewrite_config("this is no configuration");
+    relay.signal(libc::SIGHUP);
+    eventually("the log complains", || async { relay.log().contains("the old one stays").then_some(()) }).await;
+    assert_eq!(relay.report("second").await.unwrap()["state"], "streaming");
+    relay.rewrite_config(&pair.config(""));
+    relay.signal(libc::SIGHUP);
+    eventually("the second pipeline is gone", || async { relay.report("second").await.is_none().then_some(()) }).await;
+    assert_eq!(
+        value(&pair.primary, "shop", "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'walrelay_second'")
+            .await,
+        "1"
+    );
+    pair.on_primary("INSERT INTO orders VALUES (2, 'y')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_drains_confirms_and_ends_within_its_time() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut relay = pair.relay("").await;
+    pair.on_primary("INSERT INTO orders SELECT i, 'x' FROM generate_series(1, 5000) i").await;
+    pair.caught_up("standby1").await;
+    assert!(relay.stop().await.success());
+    let confirmed = value(&pair.primary, "shop", "SELECT confirmed_flush_lsn FROM pg_replication_slots").await;
+    let recorded = value(&pair.standby, "shop", "SELECT lsn FROM walrelay.progress").await;
+    assert_eq!(confirmed, recorded, "the last position was not confirmed");
+    assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM orders").await, "5000");
+    // A stop that cannot drain, because a lock on the standby is in the way, ends all the same.
+    relay.rewrite_config(&format!("shutdown_timeout = \"1s\"\n{}", pair.config("")));
+    relay.start_again().await;
+    relay.wait_state("streaming").await;
+    let blocker = super::harness::client(&pair.standby, "shop").await;
+    blocker.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pair.on_primary("INSERT INTO orders VALUES (10000, 'blocked')").await;
+    relay.wait("standby1", "it waits for the lock", |report| report["waiting_for"] == "a lock on the standby").await;
+    let began = Instant::now();
+    assert!(relay.stop().await.success());
+    assert!(began.elapsed() < Duration::from_secs(5), "the stop took {:?}", began.elapsed());
+    assert!(relay.log().contains("not drained within shutdown_timeout"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hot_spare_takes_over_when_the_first_daemon_dies() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut first = pair.relay("").await;
+    let spare = Relay::start(&pair.config("")).await;
+    let report = spare.wait_state("waiting").await;
+    assert!(report["waiting_for"].as_str().unwrap().contains("hot spare"), "{report}");
+    assert_eq!(spare.get("/readyz").await.0, 503);
+    pair.on_primary("INSERT INTO orders VALUES (1, 'by the first')").await;
+    pair.caught_up("standby1").await;
+    let began = Instant::now();
+    first.kill9();
+    spare.wait_state("streaming").await;
+    assert!(began.elapsed() < Duration::from_secs(15), "the spare took {:?}", began.elapsed());
+    pair.on_primary("INSERT INTO orders VALUES (2, 'by the spare')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_was_frozen_applies_nothing_when_it_wakes_up() {
+    let options = Options::default().with("wal_sender_timeout", "2s");
+    let pair = Pair::with(18, options, 18, Options::default()).await;
+    pair.on_both(TABLES).await;
+    let first = pair.relay("").await;
+    let spare = Relay::start(&pair.config("")).await;
+    spare.wait_state("waiting").await;
+    first.signal(libc::SIGSTOP);
+    pair.on_primary("INSERT INTO orders VALUES (1, 'while frozen')").await;
+    spare.wait_state("streaming").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    first.signal(libc::SIGCONT);
+    pair.on_primary("UPDATE orders SET item = 'once' WHERE id = 1; INSERT INTO orders VALUES (2, 'after')").await;
+    first.wait_state("waiting").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    assert_eq!(spare.report("standby1").await.unwrap()["state"], "streaming");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_and_status_agree_and_health_is_told() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let relay = pair.relay("").await;
+    for id in 0..7 {
+        pair.on_primary(&format!("INSERT INTO orders VALUES ({id}, 'x')")).await;
+    }
+    pair.caught_up("standby1").await;
+    relay.wait("standby1", "seven transactions", |report| report["transactions"] == 7 && report["rows"] == 7).await;
+    let (_, metrics) = relay.get("/metrics").await;
+    assert!(metrics.contains("walrelay_transactions_total{pipeline=\"standby1\"} 7\n"), "{metrics}");
+    assert_eq!(relay.get("/healthz").await.0, 200);
+    assert_eq!(relay.get("/readyz").await.0, 200);
+    relay.wait("standby1", "no lag", |report| report["lag_bytes"] == 0 && report["lag_seconds"] == 0.0).await;
+    eventually("/status says what pg_stat_replication says", || async {
+        let sql = "SELECT replay_lsn FROM pg_stat_replication WHERE application_name = 'standby1'";
+        let replay = value(&pair.primary, "shop", sql).await;
+        (relay.report("standby1").await?["replay_lsn"] == replay.as_str()).then_some(())
+    })
+    .await;
+}
