@@ -22,6 +22,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// A read buffer that is filled grows up to this, so that a flood is read in few calls.
 const READ_LIMIT_BYTES: usize = 1024 * 1024;
 
+/// Longest message before the session is ready: who answers is not authenticated yet.
+const START_LIMIT_BYTES: usize = 1024 * 1024;
+
 /// What kind of session to open.
 #[derive(Clone, Debug, Default)]
 pub struct Session {
@@ -81,6 +84,7 @@ pub struct QueryResult {
 pub struct Connection {
     transport: Transport,
     incoming: BytesMut,
+    limit_bytes: usize,
     read_size_bytes: usize,
     outgoing: BytesMut,
     /// Why the last write failed, while the server's last words are awaited.
@@ -111,6 +115,7 @@ impl Connection {
         Self {
             transport,
             incoming: BytesMut::new(),
+            limit_bytes: START_LIMIT_BYTES,
             read_size_bytes: READ_BYTES,
             outgoing: BytesMut::new(),
             write_failure: None,
@@ -122,6 +127,11 @@ impl Connection {
 
     pub(super) fn set_process_id(&mut self, process_id: i32) {
         self.process_id = process_id;
+    }
+
+    /// From now on messages may be as long as Postgres makes them.
+    pub(super) fn set_ready(&mut self) {
+        self.limit_bytes = frame::LIMIT_BYTES + 1;
     }
 
     /// The server's process behind this connection.
@@ -167,6 +177,12 @@ impl Connection {
     /// Takes the next whole message that was already read, if there is one.
     pub fn try_next_message(&mut self) -> Result<Option<OwnedMessage>, WireError> {
         let Some(size) = frame::size_bytes(&self.incoming)? else { return Ok(None) };
+        if size > self.limit_bytes {
+            return Err(WireError::Unexpected {
+                tag: self.incoming[0],
+                during: "starting a session, of more than 1 MiB",
+            });
+        }
         if self.incoming.len() < size {
             return Ok(None);
         }

@@ -282,4 +282,11 @@ mod tests {
             ServerError::parse(body);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_fields_are_read_without_a_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..100)) {
+            let _ = (ServerError::parse(&body).to_string(), ServerError::parse(&body).retry());
+        }
+    }
 }

@@ -49,6 +49,7 @@ pub(super) async fn start(
     connection.flush().await?;
     authenticate(connection, url, end_point).await?;
     ready_for_query(connection).await?;
+    connection.set_ready();
     if session.is_replication {
         // Not known to servers before 17, so it cannot stand in the startup packet.
         if connection.version_number() >= 170_000 {

@@ -283,6 +283,40 @@ async fn a_client_certificate_opens_the_door_and_a_strangers_does_not() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn large_and_many_answers_arrive_whole_through_tls() {
+    let mut case = Case::start(18).await;
+    let authority = Authority::new("authority");
+    for protocol in ["TLSv1.2", "TLSv1.3"] {
+        let settings = format!("ssl_max_protocol_version = '{protocol}'\n");
+        case.offer(&authority.issue("x", &["localhost"]), &authority, &settings).await;
+        let url = parsed(&format!("{}?sslmode=require", case.server.url("postgres")));
+        let mut connection = Connection::connect(&url, &Session::new("walrelay test")).await.unwrap();
+        let sql = "SELECT repeat('x', 20000000); SELECT i FROM generate_series(1, 200000) i";
+        let results = connection.simple_query(sql).await.unwrap();
+        assert_eq!(results[0].rows[0][0].as_ref().unwrap().len(), 20_000_000);
+        let sum = results[1].rows.iter().map(|row| std::str::from_utf8(row[0].as_ref().unwrap()).unwrap());
+        assert_eq!(sum.map(|text| text.parse::<u64>().unwrap()).sum::<u64>(), 200_000 * 200_001 / 2);
+        // A whole chunk is much more than one record of TLS.
+        postgres_protocol::message::frontend::query(
+            "COPY (SELECT repeat('y', 1000) FROM generate_series(1, 100000)) TO STDOUT",
+            connection.outgoing(),
+        )
+        .unwrap();
+        connection.flush().await.unwrap();
+        let (mut received_bytes, mut largest_bytes) = (0, 0);
+        while received_bytes < 100_000 * 1001 {
+            let chunk = connection.read_chunk().await.unwrap();
+            let data =
+                walrelay::wire::frame::frames(&chunk).map(|frame| frame.unwrap()).filter(|frame| frame.tag == b'd');
+            received_bytes += data.map(|frame| frame.body.len()).sum::<usize>();
+            largest_bytes = largest_bytes.max(chunk.len());
+        }
+        assert_eq!(received_bytes, 100_000 * 1001);
+        assert!(largest_bytes > 64 * 1024, "{largest_bytes}");
+    }
+}
+
 /// A port where the kernel accepts and nobody answers.
 fn silent_listener() -> (std::net::TcpListener, u16) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

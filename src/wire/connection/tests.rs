@@ -11,7 +11,9 @@ use crate::wire::transport::Socket;
 
 fn pair() -> (Connection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Connection::new(Transport::Plain(Socket::Unix(ours)), "test".to_owned()), theirs)
+    let mut connection = Connection::new(Transport::Plain(Socket::Unix(ours)), "test".to_owned());
+    connection.set_ready();
+    (connection, theirs)
 }
 
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -122,6 +124,15 @@ async fn a_length_that_lies_allocates_nothing() {
 }
 
 #[tokio::test]
+async fn before_the_session_is_ready_messages_are_short() {
+    let (mut connection, mut peer) = pair();
+    connection.limit_bytes = START_LIMIT_BYTES;
+    peer.write_all(b"R\x00\x10\x00\x00").await.unwrap();
+    let error = connection.next_message().await.unwrap_err();
+    assert!(error.to_string().contains("starting a session"), "{error}");
+}
+
+#[tokio::test]
 async fn a_peer_that_answers_before_it_reads_on_never_blocks_us() {
     let (mut connection, mut peer) = pair();
     let question = message(b'd', &[1; 1000]);
@@ -189,4 +200,13 @@ async fn debug_output_shows_no_bytes_of_messages() {
     let message = OwnedMessage { tag: b'D', body: Bytes::from_static(b"s3cret") };
     let text = format!("{connection:?} {message:?}");
     assert!(!text.contains("s3cret") && text.contains("test") && text.contains("6 bytes"), "{text}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_data_row_is_read_or_refused_without_a_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..60)) {
+        if let Ok(row) = data_row(&Bytes::from(body.clone())) {
+            assert_eq!(row.len(), usize::from(u16::from_be_bytes([body[0], body[1]])));
+        }
+    }
 }
