@@ -16,4 +16,6 @@ mod first_steps;
 mod safety;
 mod servers;
 mod service;
+mod subscription;
 mod synchronous;
+mod types;
