@@ -27,7 +27,7 @@ check:
 	cargo test --locked --quiet --lib --test architecture --test pgoutput
 
 test: check
-	@scripts/fetch-servers all tools
+	@scripts/fetch-servers all
 	cargo test --locked --test relay -- --test-threads=$(TEST_THREADS)
 
 bench: build

@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod acceptance;
 mod bad_input;
 mod connect;
 mod copy;
