@@ -20,3 +20,4 @@ mod service;
 mod subscription;
 mod synchronous;
 mod types;
+mod sink;
