@@ -17,7 +17,7 @@ mod first_steps;
 mod safety;
 mod servers;
 mod service;
+mod sink;
 mod subscription;
 mod synchronous;
 mod types;
-mod sink;

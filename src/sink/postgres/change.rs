@@ -154,12 +154,18 @@ pub(super) fn explain(failure: Failure, pipeline: &str, expected: Lsn) -> SinkEr
         Some(Purpose::Progress) if error.code() == Some(PROGRESS_MOVED) => {
             SinkError::ProgressMoved { pipeline: pipeline.to_owned(), expected }
         }
-        Some(Purpose::Change(change)) => {
+        // A session that was ended says nothing about the statement it was at.
+        Some(Purpose::Change(change)) if !is_about_session(&error) => {
             let remedy = remedy(&error);
             SinkError::Change { place: Box::new(change.place()), source: without_values(error), remedy }
         }
         _ => SinkError::wire("applying a batch on the standby")(error),
     }
+}
+
+/// The connection, or the server as a whole (classes 08, 57 and 58 of the manual's appendix A).
+fn is_about_session(error: &WireError) -> bool {
+    error.code().is_none_or(|code| ["08", "57P", "58"].iter().any(|class| code.starts_with(class)))
 }
 
 /// A target that takes no writes, named with its remedy.
@@ -261,5 +267,15 @@ mod tests {
         let failure = Failure { purpose: Some(Purpose::Progress), error: server("22012", "division by zero", None) };
         let error = explain(failure, "standby1", Lsn(1));
         assert!(error.to_string().contains("another daemon") && error.retry() == Retry::Later, "{error}");
+    }
+
+    #[test]
+    fn a_session_that_was_ended_blames_no_row() {
+        let target = super::super::target::tests::keyed();
+        let payload = Bytes::from_static(b"I\0\0\0\x01N\0\x02t\0\0\0\x017n");
+        let change = Change { payload, target, commit_lsn: Lsn(0xab), is_streamed: false, is_counted: false };
+        let failure = Failure { purpose: Some(Purpose::Change(change)), error: server("57P01", "terminating", None) };
+        let error = explain(failure, "standby1", Lsn(1));
+        assert!(!error.to_string().contains("public.t") && error.retry() == Retry::Later, "{error}");
     }
 }
