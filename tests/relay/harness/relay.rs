@@ -14,6 +14,7 @@ use super::eventually;
 pub struct Relay {
     folder: tempfile::TempDir,
     port: u16,
+    variables: Vec<(String, String)>,
     child: Child,
 }
 
@@ -32,8 +33,10 @@ impl Relay {
             if config.contains("spool_dir") { String::new() } else { format!("spool_dir = \"{}\"\n", spool.display()) };
         let text = format!("{head}{}\n[http]\nlisten = \"127.0.0.1:{port}\"\n", config);
         fs::write(folder.path().join("walrelay.toml"), text).unwrap();
-        let child = spawn(&folder, variables);
-        let mut relay = Self { folder, port, child };
+        let variables: Vec<(String, String)> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let child = spawn(&folder, &variables);
+        let mut relay = Self { folder, port, variables, child };
         relay.wait_listening().await;
         relay
     }
@@ -51,9 +54,9 @@ impl Relay {
         panic!("walrelay does not listen:\n{}", self.log());
     }
 
-    /// Starts it again with the same configuration, after `kill9` or a stop.
+    /// Starts it again with the same configuration and variables, after `kill9` or a stop.
     pub async fn start_again(&mut self) {
-        self.child = spawn(&self.folder, &[]);
+        self.child = spawn(&self.folder, &self.variables);
         self.wait_listening().await;
     }
 
@@ -150,13 +153,13 @@ impl Relay {
     }
 }
 
-fn spawn(folder: &tempfile::TempDir, variables: &[(&str, &str)]) -> Child {
+fn spawn(folder: &tempfile::TempDir, variables: &[(String, String)]) -> Child {
     let log = File::options().create(true).append(true).open(folder.path().join("log")).unwrap();
     Command::new(env!("CARGO_BIN_EXE_walrelay"))
         .args(["run", "--config"])
         .arg(folder.path().join("walrelay.toml"))
         .env("WALRELAY__LOG__LEVEL", "debug,tokio_postgres=info,hyper=info")
-        .envs(variables.iter().copied())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -1,0 +1,75 @@
+//! The client of the drain benchmark, run as a process of its own so that its CPU can be told: the relay's own source,
+//! assembler and ledger, and nothing after them. Confirms what it received.
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use walrelay::ack::Ledger;
+use walrelay::assemble::{Arrival, Assembler, Spool};
+use walrelay::config::{Environment, parse_url};
+use walrelay::model::{Applied, Durable, Lsn, MemoryBudget, PipelineName, SlotName};
+use walrelay::source::{Stream, StreamOptions};
+use walrelay::wire::{Connection, Session};
+
+/// The first argument that makes this program a drain client.
+pub const VERB: &str = "drain-client";
+
+/// Arguments: url, slot, publication, the position to reach, `adaptive` or `eager`, the number of rows to expect.
+pub fn main(arguments: &[String]) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let [url, slot, publication, target, reading, rows] = arguments else { panic!("six arguments") };
+    let (url, target): (String, Lsn) = (url.clone(), target.parse().unwrap());
+    let options = StreamOptions {
+        slot: SlotName::new(slot).unwrap(),
+        publication: publication.clone(),
+        start: Lsn(0),
+        binary: false,
+        messages: false,
+        adaptive_receive: reading == "adaptive",
+    };
+    // A task of its own, as a pipeline is one in the daemon: then a chunk wakes it on the thread that read it.
+    let received = runtime.block_on(runtime.spawn(drain(url, options, target))).unwrap();
+    assert_eq!(received.to_string(), *rows, "rows received and rows written");
+    // Without waiting for the server to end the stream: pg_recvlogical does not wait either.
+    std::process::exit(0);
+}
+
+async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
+    let url = parse_url(&url, &Environment::default()).unwrap();
+    let connection = Connection::connect(&url, &Session::replication("drain")).await.unwrap();
+    let stream = Stream::start(connection, &options).await.unwrap();
+    let mut ledger = Ledger::new(options.start);
+    let (positions, positions_out) = watch::channel(ledger.positions());
+    let (chunks_in, mut chunks) = mpsc::channel(8);
+    let source = tokio::spawn(stream.run(positions_out, chunks_in, CancellationToken::new()));
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), &PipelineName::new("drain").unwrap()).unwrap();
+    let mut assembler = Assembler::new(MemoryBudget::new(64 << 20), spool);
+    let mut arrivals = Vec::new();
+    let mut rows = 0;
+    while let Some(chunk) = chunks.recv().await {
+        assembler.push(chunk, &mut arrivals).unwrap();
+        let mut received = Lsn(0);
+        for arrival in arrivals.drain(..) {
+            match arrival {
+                Arrival::Transaction(transaction) => {
+                    rows += transaction.rows;
+                    received = transaction.end_lsn;
+                    ledger.transaction(received);
+                }
+                Arrival::Keepalive { wal_end, .. } => {
+                    ledger.keepalive(wal_end);
+                    received = received.max(ledger.idle_position().unwrap_or(received));
+                }
+                Arrival::Message(_) => {}
+            }
+        }
+        ledger.receipt(Applied(received), Durable(received));
+        let now = ledger.positions();
+        positions.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if now.write >= target {
+            return rows;
+        }
+    }
+    panic!("the stream ended early: {:?}", source.await);
+}
