@@ -67,7 +67,11 @@ impl From<KeyError> for ConfigError {
 
 /// The candidate most like `word`, if any is like it at all.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let scored = candidates.into_iter().map(|candidate| (strsim::jaro_winkler(word, candidate), candidate));
+    // The second counts two letters that changed places as one fault: `ulr`.
+    let likeness = |candidate: &str| {
+        strsim::jaro_winkler(word, candidate).max(strsim::normalized_damerau_levenshtein(word, candidate))
+    };
+    let scored = candidates.into_iter().map(|candidate| (likeness(candidate), candidate));
     let best = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
     (best.0 > 0.6).then(|| best.1.to_owned())
 }

@@ -49,6 +49,11 @@ const IGNORED: &[&str] = &[
 pub(super) fn parse(text: &str, environment: &Environment) -> Result<ServerUrl, String> {
     let rest = text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://"));
     let rest = rest.ok_or("must be a url like postgres://user@host:5432/database")?;
+    if is_cut_short(rest) {
+        return Err("seems to have a / or ? in its password, or an @ in its database: write them as %2F, %3F, %40 \
+                    (and % as %25, : as %3A)"
+            .to_owned());
+    }
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let (user_part, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
@@ -58,33 +63,60 @@ pub(super) fn parse(text: &str, environment: &Environment) -> Result<ServerUrl, 
     };
     let mut parts = Parts { hosts: hosts.to_owned(), user, password, database: decoded(database)?, ..Parts::default() };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').ok_or_else(|| format!("the parameter \"{pair}\" has no value"))?;
+        let (name, value) =
+            pair.split_once('=').ok_or("has a parameter without a value after the ? (write name=value)")?;
         parts.set(&decoded(name)?, decoded(value)?)?;
     }
     parts.finish(environment)
 }
 
-/// The URL with its password covered, for messages.
-pub(super) fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return "(not shown)".to_owned() };
-    let (authority, tail) = match rest.find(['/', '?']) {
-        Some(at) => rest.split_at(at),
-        None => (rest, ""),
-    };
-    let authority = match authority.rsplit_once('@') {
-        Some((user, hosts)) => format!("{}@{hosts}", user.split(':').next().unwrap_or("")),
-        None => authority.to_owned(),
-    };
-    let is_secret = |pair: &&str| !pair.starts_with("password=");
-    let tail = match tail.split_once('?') {
-        Some((path, query)) => format!("{path}?{}", query.split('&').filter(is_secret).collect::<Vec<_>>().join("&")),
-        None => tail.to_owned(),
-    };
-    format!("{scheme}://{authority}{tail}")
+/// Whether what stands before the first `/` or `?` has the form `user:password` of somebody who forgot to encode the rest: an
+/// `@` comes later only, and a port is no number or the path holds it.
+fn is_cut_short(rest: &str) -> bool {
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, tail) = rest.split_at(end);
+    if authority.contains('@') || !tail.contains('@') || authority.starts_with('[') {
+        return false;
+    }
+    let path = tail.split('?').next().unwrap_or("");
+    let is_port =
+        |entry: &str| entry.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    authority.contains(':') && (path.contains('@') || !authority.split(',').all(is_port))
 }
 
+/// The URL with its password covered, for messages: what is not known to be harmless is not shown.
+pub(super) fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return "(not shown)".to_owned() };
+    if is_cut_short(rest) {
+        return format!("{scheme}://(not shown)");
+    }
+    let (main, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let main = match main.rsplit_once('@') {
+        Some((user, hosts)) => format!("{}@{hosts}", user.split(':').next().unwrap_or("")),
+        None => main.to_owned(),
+    };
+    let covered = |pair: &str| match pair.split_once('=') {
+        Some((name, _)) if name != "password" && (PARAMETERS.contains(&name) || IGNORED.contains(&name)) => {
+            pair.to_owned()
+        }
+        Some((name, _)) => format!("{name}=***"),
+        None => "***".to_owned(),
+    };
+    let query: Vec<String> = query.split('&').filter(|pair| !pair.is_empty()).map(covered).collect();
+    let separator = if query.is_empty() { "" } else { "?" };
+    format!("{scheme}://{main}{separator}{}", query.join("&"))
+}
+
+/// Decodes `%XX`. The error never shows the text, which may be a password.
 fn decoded(text: &str) -> Result<String, String> {
+    let is_hexadecimal = |tail: &str| tail.len() >= 2 && tail.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    if !text.split('%').skip(1).all(is_hexadecimal) {
+        return Err("has a % that two hexadecimal digits do not follow: write a percent sign as %25".to_owned());
+    }
     let decoded = percent_decode_str(text).decode_utf8().map_err(|_| "holds bytes that are not UTF-8".to_owned())?;
+    if decoded.contains('\0') {
+        return Err("holds %00, which Postgres cannot read".to_owned());
+    }
     Ok(decoded.into_owned())
 }
 
@@ -120,9 +152,10 @@ impl Parts {
             "channel_binding" => self.channel_binding = Some(channel_binding(&value)?),
             "target_session_attrs" => self.target_session_attributes = Some(session_attributes(&value)?),
             "connect_timeout" => {
-                let seconds =
+                let seconds: i32 =
                     value.parse().map_err(|_| format!("connect_timeout={value} is not a number of seconds"))?;
-                self.connect_timeout = Some(Duration::from_secs(seconds));
+                // Zero or less waits for ever.
+                self.connect_timeout = Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
             }
             "application_name" => {
                 return Err(
@@ -205,7 +238,8 @@ fn host(entry: &str, default_port: &str, is_parameter: bool) -> Result<Host, Str
     } else if let Some(rest) = entry.strip_prefix('[') {
         let (address, tail) =
             rest.split_once(']').ok_or_else(|| format!("has the host {entry} without a closing bracket"))?;
-        (address, tail.strip_prefix(':').unwrap_or(""))
+        let port = if tail.is_empty() { Some("") } else { tail.strip_prefix(':') };
+        (address, port.ok_or_else(|| format!("has the host {entry}: after the bracket only :port may follow"))?)
     } else {
         entry.split_once(':').unwrap_or((entry, ""))
     };
@@ -305,6 +339,12 @@ mod tests {
         check("postgres://h/d?ssl_mode=on", Err("did you mean sslmode?"));
         check("postgres://h/d?application_name=x", Err("pipeline's name"));
         check("postgres://a,b/d?port=1,2,3", Err("2 hosts and 3 ports"));
+        check("postgres://[::1]x/d", Err("after the bracket"));
+        check("postgres://u%zz@h/d", Err("write a percent sign as %25"));
+        check("postgres://u%00@h/d", Err("%00"));
+        check("postgres://u@h/d?sslmode", Err("without a value"));
+        check("postgres://u@h/d?connect_timeout=-1", Ok(("h:5432", "u", "d")));
+        check("postgres://h:5432/?user=a@b", Ok(("h:5432", "a@b", "a@b")));
         check("postgres://u@h/d?sslrootcert=system", Ok(("h:5432", "u", "d")));
         check("postgres://u@h/d?sslrootcert=system&sslmode=require", Err("weaker sslmode than verify-full"));
     }

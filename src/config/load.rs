@@ -1,14 +1,15 @@
 //! From the file and the environment to a validated `Config`. Connects nowhere.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::{Table, Value};
 
-use super::environment::{Environment, PREFIX};
-use super::error::{ConfigError, KeyError, nearest};
+use super::environment::Environment;
+use super::error::{ConfigError, nearest};
+use super::origin::Origin;
+use super::overrides::override_from;
 use super::section::Section;
 use super::{
     Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet, libpq,
@@ -20,13 +21,32 @@ use crate::model::{PipelineName, SlotName};
 pub const DEFAULT_PATHS: &[&str] = &["walrelay.toml", "/etc/walrelay/walrelay.toml"];
 
 const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 64 << 20;
+/// Less than this holds not even one read of the socket.
+const LEAST_MEMORY_LIMIT_BYTES: u64 = 64 << 10;
 const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
+
+const TOP: &[&str] = &["spool_dir", "shutdown_timeout", "log", "primary", "http", "pipeline"];
+const PIPELINE: &[&str] = &[
+    "name",
+    "tables",
+    "exclude",
+    "initial_copy",
+    "copy_workers",
+    "on_existing_rows",
+    "memory_limit",
+    "publication",
+    "slot",
+    "sink",
+];
+const POSTGRES_SINK: &[&str] = &["type", "url", "password_file", "read_only"];
+const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
 pub fn load(path: Option<&Path>, environment: &Environment) -> Result<Config, ConfigError> {
+    let looked_for = path.map_or_else(|| format!(" (looked for {})", DEFAULT_PATHS.join(" and ")), |_| String::new());
     let path = path.map_or_else(default_path, Path::to_path_buf);
     let text = fs::read_to_string(&path)
-        .map_err(|error| ConfigError::Unreadable { path: path.clone(), reason: error.to_string() })?;
+        .map_err(|error| ConfigError::Unreadable { path: path.clone(), reason: format!("{error}{looked_for}") })?;
     read(&path, &text, environment)
 }
 
@@ -42,22 +62,18 @@ pub fn read(path: &Path, text: &str, environment: &Environment) -> Result<Config
         // Without the line itself, which may hold a password.
         reason: format!("{} ({})", error.message(), place_in(text, error.span())),
     })?;
-    override_from(&mut table, environment)?;
-    let place = path.display().to_string();
-    let mut top = Section::new(&place, "", table);
-    let config = Config {
-        spool_dir: top
-            .string("spool_dir")?
-            .map(PathBuf::from)
-            .or_else(|| environment.state_directory().map(|folder| folder.join("spool"))),
+    let mut origin = Origin::new(path.display().to_string(), text);
+    override_from(&mut table, environment, &mut origin)?;
+    let mut top = Section::new(&origin, "", table);
+    top.only(TOP, "the top level")?;
+    Ok(Config {
+        spool_dir: top.path("spool_dir")?.or_else(|| environment.state_directory().map(|folder| folder.join("spool"))),
         shutdown_timeout: top.duration("shutdown_timeout")?.unwrap_or(DEFAULT_SHUTDOWN_TIMEOUT),
         log: log(&mut top)?,
         primary: primary(&mut top, environment)?,
         http: http(&mut top)?,
-        pipelines: pipelines(&mut top, &place, environment)?,
-    };
-    top.finish()?;
-    Ok(config)
+        pipelines: pipelines(&mut top, environment)?,
+    })
 }
 
 fn place_in(text: &str, span: Option<std::ops::Range<usize>>) -> String {
@@ -69,8 +85,11 @@ fn place_in(text: &str, span: Option<std::ops::Range<usize>>) -> String {
 
 fn log(top: &mut Section<'_>) -> Result<Log, ConfigError> {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
-    if let Some(mut section) = top.section("log")? {
-        log.level = section.string("level")?.unwrap_or(log.level);
+    if let Some(mut section) = top.section("log", &["level", "format"])? {
+        if let Some(level) = section.string("level")? {
+            check_level(&section, &level)?;
+            log.level = level;
+        }
         log.format = match section.string("format")?.as_deref() {
             None | Some("text") => LogFormat::Text,
             Some("json") => LogFormat::Json,
@@ -78,22 +97,38 @@ fn log(top: &mut Section<'_>) -> Result<Log, ConfigError> {
                 return Err(section.error("format", Some(format!("\"{other}\"")), "must be \"text\" or \"json\""));
             }
         };
-        section.finish()?;
     }
     Ok(log)
 }
 
+/// A level, or `target=level` pairs between commas. A lone word that is no level would be taken as a target, and silence the
+/// rest.
+fn check_level(section: &Section<'_>, level: &str) -> Result<(), ConfigError> {
+    const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace", "off"];
+    for directive in level.split(',') {
+        let word = directive.rsplit('=').next().unwrap_or("").trim().to_lowercase();
+        if !LEVELS.contains(&word.as_str()) {
+            let rule = "must be error, warn, info, debug, trace or off, or pairs target=level between commas";
+            return Err(section.error_near(
+                "level",
+                format!("\"{level}\""),
+                rule,
+                nearest(&word, LEVELS.iter().copied()),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn primary(top: &mut Section<'_>, environment: &Environment) -> Result<ServerUrl, ConfigError> {
-    let Some(mut section) = top.section("primary")? else {
+    let Some(mut section) = top.section("primary", &["url", "password_file"])? else {
         return Err(top.error(
             "primary",
             None,
             "is missing: add [primary] with url = \"postgres://user@host:5432/database\"",
         ));
     };
-    let url = server_url(&mut section, "primary.password", environment)?;
-    section.finish()?;
-    Ok(url)
+    server_url(&mut section, "primary.password", environment)
 }
 
 fn server_url(
@@ -102,7 +137,7 @@ fn server_url(
     environment: &Environment,
 ) -> Result<ServerUrl, ConfigError> {
     let text = section.required_string("url", "a url like postgres://user@host:5432/database")?;
-    let password_file = section.string("password_file")?.map(PathBuf::from);
+    let password_file = section.path("password_file")?;
     let mut url = libpq::parse(&text, environment)
         .map_err(|rule| section.error("url", Some(format!("\"{}\"", libpq::without_password(&text))), rule))?;
     url.password = password::resolve(&url, password_file.as_deref(), credential, environment)
@@ -111,16 +146,15 @@ fn server_url(
 }
 
 fn http(top: &mut Section<'_>) -> Result<Option<std::net::SocketAddr>, ConfigError> {
-    let Some(mut section) = top.section("http")? else { return Ok(None) };
+    let Some(mut section) = top.section("http", &["listen"])? else { return Ok(None) };
     let text = section.required_string("listen", "an address and a port, e.g. \"127.0.0.1:9187\"")?;
     let address = text.parse().map_err(|_| {
         section.error("listen", Some(format!("\"{text}\"")), "must be an address and a port, e.g. \"127.0.0.1:9187\"")
     })?;
-    section.finish()?;
     Ok(Some(address))
 }
 
-fn pipelines(top: &mut Section<'_>, place: &str, environment: &Environment) -> Result<Vec<Pipeline>, ConfigError> {
+fn pipelines(top: &mut Section<'_>, environment: &Environment) -> Result<Vec<Pipeline>, ConfigError> {
     let tables = match top.take("pipeline") {
         Some(Value::Array(tables)) if !tables.is_empty() => tables,
         None => {
@@ -137,10 +171,9 @@ fn pipelines(top: &mut Section<'_>, place: &str, environment: &Environment) -> R
         let Value::Table(table) = value else {
             return Err(top.error("pipeline", None, "must be written [[pipeline]], once for each pipeline"));
         };
-        let mut section = Section::new(place, format!("pipeline[{index}]"), table);
+        let mut section = top.element("pipeline", index, table);
         let pipeline = pipeline(&mut section, environment)?;
         refuse_collision(&section, &pipelines, &pipeline)?;
-        section.finish()?;
         pipelines.push(pipeline);
     }
     Ok(pipelines)
@@ -157,14 +190,27 @@ fn refuse_collision(section: &Section<'_>, others: &[Pipeline], pipeline: &Pipel
         let rule = format!("is already the slot of the pipeline \"{}\": a slot feeds one pipeline only", other.name);
         return Err(section.error("slot", quoted(slot.as_str()), rule));
     }
+    let shares = |other: &&Pipeline| {
+        // One that stands by itself may be read by many; a managed one changes and goes with its pipeline.
+        other.publication_name() == pipeline.publication_name()
+            && (other.publication.is_none() || pipeline.publication.is_none())
+    };
+    if let Some(other) = others.iter().find(shares) {
+        let rule =
+            format!("is the publication that is managed for one of \"{}\" and \"{}\" alone", other.name, pipeline.name);
+        return Err(section.error("publication", quoted(&pipeline.publication_name()), rule));
+    }
     Ok(())
 }
 
 fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipeline, ConfigError> {
+    if let Some(name) = section.peek("name").and_then(|name| PipelineName::new(name).ok()) {
+        section.rename(format!("pipeline.{name}"));
+    }
+    section.only(PIPELINE, "[[pipeline]]")?;
     let name = section.required_string("name", "it is the application_name that the primary lists")?;
     let name = PipelineName::new(&name)
         .map_err(|error| section.error("name", Some(format!("\"{name}\"")), error.to_string()))?;
-    section.rename(format!("pipeline.{name}"));
     let tables =
         TableSet { include: patterns(section, "tables", &["*.*"])?, exclude: patterns(section, "exclude", &[])? };
     let on_existing_rows = match section.string("on_existing_rows")?.as_deref() {
@@ -199,7 +245,9 @@ fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipe
         initial_copy: section.boolean("initial_copy")?.unwrap_or(true),
         copy_workers: section.integer("copy_workers", 1, 64)?.unwrap_or(4) as usize,
         on_existing_rows,
-        memory_limit_bytes: section.size("memory_limit")?.unwrap_or(DEFAULT_MEMORY_LIMIT_BYTES),
+        memory_limit_bytes: section
+            .size("memory_limit", LEAST_MEMORY_LIMIT_BYTES)?
+            .unwrap_or(DEFAULT_MEMORY_LIMIT_BYTES),
         publication,
         slot,
         sink: sink(section, &name, environment)?,
@@ -225,7 +273,7 @@ fn patterns(section: &mut Section<'_>, key: &'static str, default: &[&str]) -> R
 }
 
 fn sink(section: &mut Section<'_>, pipeline: &PipelineName, environment: &Environment) -> Result<Sink, ConfigError> {
-    let Some(mut sink) = section.section("sink")? else {
+    let Some(mut sink) = section.section("sink", POSTGRES_SINK)? else {
         return Err(section.error("sink", None, "is missing: add [pipeline.sink] with type = \"postgres\" and a url"));
     };
     let kind = sink.required_string("type", "\"postgres\" or \"stdout\"")?;
@@ -234,7 +282,10 @@ fn sink(section: &mut Section<'_>, pipeline: &PipelineName, environment: &Enviro
             url: server_url(&mut sink, &format!("{pipeline}.password"), environment)?,
             read_only: sink.boolean("read_only")?.unwrap_or(true),
         }),
-        "stdout" => Sink::Stdout,
+        "stdout" => {
+            sink.only(STDOUT_SINK, "a sink of type stdout")?;
+            Sink::Stdout
+        }
         other => {
             let rule = if other == "kafka" {
                 "this version of walrelay has no Kafka sink yet; it must be \"postgres\" or \"stdout\""
@@ -244,104 +295,5 @@ fn sink(section: &mut Section<'_>, pipeline: &PipelineName, environment: &Enviro
             return Err(sink.error("type", Some(format!("\"{other}\"")), rule));
         }
     };
-    sink.finish()?;
     Ok(found)
-}
-
-/// Puts the values of `WALRELAY__…` variables into the table; a pipeline is named by its name.
-fn override_from(table: &mut Table, environment: &Environment) -> Result<(), ConfigError> {
-    let mut names: BTreeMap<String, usize> = BTreeMap::new();
-    if let Some(Value::Array(pipelines)) = table.get("pipeline") {
-        for (index, pipeline) in pipelines.iter().enumerate() {
-            names.extend(pipeline.get("name").and_then(Value::as_str).map(|name| (name.to_lowercase(), index)));
-        }
-    }
-    for (variable, words, value) in environment.overrides() {
-        let unknown = |rule: String, nearest: Option<String>| KeyError {
-            place: "environment".into(),
-            key: variable.to_owned(),
-            value: None,
-            rule,
-            nearest,
-        };
-        let (target, path) = match words.split_first() {
-            Some((first, rest)) if first == "pipeline" => {
-                let name = rest.first().cloned().unwrap_or_default();
-                let Some(index) = names.get(&name) else {
-                    let nearest = nearest(&name, names.keys().map(String::as_str))
-                        .map(|name| format!("{PREFIX}PIPELINE__{}__…", name.to_uppercase()));
-                    return Err(unknown(format!("there is no pipeline \"{name}\" in the file"), nearest).into());
-                };
-                let Some(Value::Array(pipelines)) = table.get_mut("pipeline") else { continue };
-                (&mut pipelines[*index], &rest[1..])
-            }
-            _ => {
-                check_words(variable, &words)?;
-                set(table, &words, value);
-                continue;
-            }
-        };
-        check_pipeline_words(variable, path)?;
-        if let Value::Table(pipeline) = target {
-            set(pipeline, path, value);
-        }
-    }
-    Ok(())
-}
-
-const TOP_KEYS: &[&str] = &[
-    "spool_dir",
-    "shutdown_timeout",
-    "primary.url",
-    "primary.password_file",
-    "http.listen",
-    "log.level",
-    "log.format",
-];
-const PIPELINE_KEYS: &[&str] = &[
-    "tables",
-    "exclude",
-    "initial_copy",
-    "copy_workers",
-    "on_existing_rows",
-    "memory_limit",
-    "publication",
-    "slot",
-    "sink.type",
-    "sink.url",
-    "sink.password_file",
-    "sink.read_only",
-];
-
-fn check_words(variable: &str, words: &[String]) -> Result<(), ConfigError> {
-    check_among(variable, &words.join("."), TOP_KEYS, "")
-}
-
-fn check_pipeline_words(variable: &str, words: &[String]) -> Result<(), ConfigError> {
-    check_among(variable, &words.join("."), PIPELINE_KEYS, "PIPELINE__NAME__")
-}
-
-fn check_among(variable: &str, key: &str, known: &[&str], between: &str) -> Result<(), ConfigError> {
-    if known.contains(&key) {
-        return Ok(());
-    }
-    let nearest = nearest(key, known.iter().copied())
-        .map(|key| format!("{PREFIX}{between}{}", key.replace('.', "__").to_uppercase()));
-    let rule = "overrides no key of walrelay".to_owned();
-    Err(KeyError { place: "environment".into(), key: variable.to_owned(), value: None, rule, nearest }.into())
-}
-
-fn set(table: &mut Table, words: &[String], value: &str) {
-    match words {
-        [] => {}
-        [last] => {
-            table.insert(last.clone(), Value::String(value.to_owned()));
-        }
-        [first, rest @ ..] => {
-            let entry = table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(inner) = entry {
-                set(inner, rest, value);
-            }
-        }
-    }
 }

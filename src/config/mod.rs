@@ -4,6 +4,8 @@ mod environment;
 mod error;
 mod libpq;
 mod load;
+mod origin;
+mod overrides;
 mod password;
 mod pattern;
 mod secret;

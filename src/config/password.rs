@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use super::environment::Environment;
 use super::{Host, Secret, ServerUrl};
 
+/// Where a server's socket is by default.
+const DEFAULT_SOCKET_FOLDERS: &[&str] = &["/tmp", "/var/run/postgresql", "/run/postgresql"];
+
 /// The password of a url, or the reason why a named file cannot be read.
 pub(super) fn resolve(
     url: &ServerUrl,
@@ -60,19 +63,18 @@ fn password_of(line: &str, host: &Host, url: &ServerUrl) -> Option<Secret> {
     let [line_host, port, database, user, password] = fields.get(..5)? else { return None };
     let (host, host_port) = match host {
         Host::Tcp(name, port) => (name.clone(), *port),
-        Host::Unix(_, port) => ("localhost".to_owned(), *port),
+        // libpq's default folder, and Debian's, stand under "localhost"; another under its path.
+        Host::Unix(folder, port) if DEFAULT_SOCKET_FOLDERS.iter().any(|known| folder == Path::new(known)) => {
+            ("localhost".to_owned(), *port)
+        }
+        Host::Unix(folder, port) => (folder.display().to_string(), *port),
     };
     let fits = |field: &str, value: &str| field == "*" || field == value;
     let fits_all = fits(line_host, &host)
         && fits(port, &host_port.to_string())
-        && fits(database, &url.database)
+        && (fits(database, &url.database) || database == "replication")
         && fits(user, &url.user);
-    (fits_all
-        || (fits(line_host, &host)
-            && fits(port, &host_port.to_string())
-            && database == "replication"
-            && fits(user, &url.user)))
-    .then(|| Secret::new(password.clone()))
+    fits_all.then(|| Secret::new(password.clone()))
 }
 
 fn fields_of(line: &str) -> Vec<String> {
@@ -95,5 +97,30 @@ mod tests {
     #[test]
     fn a_line_of_the_password_file_is_split_and_unescaped() {
         assert_eq!(fields_of(r"h:1:d:u:a\:b\\c"), ["h", "1", "d", "u", r"a:b\c"]);
+    }
+
+    #[test]
+    fn the_password_file_is_read_as_libpq_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pgpass");
+        fs::write(&path, "# a comment\nother:*:*:*:no\n*:1:*:u:by port\nb:*:d:u:by host\nlocalhost:*:*:*:local\n/srv:*:*:*:by folder\n").unwrap();
+        let variables = [("PGPASSFILE", path.to_str().unwrap())];
+        let environment = Environment::from_pairs(variables);
+        let password = |text: &str| {
+            let url = super::super::libpq::parse(text, &environment).unwrap();
+            resolve(&url, None, "none", &environment).unwrap().map(|secret| secret.reveal().to_owned())
+        };
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        for (url, expected) in [
+            ("postgres://u@a:1/d", Some("by port")),
+            ("postgres://u@a,b/d", Some("by host")),
+            ("postgres://v@a/d", None),
+            ("postgres://v@/d?host=/tmp", Some("local")),
+            ("postgres://v@/d?host=/srv", Some("by folder")),
+        ] {
+            assert_eq!(password(url).as_deref(), expected, "{url}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(password("postgres://u@a:1/d"), None);
     }
 }

@@ -1,23 +1,35 @@
 //! One table of the file, read key by key: each getter checks the type, and what is left over is unknown. Makes errors that
 //! name the whole key.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::{Table, Value};
 
 use super::error::{ConfigError, KeyError, nearest};
+use super::origin::{Origin, joined};
+
+/// Longest duration anybody means.
+const LONGEST_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A table under a dotted name.
 pub(super) struct Section<'a> {
-    place: &'a str,
+    origin: &'a Origin,
+    /// As messages name it: `pipeline.standby1`.
     path: String,
+    /// As the file nests it: `pipeline[0]`.
+    file_path: String,
     table: Table,
-    known: Vec<&'static str>,
 }
 
 impl<'a> Section<'a> {
-    pub(super) fn new(place: &'a str, path: impl Into<String>, table: Table) -> Self {
-        Self { place, path: path.into(), table, known: Vec::new() }
+    pub(super) fn new(origin: &'a Origin, path: &str, table: Table) -> Self {
+        Self { origin, path: path.to_owned(), file_path: path.to_owned(), table }
+    }
+
+    /// One table of an array of tables.
+    pub(super) fn element(&self, key: &str, index: usize, table: Table) -> Section<'a> {
+        Section::new(self.origin, &format!("{}[{index}]", joined(&self.file_path, key)), table)
     }
 
     /// Names the section by what it holds, e.g. a pipeline's name.
@@ -25,17 +37,47 @@ impl<'a> Section<'a> {
         self.path = path;
     }
 
+    /// A text, without taking it.
+    pub(super) fn peek(&self, key: &str) -> Option<&str> {
+        self.table.get(key).and_then(Value::as_str)
+    }
+
     fn key(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        joined(&self.path, key)
+    }
+
+    fn is_overridden(&self, key: &str) -> bool {
+        self.origin.is_overridden(&joined(&self.file_path, key))
+    }
+
+    /// An error that knows a better word.
+    pub(super) fn error_near(&self, key: &str, value: String, rule: &str, nearest: Option<String>) -> ConfigError {
+        let place = self.origin.place(&joined(&self.file_path, key));
+        KeyError { place, key: self.key(key), value: Some(value), rule: rule.to_owned(), nearest }.into()
+    }
+
+    /// Refuses every key that is not among these; `what` has them.
+    pub(super) fn only(&self, known: &[&str], what: &str) -> Result<(), ConfigError> {
+        let Some((key, value)) = self.table.iter().find(|(key, _)| !known.contains(&key.as_str())) else {
+            return Ok(());
+        };
+        Err(KeyError {
+            place: self.origin.place(&joined(&self.file_path, key)),
+            key: self.key(key),
+            value: (!value.is_table() && !may_be_secret(key)).then(|| shown(value)),
+            rule: format!("is not a key of walrelay; {what} has: {}", known.join(", ")),
+            nearest: nearest(key, known.iter().copied()),
+        }
+        .into())
     }
 
     /// An error about a key of this section.
     pub(super) fn error(&self, key: &str, value: Option<String>, rule: impl Into<String>) -> ConfigError {
-        KeyError { place: self.place.to_owned(), key: self.key(key), value, rule: rule.into(), nearest: None }.into()
+        let place = self.origin.place(&joined(&self.file_path, key));
+        KeyError { place, key: self.key(key), value, rule: rule.into(), nearest: None }.into()
     }
 
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value> {
-        self.known.push(key);
         self.table.remove(key)
     }
 
@@ -55,8 +97,9 @@ impl<'a> Section<'a> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Boolean(value)) => Ok(Some(value)),
-            // From the environment everything is a text.
-            Some(Value::String(text)) if text == "true" || text == "false" => Ok(Some(text == "true")),
+            Some(Value::String(text)) if self.is_overridden(key) && (text == "true" || text == "false") => {
+                Ok(Some(text == "true"))
+            }
             Some(other) => Err(self.error(key, Some(shown(&other)), "must be true or false")),
         }
     }
@@ -66,7 +109,7 @@ impl<'a> Section<'a> {
         let (value, text) = match self.take(key) {
             None => return Ok(None),
             Some(Value::Integer(value)) => (u64::try_from(value).ok(), value.to_string()),
-            Some(Value::String(text)) => (text.parse().ok(), format!("\"{text}\"")),
+            Some(Value::String(text)) if self.is_overridden(key) => (text.parse().ok(), format!("\"{text}\"")),
             Some(other) => (None, shown(&other)),
         };
         match value.filter(|value| (least..=most).contains(value)) {
@@ -84,6 +127,9 @@ impl<'a> Section<'a> {
                 let texts: Option<Vec<String>> =
                     values.into_iter().map(|value| value.as_str().map(str::to_owned)).collect();
                 texts.map(Some).ok_or_else(|| self.error(key, Some(given), rule))
+            }
+            Some(Value::String(text)) if !self.is_overridden(key) => {
+                Err(self.error(key, Some(shown(&Value::String(text))), rule))
             }
             // From the environment: a TOML array, or words between commas.
             Some(Value::String(text)) if !text.trim_start().starts_with('[') => {
@@ -104,58 +150,74 @@ impl<'a> Section<'a> {
 
     pub(super) fn duration(&mut self, key: &'static str) -> Result<Option<Duration>, ConfigError> {
         let Some(text) = self.string(key)? else { return Ok(None) };
-        let value = duration_of(&text);
+        let value = duration_of(&text).filter(|duration| *duration <= LONGEST_DURATION);
         value.map(Some).ok_or_else(|| {
-            self.error(
-                key,
-                Some(format!("\"{text}\"")),
-                "must be a duration such as \"500ms\", \"30s\", \"2min\" or \"1h\"",
-            )
+            let rule = "must be a duration such as \"500ms\", \"30s\", \"2min\" or \"1h\", at most 24h";
+            self.error(key, Some(format!("\"{text}\"")), rule)
         })
     }
 
-    pub(super) fn size(&mut self, key: &'static str) -> Result<Option<u64>, ConfigError> {
-        let rule = "must be a size such as \"64MB\", \"512kB\" or \"1GB\" (1 kB is 1024 bytes, as in postgresql.conf)";
+    pub(super) fn size(&mut self, key: &'static str, least_bytes: u64) -> Result<Option<u64>, ConfigError> {
+        let (bytes, given) = match self.take(key) {
+            None => return Ok(None),
+            Some(Value::Integer(bytes)) => (u64::try_from(bytes).ok(), bytes.to_string()),
+            Some(Value::String(text)) => (size_of(&text), format!("\"{text}\"")),
+            Some(other) => (None, shown(&other)),
+        };
+        match bytes.filter(|bytes| *bytes >= least_bytes) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => {
+                let rule = format!(
+                    "must be a size such as \"64MB\", \"512kB\" or \"1GB\" (1 kB is 1024 bytes, as in postgresql.conf), at least {} kB",
+                    least_bytes >> 10
+                );
+                Err(self.error(key, Some(given), rule))
+            }
+        }
+    }
+
+    /// A file or folder.
+    pub(super) fn path(&mut self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        match self.string(key)? {
+            Some(text) if text.is_empty() => {
+                Err(self.error(key, Some("\"\"".to_owned()), "must be a path; leave the key out for the default"))
+            }
+            text => Ok(text.map(PathBuf::from)),
+        }
+    }
+
+    /// A table with these keys and no others.
+    pub(super) fn section(&mut self, key: &'static str, known: &[&str]) -> Result<Option<Section<'a>>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
-            Some(Value::Integer(bytes)) if bytes > 0 => Ok(Some(bytes as u64)),
-            Some(Value::String(text)) => match size_of(&text) {
-                Some(bytes) => Ok(Some(bytes)),
-                None => Err(self.error(key, Some(format!("\"{text}\"")), rule)),
-            },
-            Some(other) => Err(self.error(key, Some(shown(&other)), rule)),
+            Some(Value::Table(table)) => {
+                let file_path = joined(&self.file_path, key);
+                let section = Section { origin: self.origin, path: self.key(key), file_path, table };
+                section.only(known, &format!("[{}]", section.path))?;
+                Ok(Some(section))
+            }
+            Some(other) => {
+                let keys = known.join(", ");
+                Err(self.error(key, Some(shown(&other)), format!("must be a table, [{}], with {keys}", self.key(key))))
+            }
         }
     }
+}
 
-    pub(super) fn section(&mut self, key: &'static str) -> Result<Option<Section<'a>>, ConfigError> {
-        match self.take(key) {
-            None => Ok(None),
-            Some(Value::Table(table)) => Ok(Some(Section::new(self.place, self.key(key), table))),
-            Some(other) => Err(self.error(key, Some(shown(&other)), format!("must be a table: [{}]", self.key(key)))),
-        }
-    }
-
-    /// What is left over is unknown.
-    pub(super) fn finish(self) -> Result<(), ConfigError> {
-        let Some(key) = self.table.keys().next() else { return Ok(()) };
-        Err(KeyError {
-            place: self.place.to_owned(),
-            key: self.key(key),
-            value: None,
-            rule: format!("is not a key of walrelay; {} has: {}", self.described(), self.known.join(", ")),
-            nearest: nearest(key, self.known.iter().copied()),
-        }
-        .into())
-    }
-
-    fn described(&self) -> String {
-        if self.path.is_empty() { "the top level".to_owned() } else { format!("[{}]", self.path) }
-    }
+/// Whether the value of an unknown key might be a password, or hold one.
+fn may_be_secret(key: &str) -> bool {
+    let key = key.to_lowercase();
+    let words = ["pass", "pwd", "secret", "token", "key", "cred", "url", "uri", "dsn", "conn"];
+    words.iter().any(|word| key.contains(word)) || strsim::jaro_winkler(&key, "password") > 0.8
 }
 
 /// A value as it stands in the file, shortened.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
+    if text.contains("://") || text.to_lowercase().contains("password") {
+        // A url may hold one.
+        return "(not shown)".to_owned();
+    }
     if text.chars().count() > 80 { format!("{}…", text.chars().take(80).collect::<String>()) } else { text }
 }
 

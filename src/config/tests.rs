@@ -88,7 +88,14 @@ fn one_error_names_place_key_value_rule_and_nearest_key() {
     check(name, &with("copy_workers = \"many\""), &[], &["copy_workers = \"many\""]);
     check(name, &with("initial_copy = 1"), &[], &["initial_copy = 1", "true or false"]);
     check(name, &with("tables = [\"orders\"]"), &[], &["tables = \"orders\"", "schema.table"]);
-    check(name, &with("tables = \"public.*\"\nexclude = [1]"), &[], &["exclude = [1]", "list of texts"]);
+    check(name, &with("exclude = [1]"), &[], &["exclude = [1]", "list of texts"]);
+    check(name, &with("tables = \"public.*\""), &[], &["tables = \"public.*\"", "list of texts"]);
+    check(name, &with("copy_workers = \"2\""), &[], &["copy_workers = \"2\"", "whole number"]);
+    check(name, &with("initial_copy = \"true\""), &[], &["true or false"]);
+    check(name, &with("memory_limit = 0"), &[], &["memory_limit = 0", "at least 64 kB"]);
+    check(name, &with("slot_name = \"a\""), &[], &["slot_name = \"a\"", "did you mean \"slot\"?", "line 6"]);
+    check(name, &with("table.include.list = \"a\""), &[], &["pipeline.standby1.table:", "did you mean \"tables\"?"]);
+    check(name, "nam = \"standby1\"", &[], &["pipeline[0].nam = \"standby1\"", "did you mean \"name\"?"]);
     check(name, &with("on_existing_rows = \"drop\""), &[], &["\"drop\"", "refuse"]);
     check(name, &with("slot = \"Bad\""), &[], &["slot = \"Bad\"", "[a-z0-9_]{1,63}"]);
     check(name, "name = \"Standby-1\"", &[], &["name = \"Standby-1\"", "[a-z0-9_]{1,54}"]);
@@ -107,7 +114,24 @@ fn one_error_names_place_key_value_rule_and_nearest_key() {
         &["shutdown_timeout = \"30\"", "must be a duration"],
     );
     check("[primary]", "[http]\nlisten = \"9187\"\n[primary]", &[], &["http.listen = \"9187\""]);
-    check("[primary]", "[primry]", &[], &["primary", "is missing"]);
+    check("[primary]", "[primry]", &[], &["walrelay.toml line 2: primry:", "did you mean \"primary\"?"]);
+    check("[[pipeline]]", "[[pipelines]]", &[], &["pipelines", "did you mean \"pipeline\"?"]);
+    check("[primary]", "[primary]\nulr = \"x\"", &[], &["primary.ulr", "did you mean \"url\"?"]);
+    check("type = \"postgres\"", "typ = \"postgres\"", &[], &["sink.typ = \"postgres\"", "did you mean \"type\"?"]);
+    check("type = \"postgres\"", "", &[], &["pipeline.standby1.sink.type", "is missing"]);
+    check("[primary]", "spool_dir = \"\"\n[primary]", &[], &["spool_dir = \"\"", "must be a path"]);
+    check("[primary]", "shutdown_timeout = \"18446744073709551615s\"\n[primary]", &[], &["at most 24h"]);
+    check("[primary]", "[log]\nlevel = \"inof\"\n[primary]", &[], &["log.level = \"inof\"", "did you mean \"info\"?"]);
+    check("[primary]", "[log]\nlevel = \"debug,walrelay\"\n[primary]", &[], &["log.level"]);
+    check(
+        "[primary]",
+        "[primary]",
+        &[("WALRELAY__HTTP__LISTEN", "9187")],
+        &["walrelay.toml overridden by WALRELAY__HTTP__LISTEN: http.listen = \"9187\""],
+    );
+    check(name, name, &[("WALRELAY__PIPELINE", "x")], &["there is no pipeline \"\""]);
+    check(name, name, &[("WALRELAY__PIPELINE__STANDBY1__TABELS", "x")], &["WALRELAY__PIPELINE__STANDBY1__TABLES"]);
+    check(name, "name = \"\"", &[("WALRELAY__PIPELINE", "x")], &["there is no pipeline"]);
     check(
         "url = \"postgres://walrelay@db.eu",
         "url = \"postgres//walrelay@db.eu",
@@ -133,13 +157,55 @@ fn two_pipelines_share_neither_name_nor_slot() {
     let second = "\n[[pipeline]]\nname = \"b\"\nslot = \"walrelay_standby1\"\n[pipeline.sink]\ntype = \"stdout\"\n";
     let error = read_with(&format!("{SMALLEST}{second}"), &[]).unwrap_err().to_string();
     assert!(error.contains("already the slot of the pipeline \"standby1\""), "{error}");
+    let second =
+        "\n[[pipeline]]\nname = \"b\"\npublication = \"walrelay_standby1\"\n[pipeline.sink]\ntype = \"stdout\"\n";
+    let error = read_with(&format!("{SMALLEST}{second}"), &[]).unwrap_err().to_string();
+    assert!(error.contains("pipeline.b.publication = \"walrelay_standby1\""), "{error}");
 }
 
 #[test]
+fn a_name_with_two_underscores_is_found_in_the_environment() {
+    let text = SMALLEST.replace("standby1", "eu__1");
+    let config = read_with(&text, &[("WALRELAY__PIPELINE__EU__1__SLOT", "mine")]).unwrap();
+    assert_eq!(config.pipelines[0].slot_name().as_str(), "mine");
+}
+
+/// Whatever is wrong, and wherever the password stands.
+#[test]
 fn a_password_is_never_part_of_an_error() {
-    let text = SMALLEST.replace("walrelay@db.eu.example/shop", "walrelay:s3cret@db.eu.example/shop?sslmod=require");
-    let error = read_with(&text, &[]).unwrap_err().to_string();
-    assert!(error.contains("sslmode") && !error.contains("s3cret"), "{error}");
+    let url = "\"postgres://walrelay@db.eu.example/shop\"";
+    for other in [
+        "\"postgres://walrelay:s3cret@db.eu.example/shop?sslmod=require\"",
+        "\"postgres://walrelay:s3cret@db.eu.example:x/shop\"",
+        "\"postgres://walrelay:s3cret/s3cret@db.eu.example/shop\"",
+        "\"postgres://walrelay:5/s3cret@db.eu.example/shop\"",
+        "\"postgres://walrelay:s3cret?s3cret@db.eu.example/shop\"",
+        "\"postgres://walrelay:a%s3cret@db.eu.example/shop\"",
+        "\"postgres://walrelay@db.eu.example/shop?pasword=s3cret\"",
+        "\"postgres://walrelay@db.eu.example/shop?password=s3cret&port=x\"",
+        "\"postgres://walrelay@db.eu.example/shop?s3cret\"",
+        "\"postgres//walrelay:s3cret@db.eu.example/shop\"",
+        "\"host=db.eu.example password=s3cret\"",
+        "[\"postgres://walrelay:s3cret@db.eu.example/shop\"]",
+        "\"postgres://walrelay@db.eu.example/shop\"\npassword = \"s3cret\"",
+        "\"postgres://walrelay@db.eu.example/shop\"\npasswrd = \"s3cret\"",
+        "\"postgres://walrelay@db.eu.example/shop\"\ndsn = \"host=x password=s3cret\"",
+        "\"postgres://walrelay:s3cret@db.eu.example/shop\" s3cret",
+    ] {
+        let error = read_with(&SMALLEST.replacen(url, other, 1), &[]).unwrap_err().to_string();
+        assert!(!error.contains("s3cret"), "{other}: {error}");
+    }
+    let whole = SMALLEST.replace("[primary]\nurl", "primary");
+    let error = read_with(&whole.replace("walrelay@", "walrelay:s3cret@"), &[]).unwrap_err().to_string();
+    assert!(error.contains("primary = (not shown): must be a table") && !error.contains("s3cret"), "{error}");
+    for (variable, value) in [
+        ("WALRELAY__PRIMARY__PASSWORD", "s3cret"),
+        ("WALRELAY__PRIMARY__URL", "postgres://u:s3cret/@h/d"),
+        ("WALRELAY__PRIMARY", "postgres://u:s3cret@h/d"),
+    ] {
+        let error = read_with(SMALLEST, &[(variable, value)]).unwrap_err().to_string();
+        assert!(error.contains(variable) && !error.contains("s3cret"), "{error}");
+    }
 }
 
 #[test]

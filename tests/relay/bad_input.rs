@@ -28,7 +28,7 @@ fn check(said: &(i32, String), code: i32, parts: &[&str]) {
 #[test]
 fn a_broken_configuration_ends_before_anything_is_connected() {
     check(&run_with("[primary", "run"), 3, &["walrelay.toml", "not valid TOML", "line 1"]);
-    check(&run_with("[primary]\nulr = \"x\"\n", "run"), 3, &["primary.url", "is missing"]);
+    check(&run_with("[primary]\nulr = \"x\"\n", "run"), 3, &["primary.ulr", "did you mean \"url\"?"]);
     let url = "url = \"postgres://u:s3cret@127.0.0.1:1/d\"";
     let whole = format!(
         "[primary]\n{url}\n[[pipeline]]\nname = \"a\"\nmemory = \"1MB\"\n[pipeline.sink]\ntype = \"postgres\"\n{url}\n"
