@@ -3,6 +3,10 @@
 use std::fmt;
 
 use postgres_protocol::escape::escape_identifier;
+use sha2::{Digest, Sha256};
+
+/// Longest identifier and `application_name`, bytes (`NAMEDATALEN` - 1).
+const IDENTIFIER_LIMIT_BYTES: usize = 63;
 
 /// A name that breaks its rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +42,19 @@ impl PipelineName {
     /// The name itself.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The `application_name` of a session that is not the stream: `walrelay NAME ROLE`, never equal to a pipeline's name. The
+    /// server cuts what is longer than 63 bytes, and with it the role; so a long NAME is cut here, with a digest to stay unique.
+    pub fn session_name(&self, role: &str) -> String {
+        let whole = format!("walrelay {} {role}", self.0);
+        let Some(surplus) = whole.len().checked_sub(IDENTIFIER_LIMIT_BYTES).filter(|surplus| *surplus > 0) else {
+            return whole;
+        };
+        let digest: String =
+            Sha256::digest(self.0.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let kept = self.0.len().saturating_sub(surplus + digest.len());
+        format!("walrelay {}{digest} {role}", self.0.get(..kept).unwrap_or(""))
     }
 
     /// The name of everything this pipeline owns by default (slot, publication, origin): `walrelay_NAME`.
@@ -118,6 +135,18 @@ mod tests {
         }
         assert!(PipelineName::new(&"x".repeat(54)).is_ok());
         assert!(SlotName::new(&PipelineName::new(&"x".repeat(54)).unwrap().owned_name()).is_ok());
+    }
+
+    #[test]
+    fn a_session_name_keeps_its_role_and_fits() {
+        let short = PipelineName::new("standby1").unwrap();
+        assert_eq!(short.session_name("apply"), "walrelay standby1 apply");
+        let [one, other] = ["a", "b"].map(|end| PipelineName::new(&format!("{}{end}", "x".repeat(53))).unwrap());
+        for role in ["control", "apply", "copy"] {
+            let name = one.session_name(role);
+            assert!(name.len() == 63 && name.ends_with(&format!(" {role}")), "{name}");
+            assert_ne!(name, other.session_name(role));
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Attempt<'_> {
         let connecting = || SourceError::wire("connecting to the primary");
         let url = &self.settings.primary;
         let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
-        let session = Session::replication(format!("walrelay {} slot", self.name()));
+        let session = Session::replication(self.name().session_name("slot"));
         let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
         let identity = identify(&mut replication).await?;
         refuse_wal_level(&sql).await?;

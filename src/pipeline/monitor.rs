@@ -49,7 +49,7 @@ const QUERY: &str = "SELECT r.state, r.sync_state, r.sent_lsn::text, r.write_lsn
 
 /// Settings of every SQL session to the primary. Our own commits there must never wait for ourselves.
 pub(super) fn primary_session(pipeline: &PipelineName, role: &str) -> Session {
-    Session::new(format!("walrelay {pipeline} {role}"))
+    Session::new(pipeline.session_name(role))
         .with("synchronous_commit", "local")
         .with("search_path", "")
         .with("statement_timeout", "0")

@@ -33,7 +33,7 @@ pub(super) struct Ownership {
 impl Ownership {
     /// Whether the apply session waits for a lock; an error if the owner's session is gone, and the lock with it.
     pub(super) async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-        let name = escape_literal(&format!("walrelay {pipeline} apply"));
+        let name = escape_literal(&pipeline.session_name("apply"));
         let sql = format!(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {name} AND wait_event_type = 'Lock' \
              AND datname = pg_catalog.current_database())"
@@ -82,14 +82,14 @@ pub(super) async fn try_lock(connection: &mut Connection, pipeline: &PipelineNam
 
 /// Whether the owner may be in its initial copy, when the slot is idle for a good reason.
 async fn is_copying(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-    let pattern = escape_literal(&format!("walrelay {pipeline} copy"));
+    let pattern = escape_literal(&pipeline.session_name("copy"));
     let sql = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {pattern})");
     Ok(first_value(connection, &sql, "looking for a running copy on the standby").await?.as_deref() == Some("t"))
 }
 
 /// Ends every other session of this pipeline on the standby's database. They are the same role's, which may do so.
 async fn evict(connection: &mut Connection, pipeline: &PipelineName) -> Result<(), PipelineError> {
-    let names = ["control", "apply", "copy"].map(|role| escape_literal(&format!("walrelay {pipeline} {role}")));
+    let names = ["control", "apply", "copy"].map(|role| escape_literal(&pipeline.session_name(role)));
     let sql = format!(
         "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
          WHERE application_name IN ({}) AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user \

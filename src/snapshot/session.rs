@@ -46,7 +46,7 @@ const SNAPSHOT_GONE: &[&str] = &["22023", "42704"];
 
 /// `walrelay NAME copy`, never equal to a pipeline's name, so that no copy session is taken for the standby.
 pub(super) fn application_name(pipeline: &PipelineName) -> String {
-    format!("walrelay {pipeline} copy")
+    pipeline.session_name("copy")
 }
 
 fn session(pipeline: &PipelineName, settings: &[(&str, &str)]) -> Session {

@@ -41,14 +41,14 @@ const SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// How long an earlier apply session of this pipeline may take to end.
-const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has.
-const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const TAKE_OVER_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A session on the standby named `walrelay NAME ROLE`, with the settings above, and with foreign keys, ordinary triggers
 /// and the guard quiet (`session_replication_role = replica`).
 pub async fn open_session(url: &ServerUrl, pipeline: &PipelineName, role: &str) -> Result<Connection, SinkError> {
-    let session = Session::new(format!("walrelay {pipeline} {role}"));
+    let session = Session::new(pipeline.session_name(role));
     let session = SETTINGS.iter().fold(session, |session, (name, value)| session.with(name, value));
     let mut connection =
         Connection::connect(url, &session).await.map_err(SinkError::wire("connecting to the standby"))?;
@@ -109,7 +109,7 @@ pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName)
 }
 
 async fn end_other_sessions(connection: &mut Connection) -> Result<(), SinkError> {
-    // The server cut our own application_name to 63 bytes, as it did the other's.
+    // Both sessions carry the same name, whatever the server made of it.
     let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text FROM pg_catalog.pg_stat_activity \
                WHERE application_name = pg_catalog.current_setting('application_name') AND usename = current_user \
                AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()";

@@ -2,12 +2,14 @@
 //! `walrelay drop`. The schema `walrelay` stays: other pipelines may live there.
 
 use postgres_protocol::escape::escape_literal;
+use tokio::time::Instant;
 
 use crate::config::ServerUrl;
 use crate::model::PipelineName;
+use crate::wire::Connection;
 
 use super::super::SinkError;
-use super::open::open_session;
+use super::open::{TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, open_session};
 use super::readonly::remove_guards;
 use super::store::query_row;
 
@@ -16,18 +18,13 @@ use super::store::query_row;
 pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<String>, SinkError> {
     let mut connection = open_session(url, pipeline, "control").await?;
     let name = escape_literal(pipeline.as_str());
-    let origin = escape_literal(&pipeline.owned_name());
     let mut removed = Vec::new();
     let guards = remove_guards(&mut connection, pipeline).await?;
     if guards > 0 {
         removed.push(format!("the read-only guards of {guards} tables on the standby"));
     }
-    let drop_origin = format!(
-        "SELECT pg_catalog.pg_replication_origin_drop({origin}) WHERE pg_catalog.pg_replication_origin_oid({origin}) IS NOT NULL"
-    );
-    let described = format!("the replication origin {} on the standby", pipeline.owned_name());
-    if !query_row(&mut connection, &drop_origin, &format!("removing {described}")).await?.is_empty() {
-        removed.push(described);
+    if drop_origin(&mut connection, pipeline).await? {
+        removed.push(format!("the replication origin {} on the standby", pipeline.owned_name()));
     }
     for table in ["walrelay.copy", "walrelay.progress"] {
         let exists = format!("SELECT 1 WHERE pg_catalog.to_regclass('{table}') IS NOT NULL");
@@ -41,4 +38,22 @@ pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<Stri
         }
     }
     Ok(removed)
+}
+
+/// Drops the origin; whether it was there. The session of a daemon that was stopped just now may still be ending.
+async fn drop_origin(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, SinkError> {
+    let origin = escape_literal(&pipeline.owned_name());
+    let sql = format!(
+        "SELECT pg_catalog.pg_replication_origin_drop({origin}) WHERE pg_catalog.pg_replication_origin_oid({origin}) IS NOT NULL"
+    );
+    let context = format!("removing the replication origin {} on the standby", pipeline.owned_name());
+    let deadline = Instant::now() + TAKE_OVER_TIMEOUT;
+    loop {
+        match query_row(connection, &sql, &context).await {
+            Err(SinkError::Wire { source, .. }) if source.code() == Some("55006") && Instant::now() < deadline => {
+                tokio::time::sleep(TAKE_OVER_INTERVAL).await;
+            }
+            result => return result.map(|row| !row.is_empty()),
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The read-only guard, and the rights that the relay needs.
 
-use walrelay::model::QualifiedName;
+use walrelay::model::{PipelineName, QualifiedName};
 use walrelay::sink::postgres::{
     ensure_guards, open_session, origin_grants_sql, remove, remove_guards, replica_role_sql, store,
 };
@@ -150,4 +150,21 @@ async fn the_rights_that_the_errors_ask_for_are_enough() {
     assert_eq!(remove_guards(&mut control, &replay.pipeline).await.unwrap(), 1);
     replay.sink = None;
     assert_eq!(remove(&replay.standby_url, &replay.pipeline).await.unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_with_the_longest_name_is_guarded_taken_over_and_removed() {
+    let mut replay = Replay::new(18, "CREATE TABLE t (a int PRIMARY KEY)").await;
+    replay.pipeline = PipelineName::new(&"x".repeat(PipelineName::LIMIT_BYTES)).unwrap();
+    replay.is_read_only = true;
+    replay.open().await.unwrap();
+    let frozen = replay.sink.take();
+    replay.open().await.unwrap();
+    replay.on_primary("INSERT INTO t VALUES (1)").await;
+    replay.relay().await.unwrap();
+    assert!(is_refused(&replay, "DELETE FROM t").await);
+    let roles = "SELECT right(application_name, 6) FROM pg_stat_activity WHERE application_name LIKE 'walrelay x%'";
+    assert_eq!(replay.found(roles).await, ["(\" apply\")"]);
+    drop((frozen, replay.sink.take()));
+    assert_eq!(remove(&replay.standby_url, &replay.pipeline).await.unwrap().len(), 3);
 }
