@@ -8,7 +8,7 @@ use walrelay::config::Environment;
 use walrelay::throwaway::{Server, find_tool};
 
 use super::harness::{client, eventually, start_server, value, values};
-use super::measure::{Run, median, run, verdict};
+use super::measure::{Run, ended_children_cpu_s, median, run, verdict};
 use super::{Plan, drain_client, options};
 
 /// The aim of issue A: at least this much faster, …
@@ -24,13 +24,24 @@ enum Reader {
     Relay,
 }
 
-async fn run_one(server: &Server, reader: Reader, target: &str, rows: u64) -> Run {
-    // The walsender of the last run notices the end of its client a moment later.
+/// What one drain took, and what it cost the primary.
+#[derive(Clone, Copy)]
+struct Drain {
+    client: Run,
+    walsender_cpu_s: f64,
+}
+
+/// The walsender of the last run notices the end of its client a moment later.
+async fn walsender_ended(server: &Server) {
     eventually("the slot of the last run is free", || async {
-        let active = "SELECT count(*) FROM pg_replication_slots WHERE active";
-        (value(server, "postgres", active).await == "0").then_some(())
+        let sql = "SELECT (SELECT count(*) FROM pg_replication_slots WHERE active) + \
+                   (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender')";
+        (value(server, "postgres", sql).await == "0").then_some(())
     })
     .await;
+}
+
+async fn run_one(server: &Server, reader: Reader, target: &str, rows: u64) -> Drain {
     let copy = "SELECT pg_drop_replication_slot('run') FROM pg_replication_slots WHERE slot_name = 'run'; \
                 SELECT pg_copy_logical_replication_slot('base', 'run')";
     values(server, "postgres", copy).await;
@@ -52,7 +63,12 @@ async fn run_one(server: &Server, reader: Reader, target: &str, rows: u64) -> Ru
             command
         }
     };
-    tokio::task::block_in_place(|| run(&mut command))
+    let postmaster = server.process_id().unwrap();
+    let cpu_before = ended_children_cpu_s(postmaster);
+    let client = tokio::task::block_in_place(|| run(&mut command));
+    walsender_ended(server).await;
+    // A few short sessions of ours are in it too.
+    Drain { client, walsender_cpu_s: ended_children_cpu_s(postmaster) - cpu_before }
 }
 
 async fn shape(plan: &Plan, rows_each: u64, rows: u64) {
@@ -75,28 +91,33 @@ async fn shape(plan: &Plan, rows_each: u64, rows: u64) {
     }
     values(&server, "postgres", "CHECKPOINT").await;
     let target = value(&server, "postgres", "SELECT pg_current_wal_lsn()").await;
-    let mut runs: [Vec<Run>; 3] = Default::default();
+    let mut drains: [Vec<Drain>; 3] = Default::default();
     for _ in 0..plan.rounds {
         for (at, reader) in [Reader::PgRecvlogical, Reader::Eager, Reader::Relay].into_iter().enumerate() {
-            runs[at].push(run_one(&server, reader, &target, rows).await);
+            drains[at].push(run_one(&server, reader, &target, rows).await);
         }
     }
-    let wall = runs.each_ref().map(|runs| median(runs.iter().map(|run| run.wall_s)));
-    let cpu = runs.each_ref().map(|runs| median(runs.iter().map(|run| run.cpu_s)));
-    let (speed, share) = (wall[0] / wall[2], cpu[2] / cpu[0]);
+    report(&format!("{rows} rows, {rows_each} a transaction"), &drains);
+}
+
+fn report(title: &str, drains: &[Vec<Drain>; 3]) {
+    println!("  {title}:");
+    let medians = drains.each_ref().map(|drains| {
+        let of = |value: fn(&Drain) -> f64| median(drains.iter().map(value));
+        [of(|drain| drain.client.wall_s), of(|drain| drain.client.cpu_s), of(|drain| drain.walsender_cpu_s)]
+    });
+    for (name, [wall, cpu, walsender]) in ["pg_recvlogical", "walrelay, eager", "walrelay"].iter().zip(medians) {
+        println!("    {name:<16} {wall:>6.2} s, CPU of the client {cpu:>5.2} s, of the walsender {walsender:>5.2} s");
+    }
+    let [peer, _, own] = medians;
+    let (speed, share) = (peer[0] / own[0], own[1] / peer[1]);
     println!(
-        "  {rows} rows, {rows_each:>5} a transaction: pg_recvlogical {:.2} s, CPU {:.2} s | walrelay {:.2} s, CPU {:.2} s (eager reading: {:.2} s, CPU {:.2} s) \
-         | {speed:.2}x the speed (aim {SPEED_AIM}x: {}), {:.0} % of the CPU (aim {:.0} %: {})",
-        wall[0],
-        cpu[0],
-        wall[2],
-        cpu[2],
-        wall[1],
-        cpu[1],
+        "    {speed:.2}x the speed (aim {SPEED_AIM}x: {}), {:.0} % of the client CPU (aim {:.0} %: {}), {:.2}x the walsender CPU",
         verdict(speed >= SPEED_AIM),
         share * 100.0,
         CPU_AIM * 100.0,
         verdict(share <= CPU_AIM),
+        own[2] / peer[2],
     );
 }
 

@@ -138,14 +138,14 @@ async fn read_chunk(from: &mut Connection, policy: &mut ReceivePolicy) -> Result
     note(from, policy, chunk)
 }
 
-fn note(from: &Connection, policy: &mut ReceivePolicy, chunk: Bytes) -> Result<Bytes, WireError> {
+fn note(from: &mut Connection, policy: &mut ReceivePolicy, chunk: Bytes) -> Result<Bytes, WireError> {
     if let Some(low_water_bytes) = policy.read(chunk.len(), Instant::now()) {
         set_low_water(from, low_water_bytes);
     }
     Ok(chunk)
 }
 
-fn set_low_water(connection: &Connection, bytes: u32) {
+fn set_low_water(connection: &mut Connection, bytes: u32) {
     if let Err(error) = connection.set_receive_low_water(bytes) {
         tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
     }

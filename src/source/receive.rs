@@ -2,7 +2,8 @@
 //!
 //! A walsender makes one `send()` per message, and on a fast link each one wakes an eager reader at the *sender's* cost.
 //! While much is coming, `SO_RCVLOWAT` lets the kernel gather before it wakes us; a timer bounds how long that may take,
-//! and one short read ends it, so that a lone synchronous commit is never held back.
+//! and one short read ends it, so that a lone synchronous commit is never held back. While we are behind, nobody notices the
+//! timer's few milliseconds, and much less counts as much: a backlog of tiny transactions, read eagerly, trickles.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,10 @@ use std::time::{Duration, Instant};
 const HOT_BYTES: u32 = 512 * 1024;
 /// Cold becomes hot when this much arrives within `WINDOW`; hot becomes cold at a read that is shorter.
 const BUSY_BYTES: usize = 192 * 1024;
+/// The same while behind.
+const BEHIND_BUSY_BYTES: usize = 16 * 1024;
+/// Behind is who receives a transaction this long after its commit.
+const BEHIND_AFTER: Duration = Duration::from_millis(100);
 /// The window in which a cold reader counts.
 const WINDOW: Duration = Duration::from_millis(10);
 /// While hot, this long after the last read we look anyway: keepalives must be seen.
@@ -20,6 +25,7 @@ const HOT_TIMEOUT: Duration = Duration::from_millis(5);
 pub struct ReceivePolicy {
     is_enabled: bool,
     is_hot: bool,
+    is_behind: bool,
     window_start: Instant,
     window_bytes: usize,
     last_read: Instant,
@@ -28,7 +34,12 @@ pub struct ReceivePolicy {
 impl ReceivePolicy {
     /// Starts cold. A disabled policy stays cold.
     pub fn new(is_enabled: bool, now: Instant) -> Self {
-        Self { is_enabled, is_hot: false, window_start: now, window_bytes: 0, last_read: now }
+        Self { is_enabled, is_hot: false, is_behind: false, window_start: now, window_bytes: 0, last_read: now }
+    }
+
+    /// The newest transaction that begins in what was read was sent this long after its commit, by the primary's own clock.
+    pub fn sent_after_commit(&mut self, age: Duration) {
+        self.is_behind = age >= BEHIND_AFTER;
     }
 
     /// A read brought `bytes`. Returns the low-water mark to set, if it changes.
@@ -37,8 +48,9 @@ impl ReceivePolicy {
         if !self.is_enabled {
             return None;
         }
+        let busy_bytes = if self.is_behind { BEHIND_BUSY_BYTES } else { BUSY_BYTES };
         if self.is_hot {
-            if bytes >= BUSY_BYTES {
+            if bytes >= busy_bytes {
                 // The look at the time-out may have lowered it.
                 return Some(HOT_BYTES);
             }
@@ -52,7 +64,7 @@ impl ReceivePolicy {
             self.window_bytes = 0;
         }
         self.window_bytes += bytes;
-        if self.window_bytes >= BUSY_BYTES {
+        if self.window_bytes >= busy_bytes {
             self.is_hot = true;
             return Some(HOT_BYTES);
         }
@@ -91,6 +103,27 @@ mod tests {
         // A trickle never makes it hot.
         for millisecond in 10..500 {
             assert_eq!(policy.read(10 * 1024, at(millisecond)), None);
+        }
+    }
+
+    #[test]
+    fn while_behind_a_trickle_is_gathered_too() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut policy = ReceivePolicy::new(true, start);
+        policy.sent_after_commit(Duration::from_secs(5));
+        assert_eq!(policy.read(10 * 1024, at(1)), None);
+        assert_eq!(policy.read(10 * 1024, at(2)), Some(HOT_BYTES));
+        policy.looked(at(7));
+        assert_eq!(policy.read(150 * 1024, at(7)), Some(HOT_BYTES));
+        // The last one of the backlog, then a fresh one: eager again.
+        policy.sent_after_commit(Duration::from_millis(2));
+        assert_eq!(policy.read(20 * 1024, at(9)), Some(1));
+        assert_eq!(policy.read(20 * 1024, at(10)), None);
+        // A commit alone is never held back, however old it says it is.
+        policy.sent_after_commit(Duration::from_secs(5));
+        for second in 1..10 {
+            assert_eq!(policy.read(200, at(second * 1000)), None);
         }
     }
 

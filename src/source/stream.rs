@@ -1,6 +1,6 @@
 //! The replication stream: one task owns the socket. Chunks of whole messages go out, positions come in; a full consumer
-//! stops the reading but never the status messages. Interprets nothing but keepalives' wish for a reply and the server's own
-//! notices and errors.
+//! stops the reading but never the status messages. Interprets nothing but keepalives' wish for a reply, how long ago a
+//! transaction was committed, and the server's own notices and errors.
 //!
 //! ```text
 //! START_REPLICATION ─▶ streaming ──stop──▶ last status, CopyDone ─▶ drained
@@ -18,7 +18,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{Lsn, Positions, SlotName, Timestamp};
-use crate::wire::{Connection, ServerError, WireError, frame, replication};
+use crate::wire::replication::{self, ReplicationMessage};
+use crate::wire::{Connection, ServerError, WireError, frame};
 
 use super::{ReceivePolicy, SourceError};
 
@@ -164,17 +165,21 @@ impl Stream {
         let now = Instant::now();
         self.last_message = now;
         self.is_ping_outstanding = false;
-        if let Some(low_water_bytes) = self.policy.read(chunk.len(), now) {
+        let size_bytes = chunk.len();
+        let read = copy_data_of(chunk)?;
+        if let Some(age) = read.sent_after_commit {
+            self.policy.sent_after_commit(age);
+        }
+        if let Some(low_water_bytes) = self.policy.read(size_bytes, now) {
             self.set_low_water(low_water_bytes);
         }
-        let (copy_data, wants_reply) = copy_data_of(chunk)?;
-        if wants_reply {
+        if read.wants_reply {
             self.send_status(positions, false).await?;
         }
-        Ok((!copy_data.is_empty()).then_some(copy_data))
+        Ok((!read.copy_data.is_empty()).then_some(read.copy_data))
     }
 
-    fn set_low_water(&self, bytes: u32) {
+    fn set_low_water(&mut self, bytes: u32) {
         if let Err(error) = self.connection.set_receive_low_water(bytes) {
             tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
         }
@@ -220,16 +225,39 @@ impl Stream {
     }
 }
 
-/// The run of `CopyData` at the start of a chunk, and whether a keepalive in it asks for a reply. Any other message is a
-/// notice (logged, or an error if the server says that it skips changes), or ends the stream.
-fn copy_data_of(chunk: Bytes) -> Result<(Bytes, bool), SourceError> {
+/// What one read brought.
+#[derive(Debug)]
+struct Read {
+    copy_data: Bytes,
+    /// Whether a keepalive in it asks for a reply.
+    wants_reply: bool,
+    /// Of the last transaction that begins in it.
+    sent_after_commit: Option<Duration>,
+}
+
+/// How long after its commit a Begin message was sent (int64 commit LSN, int64 commit time behind the tag), by the primary's
+/// clock; `None` for any other message.
+#[inline]
+fn sent_after_commit(body: &[u8]) -> Option<Duration> {
+    if body.get(replication::XLOG_DATA_HEADER_BYTES) != Some(&b'B') {
+        return None;
+    }
+    let Ok(ReplicationMessage::XLogData { time, payload, .. }) = replication::parse(body) else { return None };
+    let committed = payload.get(9..).and_then(<[u8]>::first_chunk::<8>).map(|bytes| i64::from_be_bytes(*bytes))?;
+    Some(Duration::from_micros(u64::try_from(time.0.saturating_sub(committed)).unwrap_or(0)))
+}
+
+/// The `CopyData` of a chunk. Any other message is a notice (logged, or an error if the server says that it skips changes), or
+/// ends the stream.
+fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
     let mut wants_reply = false;
+    let mut last_sent_after_commit = None;
     let mut other_messages_bytes = 0;
     for message in frame::frames(&chunk) {
         let message = message.map_err(SourceError::wire("reading the replication stream"))?;
         match (message.tag, message.body) {
             (b'd', [b'k', .., 1]) => wants_reply = true,
-            (b'd', _) => {}
+            (b'd', body) => last_sent_after_commit = sent_after_commit(body).or(last_sent_after_commit),
             (b'S', _) => other_messages_bytes += message.body.len() + frame::HEADER_BYTES,
             (b'N', body) => {
                 notice(&ServerError::parse(body))?;
@@ -244,7 +272,7 @@ fn copy_data_of(chunk: Bytes) -> Result<(Bytes, bool), SourceError> {
         }
     }
     if other_messages_bytes == 0 {
-        return Ok((chunk, wants_reply));
+        return Ok(Read { copy_data: chunk, wants_reply, sent_after_commit: last_sent_after_commit });
     }
     // Rare: leave the other messages out.
     let mut copy_data = Vec::with_capacity(chunk.len() - other_messages_bytes);
@@ -253,7 +281,7 @@ fn copy_data_of(chunk: Bytes) -> Result<(Bytes, bool), SourceError> {
         copy_data.put_u32(message.body.len() as u32 + 4);
         copy_data.put_slice(message.body);
     }
-    Ok((copy_data.into(), wants_reply))
+    Ok(Read { copy_data: copy_data.into(), wants_reply, sent_after_commit: last_sent_after_commit })
 }
 
 /// From 18 on a missing publication is only a warning inside the stream, and its changes are left out: fatal for a standby.
@@ -303,7 +331,7 @@ mod tests {
         };
         let result = copy_data_of(chunk(messages));
         match (result, expected) {
-            (Ok((copy_data, wants_reply)), Ok((bodies, expected_reply))) => {
+            (Ok(Read { copy_data, wants_reply, .. }), Ok((bodies, expected_reply))) => {
                 let expected: Vec<(u8, &[u8])> = bodies.iter().map(|body| (b'd', *body)).collect();
                 assert_eq!(copy_data, chunk(&expected));
                 assert_eq!(wants_reply, expected_reply);
@@ -311,6 +339,23 @@ mod tests {
             (Err(error), Err(text)) => assert!(error.to_string().contains(text), "{error}"),
             (result, expected) => panic!("{result:?} instead of {expected:?}"),
         }
+    }
+
+    #[test]
+    fn a_begin_tells_how_long_ago_it_was_committed() {
+        let message = |sent: i64, tag: u8, committed: i64| {
+            let mut body = vec![b'w'];
+            body.extend([0, 0, sent].into_iter().flat_map(i64::to_be_bytes));
+            body.push(tag);
+            body.extend([7, committed].into_iter().flat_map(i64::to_be_bytes));
+            body.extend([0; 4]);
+            body
+        };
+        assert_eq!(sent_after_commit(&message(5_000, b'B', 2_000)), Some(Duration::from_millis(3)));
+        // A clock that was set back.
+        assert_eq!(sent_after_commit(&message(2_000, b'B', 5_000)), Some(Duration::ZERO));
+        assert_eq!(sent_after_commit(&message(5_000, b'C', 2_000)), None);
+        assert_eq!(sent_after_commit(&message(5_000, b'B', 2_000)[..30]), None);
     }
 
     #[test]

@@ -86,6 +86,8 @@ pub struct Connection {
     incoming: BytesMut,
     limit_bytes: usize,
     read_size_bytes: usize,
+    /// Reads are at least this large: while the kernel gathers, one read takes what it gathered.
+    read_floor_bytes: usize,
     outgoing: BytesMut,
     /// Why the last write failed, while the server's last words are awaited.
     write_failure: Option<WireError>,
@@ -117,6 +119,7 @@ impl Connection {
             incoming: BytesMut::new(),
             limit_bytes: START_LIMIT_BYTES,
             read_size_bytes: READ_BYTES,
+            read_floor_bytes: READ_BYTES,
             outgoing: BytesMut::new(),
             write_failure: None,
             parameters: HashMap::new(),
@@ -159,8 +162,9 @@ impl Connection {
         &mut self.outgoing
     }
 
-    /// `SO_RCVLOWAT`; nothing on a Unix socket.
-    pub fn set_receive_low_water(&self, bytes: u32) -> io::Result<()> {
+    /// `SO_RCVLOWAT`, and reads that take as much; only the latter on a Unix socket.
+    pub fn set_receive_low_water(&mut self, bytes: u32) -> io::Result<()> {
+        self.read_floor_bytes = (bytes as usize).clamp(READ_BYTES, READ_LIMIT_BYTES);
         self.transport.set_receive_low_water(bytes)
     }
 
@@ -310,11 +314,12 @@ impl Connection {
     /// length claims, and shrinks back when reads are short. Short reads share one buffer: a consumer that keeps a few small
     /// chunks must not keep a large buffer for each.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WireError>> {
-        if self.incoming.capacity() - self.incoming.len() < self.read_size_bytes / 2 {
-            self.incoming.reserve(self.read_size_bytes);
+        let size_bytes = self.read_size_bytes.max(self.read_floor_bytes);
+        if self.incoming.capacity() - self.incoming.len() < size_bytes / 2 {
+            self.incoming.reserve(size_bytes);
         }
         let room = self.incoming.spare_capacity_mut();
-        let room_bytes = room.len().min(self.read_size_bytes);
+        let room_bytes = room.len().min(size_bytes);
         let mut buffer = ReadBuf::uninit(&mut room[..room_bytes]);
         ready!(Pin::new(&mut self.transport).poll_read(context, &mut buffer))?;
         // TLS gives one record of 16 KiB at a time: take those that are there. An error now comes again at the next read.
