@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use postgres_protocol::escape::escape_literal;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::ServerUrl;
@@ -32,7 +33,7 @@ pub(super) struct Ownership {
 
 impl Ownership {
     /// Whether the apply session waits for a lock; an error if the owner's session is gone, and the lock with it.
-    pub(super) async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
+    async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
         let name = escape_literal(&pipeline.session_name("apply"));
         let sql = format!(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {name} AND wait_event_type = 'Lock' \
@@ -42,6 +43,23 @@ impl Ownership {
             .await?
             .as_deref()
             == Some("t"))
+    }
+}
+
+/// Keeps the lock's session alive while the pipeline streams, and says whether the apply session waits for a lock. Ends only with
+/// an error: without the session the lock is gone, and another daemon may work. Without an owner there is nothing to keep.
+pub(super) async fn keep(
+    ownership: Option<Ownership>,
+    pipeline: &PipelineName,
+    waits_for_lock: &watch::Sender<bool>,
+) -> PipelineError {
+    let Some(mut ownership) = ownership else { return std::future::pending().await };
+    loop {
+        match ownership.look(pipeline).await {
+            Ok(waits) => waits_for_lock.send_if_modified(|before| std::mem::replace(before, waits) != waits),
+            Err(error) => return error,
+        };
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -19,13 +19,13 @@ use tracing::Instrument;
 
 use crate::ack::{Arrived, IdleRecords, Ledger};
 use crate::assemble::{Arrival, Assembler, Spool};
-use crate::model::{Lsn, MemoryBudget, PipelineName, Positions, State, Timestamp, Transaction};
+use crate::model::{Lsn, MemoryBudget, Positions, State, Timestamp, Transaction};
 use crate::sink::worker::{self, Worker};
 use crate::sink::{AnySink, Batch, Receipt, SinkError};
 use crate::source::{SourceError, Stream};
 
 use super::monitor::{self, View};
-use super::ownership::Ownership;
+use super::ownership::{self, Ownership};
 use super::reporter::{Rate, Reporter};
 use super::{PipelineError, Settings};
 
@@ -37,7 +37,7 @@ const BATCH_TRANSACTIONS_LIMIT: usize = 1000;
 const BATCH_BYTES_LIMIT: u64 = 8 * 1024 * 1024;
 /// Most complete transactions that wait for the sink.
 const WAITING_LIMIT: usize = 50_000;
-/// How often the report is brought up to date, and the owner's session looked at.
+/// How often the report is brought up to date.
 const TICK: Duration = Duration::from_secs(1);
 /// Behind by more than this, a streaming pipeline is catching up again.
 const BEHIND_SECONDS: f64 = 10.0;
@@ -72,6 +72,7 @@ pub(super) async fn run(
     let source_stop = CancellationToken::new();
     let source = tokio::spawn(stream.run(positions_out, chunks_in, source_stop.clone()).in_current_span());
     let (view_in, view) = watch::channel(View::default());
+    let (lock_in, standby_lock) = watch::channel(false);
     let budget = MemoryBudget::new(settings.pipeline.memory_limit_bytes);
     let flow = Flow {
         ledger,
@@ -90,12 +91,13 @@ pub(super) async fn run(
         clock_offset_micros: 0,
         rate: Rate::new(Instant::now()),
         view,
-        pipeline: settings.pipeline.name.clone(),
+        standby_lock,
     };
     let slot = settings.pipeline.slot_name();
     reporter.state(State::CatchingUp);
     let ended = tokio::select! {
-        ended = flow.run(chunks, source, &source_stop, ownership, stop) => ended,
+        ended = flow.run(chunks, source, &source_stop, stop) => ended,
+        error = ownership::keep(ownership, &settings.pipeline.name, &lock_in) => Err(error),
         () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
     };
     source_stop.cancel();
@@ -122,7 +124,8 @@ struct Flow<'a> {
     clock_offset_micros: i64,
     rate: Rate,
     view: watch::Receiver<View>,
-    pipeline: PipelineName,
+    /// Whether the apply session waits for a lock on the standby.
+    standby_lock: watch::Receiver<bool>,
 }
 
 impl Flow<'_> {
@@ -131,7 +134,6 @@ impl Flow<'_> {
         mut chunks: mpsc::Receiver<Bytes>,
         mut source: JoinHandle<Result<(), SourceError>>,
         source_stop: &CancellationToken,
-        mut ownership: Option<Ownership>,
         stop: &CancellationToken,
     ) -> Result<(), PipelineError> {
         let mut ticks = interval(TICK);
@@ -154,7 +156,7 @@ impl Flow<'_> {
                 () = sleep_until(idle_due.unwrap_or_else(Instant::now).into()), if idle_due.is_some() => self.record_idle().await,
                 // 4. What the primary says of us.
                 _ = self.view.changed() => self.viewed(),
-                _ = ticks.tick() => self.tick(&mut ownership).await?,
+                _ = ticks.tick() => self.tick(),
                 // 5. More work, while there is room for it.
                 chunk = chunks.recv(), if may_take => match chunk {
                     Some(chunk) => self.take(chunk)?,
@@ -297,11 +299,9 @@ impl Flow<'_> {
         self.show(&view);
     }
 
-    async fn tick(&mut self, ownership: &mut Option<Ownership>) -> Result<(), PipelineError> {
-        if let Some(ownership) = ownership {
-            let waits_for_lock = ownership.look(&self.pipeline).await?;
-            self.reporter.waiting_for(waits_for_lock.then(|| "a lock on the standby".to_owned()));
-        }
+    fn tick(&mut self) {
+        let waits_for_lock = *self.standby_lock.borrow();
+        self.reporter.waiting_for(waits_for_lock.then(|| "a lock on the standby".to_owned()));
         let lag = self.lag_seconds();
         match self.reporter.current_state() {
             State::Streaming if lag > BEHIND_SECONDS => self.reporter.state(State::CatchingUp),
@@ -312,7 +312,6 @@ impl Flow<'_> {
         }
         let view = self.view.borrow().clone();
         self.show(&view);
-        Ok(())
     }
 
     fn show(&mut self, view: &View) {
