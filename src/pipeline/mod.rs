@@ -34,6 +34,7 @@ use crate::model::{PipelineReport, Retry, State};
 
 pub use error::PipelineError;
 pub use removal::{Removed, remove};
+pub use resume::{Beginning, Facts, beginning};
 pub use tail::tail;
 
 use attempt::Attempt;

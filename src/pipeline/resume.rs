@@ -6,21 +6,26 @@ use crate::source::SlotFacts;
 
 /// What both sides say.
 #[derive(Clone, Debug)]
-pub(super) struct Facts<'a> {
-    pub(super) pipeline: &'a PipelineName,
-    pub(super) identity: &'a PrimaryIdentity,
-    pub(super) slot_name: &'a SlotName,
-    pub(super) slot: Option<&'a SlotFacts>,
-    pub(super) progress: Option<&'a Progress>,
+pub struct Facts<'a> {
+    /// Which pipeline.
+    pub pipeline: &'a PipelineName,
+    /// Who the primary is.
+    pub identity: &'a PrimaryIdentity,
+    /// The slot it streams from.
+    pub slot_name: &'a SlotName,
+    /// What the primary says of it.
+    pub slot: Option<&'a SlotFacts>,
+    /// The sink's record.
+    pub progress: Option<&'a Progress>,
     /// Whether the existing rows are to be copied: then a slot without a record is none of ours.
-    pub(super) initial_copy: bool,
+    pub initial_copy: bool,
     /// Where the server's history left the record's timeline; asked only if the server's timeline is another.
-    pub(super) switch_point: Option<Lsn>,
+    pub switch_point: Option<Lsn>,
 }
 
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beginning {
+pub enum Beginning {
     /// Nothing is there: publication, slot and record are to be made.
     Fresh,
     /// A start was cut off between slot and record: the slot is ours and begins here.
@@ -32,7 +37,7 @@ pub(super) enum Beginning {
 }
 
 /// Decides, or says with numbers and remedy why not.
-pub(super) fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
+pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
     if let Some(slot) = facts.slot {
         check_slot(facts, slot)?;
     }

@@ -103,8 +103,26 @@ impl Server {
             let output = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(ThrowawayError::Program { program: "initdb".to_owned(), output });
         }
+        self.write_settings()?;
         let hba = self.options.hba.as_deref().unwrap_or("local all all trust\nhost all all all trust\n");
         self.write("pg_hba.conf", hba)
+    }
+
+    /// Into a file, not onto the command line, so that ALTER SYSTEM can change them.
+    fn write_settings(&self) -> Result<(), ThrowawayError> {
+        let usual = [
+            ("wal_level", "logical"),
+            ("max_wal_senders", "20"),
+            ("max_replication_slots", "20"),
+            ("max_connections", "60"),
+        ];
+        let given = self.options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let path = self.data_dir().join("postgresql.conf");
+        let mut text = fs::read_to_string(path).map_err(ThrowawayError::io("reading postgresql.conf"))?;
+        for (name, value) in usual.into_iter().chain(given) {
+            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        }
+        self.write("postgresql.conf", &text)
     }
 
     /// Writes a file into the data folder, owned by the server's account.
@@ -151,17 +169,9 @@ impl Server {
         command.arg("-D").arg(self.data_dir()).stdout(Stdio::null()).stderr(log).process_group(0);
         let port = self.port.to_string();
         let socket_folder = self.path.display().to_string();
-        let fixed = [
-            ("port", port.as_str()),
-            ("listen_addresses", "127.0.0.1"),
-            ("unix_socket_directories", &socket_folder),
-            ("wal_level", "logical"),
-            ("max_wal_senders", "20"),
-            ("max_replication_slots", "20"),
-            ("max_connections", "60"),
-        ];
-        let given = self.options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        for (name, value) in fixed.into_iter().chain(given) {
+        let fixed =
+            [("port", port.as_str()), ("listen_addresses", "127.0.0.1"), ("unix_socket_directories", &socket_folder)];
+        for (name, value) in fixed {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // SAFETY: prctl is async-signal-safe and touches only the new process.

@@ -9,6 +9,7 @@ mod harness;
 
 mod acceptance;
 mod bad_input;
+mod check;
 mod connect;
 mod copy;
 mod copy_steps;

@@ -1,7 +1,9 @@
 //! `walrelay check`: the doctor. Looks at both servers as `run` would and says, for each fault, what mends it. Changes nothing.
 #![allow(clippy::print_stdout)]
 
+mod beginning;
 mod finding;
+mod missing;
 mod primary;
 mod standby;
 
@@ -15,6 +17,7 @@ use crate::config::{self, Config, Environment};
 
 use super::{Exit, complain};
 
+use beginning::Record;
 use finding::{Finding, Findings};
 
 /// Look at both servers and say what would keep walrelay from running, with the SQL that mends it
@@ -63,9 +66,11 @@ async fn examine(config: &Config) -> Findings {
     let Some(primary) = primary::examine_server(config, &mut findings).await else { return findings };
     for pipeline in &config.pipelines {
         let tables = primary::examine_pipeline(&primary, config, pipeline, &mut findings).await;
-        if let config::Sink::Postgres(sink) = &pipeline.sink {
-            standby::examine(&primary, pipeline, sink, &tables, &mut findings).await;
-        }
+        let record = match &pipeline.sink {
+            config::Sink::Postgres(sink) => standby::examine(&primary, pipeline, sink, &tables, &mut findings).await,
+            config::Sink::Stdout => Record::Read(None),
+        };
+        beginning::examine(&primary, config, pipeline, record, &mut findings).await;
     }
     findings
 }

@@ -5,8 +5,8 @@ use postgres_protocol::escape::escape_identifier;
 use crate::config::{self, Config};
 use crate::model::{PipelineName, QualifiedName};
 use crate::source::{
-    SlotFacts, SourceError, create_publication_sql, lists_standby, missing_tables_sql, publishable_tables,
-    published_tables, slot_facts,
+    PublishableTable, SlotFacts, SourceError, create_publication_sql, lists_standby, missing_tables_sql,
+    publishable_tables, published_tables, slot_facts,
 };
 use crate::wire::Session;
 use crate::wire::sql::{self, SqlClient};
@@ -16,13 +16,18 @@ use super::finding::{Finding, Findings, Level};
 /// Oldest minor version of each major one without known faults that lose data or hang.
 const SOUND_MINORS: &[(u32, u32)] = &[(14, 19), (15, 14), (16, 10), (17, 6)];
 const PLACE: &str = "primary";
+/// How many more slots or walsenders than there are now are proposed where none is free.
+const SPARE: i64 = 5;
 
 /// A session on the primary and what it says of itself.
 pub(super) struct Primary {
     pub(super) sql: SqlClient,
     pub(super) role: String,
+    /// Whether nothing found here keeps a replication connection from being opened.
+    pub(super) may_stream: bool,
     is_superuser: bool,
     free_slots: i64,
+    max_slots: i64,
     standby_names: String,
 }
 
@@ -54,7 +59,8 @@ async fn facts(sql: SqlClient, findings: &mut Findings) -> Result<Primary, Sourc
     let query = "SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), r.rolreplication, r.rolsuper, r.rolname::text, \
                  current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
                  current_setting('max_slot_wal_keep_size'), current_setting('synchronous_standby_names'), pg_catalog.pg_is_in_recovery(), \
-                 current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication) \
+                 current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
+                 current_setting('max_replication_slots')::int8, current_setting('max_wal_senders')::int8 \
                  FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
     let row = sql.query_one(query, &[]).await.map_err(SourceError::sql("reading the primary's settings"))?;
     let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
@@ -79,20 +85,27 @@ async fn facts(sql: SqlClient, findings: &mut Findings) -> Result<Primary, Sourc
                 .with_sql([sql]),
         );
     }
-    if row.get::<_, i64>(9) <= 0 {
+    let has_walsender = row.get::<_, i64>(9) > 0;
+    if !has_walsender {
         let message = "no walsender is free (max_wal_senders)".to_owned();
-        findings.push(Finding::error(
-            PLACE,
-            message,
-            "raise max_wal_senders and restart the server, or stop another replica",
-        ));
+        let sql = format!("ALTER SYSTEM SET max_wal_senders = {}", row.get::<_, i64>(11) + SPARE);
+        let remedy = "raise it and restart the server, or stop another replica";
+        findings.push(Finding::error(PLACE, message, remedy).with_sql([sql]));
     }
     if row.get::<_, String>(6) == "-1" {
         let message = "max_slot_wal_keep_size is -1: while a standby is away, the slot may fill the disk".to_owned();
         let remedy = "set a limit that the disk can bear; walrelay shows what is left in safe_wal_size_bytes";
         findings.push(Finding::new(Level::Info, PLACE, message, remedy));
     }
-    Ok(Primary { role, is_superuser, free_slots: row.get(5), standby_names: row.get(7), sql })
+    Ok(Primary {
+        role,
+        may_stream: has_walsender && (may_replicate || is_superuser),
+        is_superuser,
+        free_slots: row.get(5),
+        max_slots: row.get(10),
+        standby_names: row.get(7),
+        sql,
+    })
 }
 
 fn examine_version(version: u32, findings: &mut Findings) {
@@ -147,30 +160,16 @@ fn examine_slot(primary: &Primary, pipeline: &config::Pipeline, slot: Option<&Sl
     let name = pipeline.slot_name();
     let Some(slot) = slot else {
         if primary.free_slots <= 0 {
-            let remedy = "raise max_replication_slots and restart the server, or drop a slot that nobody uses (pg_replication_slots)";
-            findings.push(Finding::error(
-                PLACE,
-                format!("no replication slot is free for \"{name}\" (max_replication_slots)"),
-                remedy,
-            ));
+            let remedy = "raise it and restart the server, or drop a slot that nobody uses (pg_replication_slots)";
+            let message = format!("no replication slot is free for \"{name}\" (max_replication_slots)");
+            let sql = format!("ALTER SYSTEM SET max_replication_slots = {}", primary.max_slots + SPARE);
+            findings.push(Finding::error(PLACE, message, remedy).with_sql([sql]));
         }
         if lists_standby(&primary.standby_names, pipeline.name.as_str()) {
             findings.push(listed_too_early(&pipeline.name, &primary.standby_names));
         }
         return;
     };
-    if let Some(reason) = slot.invalid_reason() {
-        let remedy = format!("start over: walrelay drop {}", pipeline.name);
-        findings.push(Finding::error(PLACE, format!("the slot \"{name}\" is invalid: {reason}"), remedy));
-    }
-    if slot.slot_type != "logical" || slot.plugin.as_deref() != Some("pgoutput") || slot.two_phase {
-        let remedy = "name another slot with `slot`";
-        findings.push(Finding::error(
-            PLACE,
-            format!("the slot \"{name}\" is not a logical slot with pgoutput and without two_phase"),
-            remedy,
-        ));
-    }
     if slot.active {
         let message = format!("the slot \"{name}\" is in use (process {})", slot.active_pid.unwrap_or(0));
         findings.push(Finding::new(
@@ -203,7 +202,7 @@ async fn publication(
     findings: &mut Findings,
 ) -> Result<Vec<QualifiedName>, SourceError> {
     let name = pipeline.publication_name();
-    let exists = "SELECT pg_catalog.pg_has_role(current_user, pubowner, 'USAGE') FROM pg_catalog.pg_publication WHERE pubname = $1";
+    let exists = "SELECT pg_catalog.pg_has_role(current_user, pubowner, 'USAGE'), pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_catalog.pg_publication WHERE pubname = $1";
     let row = primary.sql.query_opt(exists, &[&name]).await.map_err(SourceError::sql("reading pg_publication"))?;
     let is_managed = pipeline.publication.is_none();
     let wanted = if is_managed { publishable_tables(&primary.sql, &pipeline.tables).await? } else { Vec::new() };
@@ -231,14 +230,8 @@ async fn publication(
             leaves_of(primary, &names).await
         }
         Some(row) => {
-            if is_managed && !row.get::<_, bool>(0) {
-                let missing = missing_tables_sql(&primary.sql, &name, &wanted).await?;
-                if let Some(sql) = missing {
-                    let message = format!(
-                        "the publication \"{name}\" does not cover every table of the pipeline, and is not ours to change"
-                    );
-                    findings.push(Finding::error(PLACE, message, "let its owner add them").with_sql([sql]));
-                }
+            if is_managed {
+                examine_managed(primary, &name, row.get(0), row.get(1), &wanted, findings).await?;
             }
             let mut published = published_tables(&primary.sql, &name).await?;
             let leaves = leaves_of(primary, &wanted.iter().map(|table| table.name.clone()).collect::<Vec<_>>()).await?;
@@ -248,26 +241,78 @@ async fn publication(
     }
 }
 
+/// A managed publication that is there already: all operations, all tables, or the right to add them.
+async fn examine_managed(
+    primary: &Primary,
+    name: &str,
+    is_owned: bool,
+    publishes_all_operations: bool,
+    wanted: &[PublishableTable],
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
+    if !publishes_all_operations {
+        let sql =
+            format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')", escape_identifier(name));
+        let message = format!("the publication \"{name}\" does not publish every operation; a standby would miss some");
+        findings.push(Finding::error(PLACE, message, "let it publish all four").with_sql([sql]));
+    }
+    let Some(sql) = missing_tables_sql(&primary.sql, name, wanted).await? else { return Ok(()) };
+    let names: Vec<QualifiedName> = wanted.iter().map(|table| table.name.clone()).collect();
+    if !is_owned || !owns(primary, &names).await? {
+        let message = format!(
+            "the publication \"{name}\" does not cover every table of the pipeline, and the role may not add them"
+        );
+        findings.push(Finding::error(PLACE, message, "let its owner add them").with_sql([sql]));
+    }
+    Ok(())
+}
+
 async fn may_publish(primary: &Primary, tables: &[QualifiedName]) -> Result<bool, SourceError> {
+    let query = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')";
+    let row = primary.sql.query_one(query, &[]).await.map_err(SourceError::sql("reading the role's rights"))?;
+    Ok(row.get::<_, bool>(0) && owns(primary, tables).await?)
+}
+
+/// Joins the tables of the parameters $1 (schemas) and $2 (names) as `c`, with their schema `s`. Not by regclass, which fails
+/// where the role may not use a schema.
+const NAMED_TABLES: &str = "unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace s ON s.nspname = w.s \
+                            JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = w.t";
+
+fn parameters(tables: &[QualifiedName]) -> (Vec<&str>, Vec<&str>) {
+    tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
+}
+
+async fn owns(primary: &Primary, tables: &[QualifiedName]) -> Result<bool, SourceError> {
     if primary.is_superuser {
         return Ok(true);
     }
-    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let query = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') AND NOT EXISTS (SELECT FROM unnest($1::text[]) n \
-                 JOIN pg_catalog.pg_class c ON c.oid = n::regclass WHERE NOT pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'))";
-    let row = primary.sql.query_one(query, &[&names]).await.map_err(SourceError::sql("reading the role's rights"))?;
+    let (schemas, names) = parameters(tables);
+    let query = format!(
+        "SELECT NOT EXISTS (SELECT FROM {NAMED_TABLES} WHERE NOT pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'))"
+    );
+    let row = primary
+        .sql
+        .query_one(&query, &[&schemas, &names])
+        .await
+        .map_err(SourceError::sql("reading the tables' owners"))?;
     Ok(row.get(0))
 }
 
 /// A partitioned table's changes arrive under its leaves' names.
 async fn leaves_of(primary: &Primary, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, SourceError> {
-    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let query = "SELECT s.nspname::text, c.relname::text FROM unnest($1::text[]) n \
-                 CROSS JOIN LATERAL (SELECT relid FROM pg_catalog.pg_partition_tree(n::regclass) WHERE isleaf \
-                                     UNION SELECT n::regclass WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(n::regclass))) l \
-                 JOIN pg_catalog.pg_class c ON c.oid = l.relid AND c.relkind = 'r' JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace ORDER BY 1, 2";
-    let rows =
-        primary.sql.query(query, &[&names]).await.map_err(SourceError::sql("reading the primary's partitions"))?;
+    let (schemas, names) = parameters(tables);
+    let query = format!(
+        "SELECT ls.nspname::text, l.relname::text FROM {NAMED_TABLES} \
+         CROSS JOIN LATERAL (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid) WHERE isleaf \
+                             UNION SELECT c.oid WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid))) p(relid) \
+         JOIN pg_catalog.pg_class l ON l.oid = p.relid AND l.relkind = 'r' \
+         JOIN pg_catalog.pg_namespace ls ON ls.oid = l.relnamespace ORDER BY 1, 2"
+    );
+    let rows = primary
+        .sql
+        .query(&query, &[&schemas, &names])
+        .await
+        .map_err(SourceError::sql("reading the primary's partitions"))?;
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }
 
@@ -287,11 +332,13 @@ async fn examine_tables(
         ));
         return Ok(());
     }
-    let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-    let query = "SELECT n, c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), \
-                 pg_catalog.has_table_privilege(c.oid, 'SELECT'), pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), s.nspname::text \
-                 FROM unnest($1::text[]) n JOIN pg_catalog.pg_class c ON c.oid = n::regclass JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace";
-    let rows = primary.sql.query(query, &[&names]).await.map_err(SourceError::sql("reading the tables' rights"))?;
+    let (schemas, names) = parameters(tables);
+    let query = format!(
+        "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), \
+                 pg_catalog.has_table_privilege(c.oid, 'SELECT'), pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), s.nspname::text FROM {NAMED_TABLES}"
+    );
+    let rows =
+        primary.sql.query(&query, &[&schemas, &names]).await.map_err(SourceError::sql("reading the tables' rights"))?;
     let role = escape_identifier(&primary.role);
     for row in rows {
         let (table, lacks_identity): (String, bool) = (row.get(0), row.get(1));

@@ -1,15 +1,19 @@
 //! The doctor at a standby: reachable, writable, rights, tables and columns, rows in the way.
 
+use std::collections::BTreeSet;
+
 use postgres_protocol::escape::escape_identifier;
 
 use crate::config::{OnExistingRows, Pipeline, PostgresSink};
-use crate::model::QualifiedName;
-use crate::schema::{TableShape, catalog_query, read_shapes};
+use crate::model::{Progress, QualifiedName, SlotName};
+use crate::schema::{ShapeColumn, TableShape, catalog_query, read_shapes};
 use crate::sink::postgres::{origin_grants_sql, replica_role_sql, store};
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Session, WireError};
 
+use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
+use super::missing::create_table_sql;
 use super::primary::Primary;
 
 /// What an apply session does to a table.
@@ -22,7 +26,7 @@ pub(super) async fn examine(
     sink: &PostgresSink,
     tables: &[QualifiedName],
     findings: &mut Findings,
-) {
+) -> Record {
     let place = pipeline.name.as_str();
     let session = Session::new("walrelay check").with("search_path", "");
     let standby = match sql::connect(&sink.url, &session).await {
@@ -34,16 +38,16 @@ pub(super) async fn examine(
                 "check url, network, pg_hba.conf and password",
             );
             findings.push(if error.code().is_none() { finding.unreachable() } else { finding });
-            return;
+            return Record::Unknown;
         }
     };
     let look = Look { pipeline, sink, standby: &standby };
-    if let Err(error) = look.server(findings).await {
-        findings.push(Finding::error(place, error.to_string(), ""));
-        return;
-    }
-    if let Err(error) = look.tables(primary, tables, findings).await {
-        findings.push(Finding::error(place, error, ""));
+    match look.everything(primary, tables, findings).await {
+        Ok(record) => record,
+        Err(error) => {
+            findings.push(Finding::error(place, error, ""));
+            Record::Unknown
+        }
     }
 }
 
@@ -62,12 +66,27 @@ impl Look<'_> {
         Finding::error(self.place(), message, remedy)
     }
 
-    /// Rights and settings of server and database.
-    async fn server(&self, findings: &mut Findings) -> Result<(), WireError> {
-        let query = "SELECT current_setting('server_version_num')::int4, pg_catalog.pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on', \
+    async fn everything(
+        &self,
+        primary: &Primary,
+        tables: &[QualifiedName],
+        findings: &mut Findings,
+    ) -> Result<Record, String> {
+        let say = |error: WireError| error.to_string();
+        if !self.server(findings).await.map_err(say)? {
+            return Ok(Record::Unknown);
+        }
+        self.tables(primary, tables, findings).await?;
+        self.record().await.map_err(say)
+    }
+
+    /// Rights and settings of server and database; whether it can be written at all.
+    async fn server(&self, findings: &mut Findings) -> Result<bool, WireError> {
+        let query = "SELECT current_setting('server_version_num')::int4, pg_catalog.pg_is_in_recovery(), current_setting(CASE WHEN current_setting('server_version_num')::int4 < 180000 THEN 'max_replication_slots' ELSE 'max_active_replication_origins' END)::int4, \
                      current_setting('fsync') = 'on', r.rolsuper, r.rolname::text, \
                      pg_catalog.to_regnamespace('walrelay') IS NOT NULL, \
-                     COALESCE(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'CREATE'), false), \
+                     COALESCE(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'CREATE') \
+                     AND pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'USAGE'), false), \
                      pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
                      FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
         let row = self.standby.query_one(query, &[]).await?;
@@ -83,7 +102,13 @@ impl Look<'_> {
                 "the server is in recovery (a physical standby) and takes no writes".to_owned(),
                 "point the sink's url at a server of its own",
             ));
-            return Ok(());
+            return Ok(false);
+        }
+        if row.get::<_, i32>(2) == 0 {
+            let setting = if version < 180_000 { "max_replication_slots" } else { "max_active_replication_origins" };
+            let message = format!("{setting} is 0: no replication origin can tag what walrelay writes");
+            let sql = format!("ALTER SYSTEM SET {setting} = 10");
+            findings.push(self.error(message, "raise it and restart the server").with_sql([sql]));
         }
         if !row.get::<_, bool>(3) {
             let message = "fsync is off: what it calls durable does not survive a power cut, and the primary would be told that it does".to_owned();
@@ -106,7 +131,8 @@ impl Look<'_> {
         if !is_superuser {
             self.rights(version, &role, findings).await?;
         }
-        self.store_rights(&role, findings).await
+        self.store_rights(&role, findings).await?;
+        Ok(true)
     }
 
     /// The relay's own tables, which another role may have made.
@@ -124,6 +150,16 @@ impl Look<'_> {
             let message =
                 format!("the table walrelay.{table} was made by another role, and \"{role}\" may not write it");
             findings.push(self.error(message, "grant it").with_sql([sql]));
+        }
+        // Only its owner may replace it.
+        let query = "SELECT p.proname::text FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+                     WHERE n.nspname = 'walrelay' AND p.proname = 'guard_' || $1 AND NOT pg_catalog.pg_has_role(current_user, p.proowner, 'USAGE')";
+        if let Some(row) = self.standby.query_opt(query, &[&self.place()]).await? {
+            let function: String = row.get(0);
+            let role_sql = escape_identifier(role);
+            let sql = format!("ALTER FUNCTION walrelay.{}() OWNER TO {role_sql}", escape_identifier(&function));
+            let message = format!("the function walrelay.{function} belongs to another role than \"{role}\"");
+            findings.push(self.error(message, "hand it over").with_sql([sql]));
         }
         Ok(())
     }
@@ -156,28 +192,63 @@ impl Look<'_> {
     async fn tables(&self, primary: &Primary, tables: &[QualifiedName], findings: &mut Findings) -> Result<(), String> {
         let here = shapes(self.standby, tables).await?;
         let there = shapes(&primary.sql, tables).await?;
-        let missing: Vec<String> = tables
-            .iter()
-            .filter(|name| !here.iter().any(|shape| shape.qualified_name() == **name))
-            .map(ToString::to_string)
-            .collect();
-        if !missing.is_empty() {
-            let message = format!("these tables do not exist on the standby: {}", missing.join(", "));
-            findings.push(
-                self.error(
-                    message,
-                    "create them as on the primary (pg_dump --schema-only … | psql …), or exclude them",
-                ),
-            );
+        self.missing(tables, &here, &there, findings);
+        for shape in here.iter().filter(|shape| !matches!(shape.kind.as_str(), "r" | "p")) {
+            let message = format!("{} is no ordinary table on the standby", shape.qualified_name());
+            findings.push(self.error(message, "put a table in its place, or exclude it"));
         }
         for shape in &here {
             if let Some(source) = there.iter().find(|source| source.qualified_name() == shape.qualified_name()) {
                 self.columns(source, shape, findings);
+                self.extra_columns(source, shape, findings);
             }
         }
         let present: Vec<QualifiedName> = here.iter().map(TableShape::qualified_name).collect();
-        self.table_rights(&present, findings).await.map_err(|error| error.to_string())?;
+        self.table_rights(&present, &self.rights_on_tables(), findings).await.map_err(|error| error.to_string())?;
+        if self.sink.read_only {
+            // The guard stands on partitions and on the partitioned tables above, too.
+            let relatives = here.iter().flat_map(TableShape::family).filter(|name| !present.contains(name));
+            let relatives: BTreeSet<QualifiedName> = relatives.collect();
+            let relatives: Vec<QualifiedName> = relatives.into_iter().collect();
+            self.table_rights(&relatives, &["TRIGGER"], findings).await.map_err(|error| error.to_string())?;
+        }
         self.rows_in_the_way(&present, findings).await.map_err(|error| error.to_string())
+    }
+
+    /// Columns that only the standby has.
+    fn extra_columns(&self, source: &TableShape, target: &TableShape, findings: &mut Findings) {
+        let is_extra = |column: &&ShapeColumn| source.column(&column.name).is_none();
+        let is_unfillable = |column: &&ShapeColumn| column.is_not_null && !column.has_default && !column.is_generated;
+        for column in target.columns.iter().filter(is_extra).filter(is_unfillable) {
+            let (name, column) = (target.qualified_name(), escape_identifier(&column.name));
+            let sql = format!("ALTER TABLE {} ALTER COLUMN {column} DROP NOT NULL", name.sql());
+            let message = format!(
+                "{name}.{column} exists on the standby only, is NOT NULL and has no default: no row could be inserted"
+            );
+            findings.push(self.error(message, "let it be NULL, or give it a default").with_sql([sql]));
+        }
+    }
+
+    fn rights_on_tables(&self) -> Vec<&'static str> {
+        let mut rights = TABLE_RIGHTS.to_vec();
+        rights.extend(self.sink.read_only.then_some("TRIGGER"));
+        rights
+    }
+
+    fn missing(&self, tables: &[QualifiedName], here: &[TableShape], there: &[TableShape], findings: &mut Findings) {
+        let is_here = |name: &QualifiedName| here.iter().any(|shape| shape.qualified_name() == *name);
+        let missing: Vec<&QualifiedName> = tables.iter().filter(|name| !is_here(name)).collect();
+        if missing.is_empty() {
+            return;
+        }
+        let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        let shapes = there.iter().filter(|shape| missing.contains(&&shape.qualified_name()));
+        let rights = self.rights_on_tables();
+        let sql = shapes.filter_map(|shape| create_table_sql(shape, &self.sink.url.user, &rights)).flatten();
+        let remedy = "create them as on the primary (pg_dump --schema-only … | psql … brings indexes, defaults and constraints), or \
+                      exclude them; columns and key alone, where they are simple";
+        let message = format!("these tables do not exist on the standby: {}", names.join(", "));
+        findings.push(self.error(message, remedy).with_sql(sql));
     }
 
     fn columns(&self, source: &TableShape, target: &TableShape, findings: &mut Findings) {
@@ -225,15 +296,21 @@ impl Look<'_> {
         }
     }
 
-    async fn table_rights(&self, tables: &[QualifiedName], findings: &mut Findings) -> Result<(), WireError> {
-        let names: Vec<String> = tables.iter().map(QualifiedName::sql).collect();
-        let mut rights: Vec<&str> = TABLE_RIGHTS.to_vec();
-        rights.extend(self.sink.read_only.then_some("TRIGGER"));
-        let query = "SELECT n, s.nspname::text, pg_catalog.has_schema_privilege(s.oid, 'USAGE'), \
-                     ARRAY(SELECT r FROM unnest($2::text[]) r WHERE NOT pg_catalog.has_table_privilege(c.oid, r)) \
-                     FROM unnest($1::text[]) n JOIN pg_catalog.pg_class c ON c.oid = n::regclass JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace";
+    async fn table_rights(
+        &self,
+        tables: &[QualifiedName],
+        rights: &[&str],
+        findings: &mut Findings,
+    ) -> Result<(), WireError> {
+        let (schemas, names): (Vec<&str>, Vec<&str>) =
+            tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+        // Not by regclass, which fails where the role may not use a schema.
+        let query = "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), s.nspname::text, pg_catalog.has_schema_privilege(s.oid, 'USAGE'), \
+                     ARRAY(SELECT r FROM pg_catalog.unnest($3::text[]) r WHERE NOT pg_catalog.has_table_privilege(c.oid, r)) \
+                     FROM unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace s ON s.nspname = w.s \
+                     JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = w.t";
         let role = escape_identifier(&self.sink.url.user);
-        for row in self.standby.query(query, &[&names, &rights]).await? {
+        for row in self.standby.query(query, &[&schemas, &names, &rights]).await? {
             let (table, schema, may_use, lacking): (String, String, bool, Vec<String>) =
                 (row.get(0), row.get(1), row.get(2), row.get(3));
             if !may_use {
@@ -254,13 +331,17 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// The relay's own tables that are there and can be read.
+    async fn readable(&self) -> Result<Vec<String>, WireError> {
+        let query = "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE n.nspname = 'walrelay' AND c.relname IN ('progress', 'copy') \
+                       AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
+        Ok(self.standby.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Whether the standby has a record of this pipeline, or of its copy: then the rows are ours.
     async fn is_known(&self) -> Result<bool, WireError> {
-        let readable = "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                        WHERE n.nspname = 'walrelay' AND c.relname IN ('progress', 'copy') \
-                          AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
-        for row in self.standby.query(readable, &[]).await? {
-            let table: String = row.get(0);
+        for table in self.readable().await? {
             let query =
                 format!("SELECT EXISTS (SELECT FROM walrelay.{} WHERE pipeline = $1)", escape_identifier(&table));
             if self.standby.query_one(&query, &[&self.place()]).await?.get(0) {
@@ -268,6 +349,27 @@ impl Look<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// The pipeline's progress row.
+    async fn record(&self) -> Result<Record, WireError> {
+        let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                      WHERE n.nspname = 'walrelay' AND c.relname = 'progress')";
+        if !self.standby.query_one(exists, &[]).await?.get::<_, bool>(0) {
+            return Ok(Record::Read(None));
+        }
+        if !self.readable().await?.iter().any(|table| table == "progress") {
+            return Ok(Record::Unknown);
+        }
+        let query =
+            "SELECT system_identifier, timeline, database, slot, lsn::text FROM walrelay.progress WHERE pipeline = $1";
+        let Some(row) = self.standby.query_opt(query, &[&self.place()]).await? else { return Ok(Record::Read(None)) };
+        let (timeline, slot, lsn): (i64, String, String) = (row.get(1), row.get(3), row.get(4));
+        let (Ok(timeline), Ok(slot), Ok(lsn)) = (timeline.try_into(), SlotName::new(&slot), lsn.parse()) else {
+            return Ok(Record::Unknown);
+        };
+        let (system_identifier, database) = (row.get(0), row.get(2));
+        Ok(Record::Read(Some(Progress { system_identifier, timeline, database, slot, lsn, commit_time: None })))
     }
 
     /// Rows that the initial copy would refuse; only before it was done.
