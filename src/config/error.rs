@@ -73,5 +73,5 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     };
     let scored = candidates.into_iter().map(|candidate| (likeness(candidate), candidate));
     let best = scored.max_by(|one, other| one.0.total_cmp(&other.0))?;
-    (best.0 > 0.6).then(|| best.1.to_owned())
+    (best.0 > 0.66).then(|| best.1.to_owned())
 }

@@ -113,7 +113,7 @@ fn check_level(section: &Section<'_>, level: &str) -> Result<(), ConfigError> {
                 "level",
                 format!("\"{level}\""),
                 rule,
-                nearest(&word, LEVELS.iter().copied()),
+                nearest(&word, LEVELS.iter().copied()).filter(|level| strsim::jaro_winkler(&word, level) > 0.75),
             ));
         }
     }

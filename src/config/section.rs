@@ -149,12 +149,14 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn duration(&mut self, key: &'static str) -> Result<Option<Duration>, ConfigError> {
-        let Some(text) = self.string(key)? else { return Ok(None) };
-        let value = duration_of(&text).filter(|duration| *duration <= LONGEST_DURATION);
-        value.map(Some).ok_or_else(|| {
-            let rule = "must be a duration such as \"500ms\", \"30s\", \"2min\" or \"1h\", at most 24h";
-            self.error(key, Some(format!("\"{text}\"")), rule)
-        })
+        let rule = "must be a duration such as \"500ms\", \"30s\", \"2min\" or \"1h\", at most 24h";
+        let (value, given) = match self.take(key) {
+            None => return Ok(None),
+            Some(Value::String(text)) => (duration_of(&text), format!("\"{text}\"")),
+            Some(other) => (None, shown(&other)),
+        };
+        let value = value.filter(|duration| *duration <= LONGEST_DURATION);
+        value.map(Some).ok_or_else(|| self.error(key, Some(given), rule))
     }
 
     pub(super) fn size(&mut self, key: &'static str, least_bytes: u64) -> Result<Option<u64>, ConfigError> {

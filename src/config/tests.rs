@@ -257,3 +257,40 @@ fn the_annotated_example_holds_and_names_every_key() {
         assert!(text.contains(&format!("{key} = ")), "{key} is not explained");
     }
 }
+
+/// The whole texts, as a person reads them.
+#[test]
+fn the_texts_of_errors() {
+    let name = "name = \"standby1\"";
+    let primary = "url = \"postgres://walrelay@db.eu.example/shop\"";
+    let cases: &[(&str, &str, &[(&str, &str)])] = &[
+        (name, "name = \"Standby-1\"", &[]),
+        (name, "name = \"standby1\"\nmemory_limt = \"1MB\"", &[]),
+        (name, "name = \"standby1\"\nmemory_limit = \"64 elephants\"", &[]),
+        (name, "name = \"standby1\"\ncopy_workers = 4.5", &[]),
+        (name, "name = \"standby1\"\ntables = [\"orders\"]", &[]),
+        (name, "name = \"standby1\"\non_existing_rows = \"drop\"", &[]),
+        (name, "", &[]),
+        ("type = \"postgres\"", "type = \"kafka\"", &[]),
+        ("type = \"postgres\"", "type = \"stdout\"", &[]),
+        ("[[pipeline]]", "[pipeline]", &[]),
+        ("[primary]", "[primry]", &[]),
+        ("[primary]", "[primary", &[]),
+        ("[primary]", "shutdown_timeout = 30\n[primary]", &[]),
+        ("[primary]", "[http]\nlisten = \"localhost\"\n[primary]", &[]),
+        ("[primary]", "[log]\nlevel = \"verbose\"\n[primary]", &[]),
+        (primary, "url = \"postgres://u:s3cret@db.eu.example/shop?sslmod=require\"", &[]),
+        (primary, "url = \"postgres://u:s3/cret@db.eu.example/shop\"", &[]),
+        (primary, "url = \"db.eu.example\"", &[]),
+        (primary, "url = \"postgres://u@db.eu.example/shop\"\npassword = \"s3cret\"", &[]),
+        (name, name, &[("WALRELAY__PIPELINE__STANDBY1__COPY_WORKERS", "lots")]),
+        (name, name, &[("WALRELAY__PIPELINE__STANBY1__SLOT", "x")]),
+        (name, name, &[("WALRELAY__HTP__LISTEN", "x")]),
+    ];
+    let mut texts = String::new();
+    for (from, to, variables) in cases {
+        assert!(SMALLEST.contains(from), "{from}");
+        texts.push_str(&format!("{}\n\n", read_with(&SMALLEST.replace(from, to), variables).unwrap_err()));
+    }
+    insta::assert_snapshot!(texts);
+}

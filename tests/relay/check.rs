@@ -162,18 +162,26 @@ async fn a_role_without_privileges_is_told_every_grant_and_then_runs_the_relay()
 async fn a_primary_with_wrong_settings_is_mended_by_what_check_prints() {
     for major in major_versions().into_iter().filter(|major| [15, 18].contains(major)) {
         let mut pair = Pair::start(major).await;
-        set(&mut pair.primary, &[("wal_level", "replica"), ("max_replication_slots", "1")]).await;
+        set(&mut pair.primary, &[("wal_level", "replica"), ("max_replication_slots", "2")]).await;
         pair.on_both(TABLES).await;
         pair.on_primary("CREATE TABLE plain (a int); SELECT pg_create_physical_replication_slot('taken')").await;
         pair.on_standby("CREATE TABLE plain (a int)").await;
-        let first = Checked::of(&pair.config(""));
+        let second = "[[pipeline]]\nname = \"feed\"\n[pipeline.sink]\ntype = \"stdout\"\n";
+        let config = format!("{}{second}", pair.config(""));
+        let first = Checked::of(&config);
         first.refused();
         first.names("error", "primary", "wal_level is replica", "ALTER SYSTEM SET wal_level = 'logical'");
-        first.names("error", "primary", "no replication slot is free", "ALTER SYSTEM SET max_replication_slots = 6");
+        first.names(
+            "error",
+            "primary",
+            "no replication slot is free for \"walrelay_feed\"",
+            "max_replication_slots = 7",
+        );
+        assert!(!first.answer.to_string().contains("free for \\\"walrelay_standby1"), "{:#}", first.answer);
         first.names("warning", "primary", "public.plain has no replica identity", "REPLICA IDENTITY FULL");
         first.names("info", "primary", "max_slot_wal_keep_size is -1", "");
         first.mend(&mut pair).await;
-        Checked::of(&pair.config("")).passes();
+        Checked::of(&config).passes();
         let _relay = pair.relay("").await;
     }
 }
@@ -185,11 +193,11 @@ async fn a_standby_that_differs_is_mended_by_what_check_prints() {
     pair.on_primary(
         "CREATE TABLE orders (id int PRIMARY KEY, item text, price numeric(10,2), total int); \
          CREATE SCHEMA sales; CREATE TABLE sales.missing (a int, b text, PRIMARY KEY (b, a)); \
-         INSERT INTO orders VALUES (1, 'x', 1.5, 2); INSERT INTO sales.missing VALUES (1, 'x')",
+         CREATE TABLE keyed (id int PRIMARY KEY); INSERT INTO orders VALUES (1, 'x', 1.5, 2); INSERT INTO sales.missing VALUES (1, 'x')",
     )
     .await;
     pair.on_standby(
-        "CREATE TABLE orders (id int PRIMARY KEY, item varchar, total int GENERATED ALWAYS AS (id * 2) STORED, extra int NOT NULL)",
+        "CREATE TABLE orders (id int PRIMARY KEY, item varchar, total int GENERATED ALWAYS AS (id * 2) STORED, extra int NOT NULL); CREATE TABLE keyed (id int)",
     )
     .await;
     let first = Checked::of(&pair.config(""));
@@ -209,6 +217,7 @@ async fn a_standby_that_differs_is_mended_by_what_check_prints() {
         "public.orders.item is text on the primary and character varying on the standby",
         "",
     );
+    first.names("warning", "standby1", "public.keyed has no primary key on the standby", "ADD PRIMARY KEY (\"id\")");
     first.names("error", "standby1", "max_active_replication_origins is 0", "ALTER SYSTEM SET");
     first.mend(&mut pair).await;
     Checked::of(&pair.config("")).passes();

@@ -5,12 +5,14 @@ use postgres_protocol::escape::escape_identifier;
 
 use crate::schema::TableShape;
 
-/// Schema and table with the columns and the key of the primary's, and what `role` needs on them. `None` where the table has
-/// generated columns or types that are not built in.
+/// Schema and table with the columns and the key of the primary's, and what `role` needs on them. `None` for a partition, and where
+/// the table has generated columns or types that are not built in.
 pub(super) fn create_table_sql(shape: &TableShape, role: &str, rights: &[&str]) -> Option<Vec<String>> {
     // format_type names the schema of every type that is not in pg_catalog.
     let is_simple = |name: &str| !name.contains(['.', '"']);
-    if shape.columns.iter().any(|column| column.is_generated || !is_simple(&column.type_name)) {
+    // A partition belongs under its partitioned table, with bounds that only pg_dump brings.
+    let is_partition = !shape.ancestors.is_empty();
+    if is_partition || shape.columns.iter().any(|column| column.is_generated || !is_simple(&column.type_name)) {
         return None;
     }
     let name = shape.qualified_name();

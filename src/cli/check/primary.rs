@@ -1,5 +1,7 @@
 //! The doctor at the primary: version, settings, rights, slot, publication, tables.
 
+use std::cell::Cell;
+
 use postgres_protocol::escape::escape_identifier;
 
 use crate::config::{self, Config};
@@ -26,7 +28,8 @@ pub(super) struct Primary {
     /// Whether nothing found here keeps a replication connection from being opened.
     pub(super) may_stream: bool,
     is_superuser: bool,
-    free_slots: i64,
+    /// Not yet promised to a pipeline.
+    free_slots: Cell<i64>,
     max_slots: i64,
     standby_names: String,
 }
@@ -101,7 +104,7 @@ async fn facts(sql: SqlClient, findings: &mut Findings) -> Result<Primary, Sourc
         role,
         may_stream: has_walsender && (may_replicate || is_superuser),
         is_superuser,
-        free_slots: row.get(5),
+        free_slots: Cell::new(row.get(5)),
         max_slots: row.get(10),
         standby_names: row.get(7),
         sql,
@@ -159,7 +162,8 @@ async fn try_pipeline(
 fn examine_slot(primary: &Primary, pipeline: &config::Pipeline, slot: Option<&SlotFacts>, findings: &mut Findings) {
     let name = pipeline.slot_name();
     let Some(slot) = slot else {
-        if primary.free_slots <= 0 {
+        primary.free_slots.set(primary.free_slots.get() - 1);
+        if primary.free_slots.get() < 0 {
             let remedy = "raise it and restart the server, or drop a slot that nobody uses (pg_replication_slots)";
             let message = format!("no replication slot is free for \"{name}\" (max_replication_slots)");
             let sql = format!("ALTER SYSTEM SET max_replication_slots = {}", primary.max_slots + SPARE);
@@ -340,6 +344,7 @@ async fn examine_tables(
     let rows =
         primary.sql.query(&query, &[&schemas, &names]).await.map_err(SourceError::sql("reading the tables' rights"))?;
     let role = escape_identifier(&primary.role);
+    let is_copied = pipeline.initial_copy && matches!(pipeline.sink, config::Sink::Postgres(_));
     for row in rows {
         let (table, lacks_identity): (String, bool) = (row.get(0), row.get(1));
         if lacks_identity {
@@ -348,7 +353,7 @@ async fn examine_tables(
             let sql = format!("ALTER TABLE {table} REPLICA IDENTITY FULL");
             findings.push(Finding::warning(PLACE, message, "add a primary key, or").with_sql([sql]));
         }
-        if pipeline.initial_copy && !row.get::<_, bool>(3) {
+        if is_copied && !row.get::<_, bool>(3) {
             let schema: String = row.get(4);
             let sql = format!("GRANT USAGE ON SCHEMA {} TO {role}", escape_identifier(&schema));
             findings.push(
@@ -363,7 +368,7 @@ async fn examine_tables(
                 .with_sql([sql]),
             );
         }
-        if pipeline.initial_copy && !row.get::<_, bool>(2) {
+        if is_copied && !row.get::<_, bool>(2) {
             let sql = format!("GRANT SELECT ON {table} TO {role}");
             findings.push(
                 Finding::error(

@@ -201,6 +201,7 @@ impl Look<'_> {
             if let Some(source) = there.iter().find(|source| source.qualified_name() == shape.qualified_name()) {
                 self.columns(source, shape, findings);
                 self.extra_columns(source, shape, findings);
+                self.key(source, shape, findings);
             }
         }
         let present: Vec<QualifiedName> = here.iter().map(TableShape::qualified_name).collect();
@@ -213,6 +214,20 @@ impl Look<'_> {
             self.table_rights(&relatives, &["TRIGGER"], findings).await.map_err(|error| error.to_string())?;
         }
         self.rows_in_the_way(&present, findings).await.map_err(|error| error.to_string())
+    }
+
+    /// Without a key there, each UPDATE and DELETE reads the whole table.
+    fn key(&self, source: &TableShape, target: &TableShape, findings: &mut Findings) {
+        let has_columns = source.key_columns.iter().all(|column| target.column(column).is_some());
+        if source.key_columns.is_empty() || !target.key_columns.is_empty() || !has_columns {
+            return;
+        }
+        let name = target.qualified_name();
+        let key: Vec<String> = source.key_columns.iter().map(|column| escape_identifier(column)).collect();
+        let sql = format!("ALTER TABLE {} ADD PRIMARY KEY ({})", name.sql(), key.join(", "));
+        let message =
+            format!("{name} has no primary key on the standby: each UPDATE and DELETE may read the whole table");
+        findings.push(Finding::warning(self.place(), message, "give it the primary's key").with_sql([sql]));
     }
 
     /// Columns that only the standby has.
