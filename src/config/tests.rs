@@ -263,7 +263,8 @@ fn the_annotated_example_holds_and_names_every_key() {
 fn the_texts_of_errors() {
     let name = "name = \"standby1\"";
     let primary = "url = \"postgres://walrelay@db.eu.example/shop\"";
-    let cases: &[(&str, &str, &[(&str, &str)])] = &[
+    type Variables = &'static [(&'static str, &'static str)];
+    let cases: &[(&str, &str, Variables)] = &[
         (name, "name = \"Standby-1\"", &[]),
         (name, "name = \"standby1\"\nmemory_limt = \"1MB\"", &[]),
         (name, "name = \"standby1\"\nmemory_limit = \"64 elephants\"", &[]),

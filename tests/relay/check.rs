@@ -158,6 +158,27 @@ async fn a_role_without_privileges_is_told_every_grant_and_then_runs_the_relay()
     }
 }
 
+/// The README's own statements, word for word, are enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_roles_of_the_readme_run_the_relay() {
+    let readme = include_str!("../../README.md");
+    let blocks: Vec<&str> =
+        readme.split("```sql\n").skip(1).filter_map(|block| block.split_once("```")).map(|(sql, _)| sql).collect();
+    let find = |part: &str| *blocks.iter().find(|block| block.contains(part)).unwrap();
+    let pair = Pair::start(18).await;
+    pair.on_both("CREATE TABLE orders (id int PRIMARY KEY, item text); CREATE TABLE customers (id int PRIMARY KEY)")
+        .await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.on_primary(find("LOGIN REPLICATION")).await;
+    pair.on_standby(find("session_replication_role")).await;
+    let config = as_relay(&pair, "").replace("relay@", "walrelay@");
+    Checked::of(&config).passes();
+    let relay = Relay::start(&config).await;
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO orders VALUES (2, 'y')").await;
+    pair.equal_after_catching_up(&["orders", "customers"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_with_wrong_settings_is_mended_by_what_check_prints() {
     for major in major_versions().into_iter().filter(|major| [15, 18].contains(major)) {
