@@ -317,6 +317,38 @@ async fn what_a_start_would_refuse_check_refuses_in_the_same_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn policies_and_locks_are_seen() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_both("CREATE ROLE relay LOGIN REPLICATION; ALTER TABLE orders ENABLE ROW LEVEL SECURITY; GRANT ALL ON orders TO relay").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    let config = as_relay(&pair, "");
+    let first = Checked::of(&config);
+    for place in ["primary", "standby1"] {
+        first.names(
+            "error",
+            place,
+            "row-level security would apply to the role \"relay\" on public.orders",
+            "BYPASSRLS",
+        );
+    }
+    first.mend(&mut pair).await;
+    Checked::of(&config).passes();
+    // Nobody's lock makes it wait for ever.
+    let client = super::harness::client(&pair.standby, "shop").await;
+    client.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let locked = Checked::of(&config);
+    locked.passes();
+    locked.names("warning", "standby1", "public.orders is locked", "");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    let relay = Relay::start(&config).await;
+    relay.wait_state("streaming").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    let folder = format!("spool_dir = \"/proc/walrelay\"\n{config}");
+    Checked::of(&folder).names("error", "standby1", "/proc/walrelay", "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_away_is_another_exit_code() {
     let mut pair = Pair::start(18).await;
     pair.on_both(TABLES).await;

@@ -5,6 +5,7 @@ mod beginning;
 mod finding;
 mod missing;
 mod primary;
+mod row_security;
 mod standby;
 
 use std::path::PathBuf;
@@ -14,11 +15,17 @@ use serde_json::json;
 
 use crate::assemble::Spool;
 use crate::config::{self, Config, Environment};
+use crate::wire::Session;
 
 use super::{Exit, complain};
 
 use beginning::Record;
 use finding::{Finding, Findings};
+
+/// A table that somebody has locked must not hold up the doctor.
+const LOCK_TIMEOUT: &str = "3s";
+/// Nor a query that takes for ever.
+const STATEMENT_TIMEOUT: &str = "60s";
 
 /// Look at both servers and say what would keep walrelay from running, with the SQL that mends it
 #[derive(Debug, Args)]
@@ -58,6 +65,15 @@ pub(super) fn run(args: &CheckArgs) -> Exit {
         print!("{}", findings.to_text());
     }
     findings.exit()
+}
+
+/// A session of the doctor, which writes nothing and waits for nobody.
+fn session() -> Session {
+    Session::new("walrelay check")
+        .with("search_path", "")
+        .with("default_transaction_read_only", "on")
+        .with("lock_timeout", LOCK_TIMEOUT)
+        .with("statement_timeout", STATEMENT_TIMEOUT)
 }
 
 async fn examine(config: &Config) -> Findings {

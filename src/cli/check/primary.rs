@@ -10,10 +10,10 @@ use crate::source::{
     PublishableTable, SlotFacts, SourceError, create_publication_sql, lists_standby, missing_tables_sql,
     publishable_tables, published_tables, slot_facts,
 };
-use crate::wire::Session;
 use crate::wire::sql::{self, SqlClient};
 
 use super::finding::{Finding, Findings, Level};
+use super::row_security;
 
 /// Oldest minor version of each major one without known faults that lose data or hang.
 const SOUND_MINORS: &[(u32, u32)] = &[(14, 19), (15, 14), (16, 10), (17, 6)];
@@ -36,8 +36,7 @@ pub(super) struct Primary {
 
 /// What concerns every pipeline. `None`: nothing further can be asked.
 pub(super) async fn examine_server(config: &Config, findings: &mut Findings) -> Option<Primary> {
-    let session = Session::new("walrelay check").with("search_path", "").with("default_transaction_read_only", "on");
-    let sql = match sql::connect(&config.primary, &session).await {
+    let sql = match sql::connect(&config.primary, &super::session()).await {
         Ok(sql) => sql,
         Err(error) => {
             let finding = Finding::error(
@@ -345,6 +344,10 @@ async fn examine_tables(
         primary.sql.query(&query, &[&schemas, &names]).await.map_err(SourceError::sql("reading the tables' rights"))?;
     let role = escape_identifier(&primary.role);
     let is_copied = pipeline.initial_copy && matches!(pipeline.sink, config::Sink::Postgres(_));
+    if is_copied {
+        let context = SourceError::wire("reading the primary's row security");
+        row_security::examine(&primary.sql, PLACE, &primary.role, tables, findings).await.map_err(context)?;
+    }
     for row in rows {
         let (table, lacks_identity): (String, bool) = (row.get(0), row.get(1));
         if lacks_identity {

@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 
 use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::error::SqlState;
 
 use crate::config::{OnExistingRows, Pipeline, PostgresSink};
 use crate::model::{Progress, QualifiedName, SlotName};
 use crate::schema::{ShapeColumn, TableShape, catalog_query, read_shapes};
 use crate::sink::postgres::{origin_grants_sql, replica_role_sql, store};
+use crate::wire::WireError;
 use crate::wire::sql::{self, SqlClient};
-use crate::wire::{Session, WireError};
 
 use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
 use super::missing::create_table_sql;
 use super::primary::Primary;
+use super::row_security;
 
 /// What an apply session does to a table.
 const TABLE_RIGHTS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
@@ -28,8 +30,7 @@ pub(super) async fn examine(
     findings: &mut Findings,
 ) -> Record {
     let place = pipeline.name.as_str();
-    let session = Session::new("walrelay check").with("search_path", "");
-    let standby = match sql::connect(&sink.url, &session).await {
+    let standby = match sql::connect(&sink.url, &super::session()).await {
         Ok(standby) => standby,
         Err(error) => {
             let finding = Finding::error(
@@ -206,6 +207,9 @@ impl Look<'_> {
         }
         let present: Vec<QualifiedName> = here.iter().map(TableShape::qualified_name).collect();
         self.table_rights(&present, &self.rights_on_tables(), findings).await.map_err(|error| error.to_string())?;
+        let (place, role) = (self.place(), &self.sink.url.user);
+        let policies = row_security::examine(self.standby, place, role, &present, findings).await;
+        policies.map_err(|error| error.to_string())?;
         if self.sink.read_only {
             // The guard stands on partitions and on the partitioned tables above, too.
             let relatives = here.iter().flat_map(TableShape::family).filter(|name| !present.contains(name));
@@ -398,11 +402,15 @@ impl Look<'_> {
         let mut full = Vec::new();
         for table in tables {
             let query = format!("SELECT EXISTS (SELECT FROM {})", table.sql());
-            // A right that is missing was found above.
-            if let Ok(row) = self.standby.query_one(&query, &[]).await
-                && row.get(0)
-            {
-                full.push(table.to_string());
+            match self.standby.query_one(&query, &[]).await {
+                Ok(row) if row.get(0) => full.push(table.to_string()),
+                Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    let message = format!("{table} is locked on the standby; whether it is empty could not be seen");
+                    let remedy = "look again once the lock is gone; the copy waits for it";
+                    findings.push(Finding::warning(self.place(), message, remedy));
+                }
+                // A right that is missing was found above.
+                _ => {}
             }
         }
         if !full.is_empty() {
