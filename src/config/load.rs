@@ -1,6 +1,5 @@
 //! From the file and the environment to a validated `Config`. Connects nowhere.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use super::overrides::override_from;
 use super::section::Section;
 use super::{
     Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet, libpq,
-    password,
+    password, text_file,
 };
 use crate::model::{PipelineName, SlotName};
 
@@ -45,7 +44,7 @@ const STDOUT_SINK: &[&str] = &["type"];
 pub fn load(path: Option<&Path>, environment: &Environment) -> Result<Config, ConfigError> {
     let looked_for = path.map_or_else(|| format!(" (looked for {})", DEFAULT_PATHS.join(" and ")), |_| String::new());
     let path = path.map_or_else(default_path, Path::to_path_buf);
-    let text = fs::read_to_string(&path)
+    let text = text_file::read(&path)
         .map_err(|error| ConfigError::Unreadable { path: path.clone(), reason: format!("{error}{looked_for}") })?;
     read(&path, &text, environment)
 }

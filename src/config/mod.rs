@@ -12,6 +12,7 @@ mod secret;
 mod section;
 #[cfg(test)]
 mod tests;
+mod text_file;
 mod url;
 
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
-use super::{Host, Secret, ServerUrl};
+use super::{Host, Secret, ServerUrl, text_file};
 
 /// Where a server's socket is by default.
 const DEFAULT_SOCKET_FOLDERS: &[&str] = &["/tmp", "/var/run/postgresql", "/run/postgresql"];
@@ -38,8 +38,11 @@ pub(super) fn resolve(
 }
 
 fn read_file(path: &Path) -> Result<Secret, String> {
-    let text = fs::read_to_string(path)
+    let text = text_file::read(path)
         .map_err(|error| format!("the password file {} cannot be read: {error}", path.display()))?;
+    if text.contains('\0') {
+        return Err(format!("the password file {} holds a zero byte, which no password can", path.display()));
+    }
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(Secret::new(text.strip_suffix('\r').unwrap_or(text)))
 }
@@ -51,7 +54,7 @@ fn from_password_file(path: &Path, url: &ServerUrl) -> Option<Secret> {
         tracing::warn!(path = %path.display(), "the password file is ignored: others may read it (chmod 600)");
         return None;
     }
-    let content = fs::read_to_string(path).ok()?;
+    let content = text_file::read(path).ok()?;
     url.hosts.iter().find_map(|host| content.lines().find_map(|line| password_of(line, host, url)))
 }
 
