@@ -100,9 +100,9 @@ pub struct RelationBody<'a> {
     /// OID on the primary.
     pub oid: u32,
     /// Empty means `pg_catalog`.
-    pub schema: &'a [u8],
+    pub schema: &'a str,
     /// Its name.
-    pub name: &'a [u8],
+    pub name: &'a str,
     /// Which old columns arrive.
     pub replica_identity: ReplicaIdentity,
     count: u16,
@@ -112,26 +112,25 @@ pub struct RelationBody<'a> {
 impl RelationBody<'_> {
     /// Owned.
     pub fn to_relation(&self) -> Relation {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let schema = if self.schema.is_empty() { "pg_catalog".to_owned() } else { text(self.schema) };
+        let schema = if self.schema.is_empty() { "pg_catalog" } else { self.schema };
         let mut reader = Reader::of_part(b'R', self.columns);
         let columns = (0..self.count).map_while(|_| {
             // Validated by `decode`.
             let (is_key, name, type_oid, type_modifier) = read_column(&mut reader).ok()?;
-            Some(Column { name: text(name), type_oid, type_modifier, is_key })
+            Some(Column { name: name.to_owned(), type_oid, type_modifier, is_key })
         });
         Relation {
             oid: self.oid,
-            name: QualifiedName::new(schema, text(self.name)),
+            name: QualifiedName::new(schema, self.name),
             replica_identity: self.replica_identity,
             columns: columns.collect(),
         }
     }
 }
 
-fn read_column<'a>(reader: &mut Reader<'a>) -> Result<(bool, &'a [u8], u32, i32), DecodeError> {
+fn read_column<'a>(reader: &mut Reader<'a>) -> Result<(bool, &'a str, u32, i32), DecodeError> {
     let flags = reader.u8("a column's flags")?;
-    let name = reader.string("a column's name")?;
+    let name = reader.name("a column's name is torn or not UTF-8")?;
     let type_oid = reader.u32("a column's type")?;
     let type_modifier = reader.u32("a column's type modifier")? as i32;
     Ok((flags & 1 != 0, name, type_oid, type_modifier))
@@ -312,8 +311,8 @@ fn update<'a>(reader: &mut Reader<'a>, xid: Option<u32>) -> Result<Message<'a>, 
 
 fn relation<'a>(reader: &mut Reader<'a>, xid: Option<u32>) -> Result<RelationBody<'a>, DecodeError> {
     let oid = reader.u32("relation")?;
-    let schema = reader.string("the relation's schema")?;
-    let name = reader.string("the relation's name")?;
+    let schema = reader.name("the relation's schema is torn or not UTF-8")?;
+    let name = reader.name("the relation's name is torn or not UTF-8")?;
     let replica_identity = match reader.u8("replica identity")? {
         b'd' => ReplicaIdentity::Default,
         b'n' => ReplicaIdentity::Nothing,

@@ -62,12 +62,21 @@ impl<'a> Reader<'a> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// A NUL-terminated string; the server sends it in the client encoding, which is always UTF-8 here.
+    /// A NUL-terminated string; the server sends it in the client encoding, which is always UTF-8 here, unless its own
+    /// encoding is SQL_ASCII.
     pub(super) fn string(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let rest = self.message.get(self.at..).unwrap_or(&[]);
         let length = memchr(0, rest).ok_or_else(|| self.broken(field))?;
         self.at += length + 1;
         Ok(&rest[..length])
+    }
+
+    /// A NUL-terminated name, in UTF-8: a server whose own encoding is SQL_ASCII converts nothing, and a name with other
+    /// bytes would silently become another name.
+    pub(super) fn name(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
+        let start = self.at;
+        let bytes = self.string(field)?;
+        std::str::from_utf8(bytes).map_err(|_| DecodeError::Broken { tag: self.tag, field, offset: start })
     }
 
     pub(super) fn slice_from(&self, start: usize) -> &'a [u8] {

@@ -157,6 +157,24 @@ fn values_and_relations_come_out_as_they_went_in() {
 }
 
 #[test]
+fn a_name_in_another_encoding_is_refused_at_its_place_instead_of_becoming_another_name() {
+    let relation = |schema: &[u8], name: &[u8], column: &[u8]| {
+        let mut bytes = Bytes::new(b'R').u32(9);
+        bytes.0.extend([schema, b"\0", name, b"\0d\0\x01\0", column, b"\0"].concat());
+        bytes.u32(23).u32(0).0
+    };
+    assert!(decode(&relation("größe".as_bytes(), b"t", b"c"), PLAIN).is_ok());
+    for (schema, name, column, field, offset) in [
+        (&b"\xe9"[..], &b"t"[..], &b"c"[..], "the relation's schema is torn or not UTF-8", 5),
+        (b"s", b"\xe9", b"c", "the relation's name is torn or not UTF-8", 7),
+        (b"s", b"t", b"\xe9", "a column's name is torn or not UTF-8", 13),
+    ] {
+        let expected = DecodeError::Broken { tag: b'R', field, offset };
+        assert_eq!(decode(&relation(schema, name, column), PLAIN), Err(expected));
+    }
+}
+
+#[test]
 fn a_value_is_never_printed() {
     assert_eq!(format!("{:?}", Value::Text(b"secret")), "Text(6 bytes)");
 }
