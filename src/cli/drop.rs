@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{self, Environment};
+use crate::config::Environment;
 use crate::model::Retry;
 use crate::pipeline::{Removed, remove};
 
-use super::{Exit, complain};
+use super::{Exit, complain, configuration, errand_runtime};
 
 /// Remove a pipeline's slot, managed publication, and its record and guards on the standby; the tables and their rows stay
 #[derive(Debug, Args)]
@@ -25,12 +25,9 @@ pub(super) struct DropArgs {
 }
 
 pub(super) fn run(args: &DropArgs) -> Exit {
-    let config = match config::load(args.config.as_deref(), &Environment::of_process()) {
+    let config = match configuration(args.config.as_deref(), &Environment::of_process()) {
         Ok(config) => config,
-        Err(error) => {
-            complain(&error);
-            return Exit::Configuration;
-        }
+        Err(exit) => return exit,
     };
     let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
     let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name.as_str() == args.name) else {
@@ -51,12 +48,9 @@ pub(super) fn run(args: &DropArgs) -> Exit {
         ));
         return Exit::Usage;
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match errand_runtime() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&error);
-            return Exit::Internal;
-        }
+        Err(exit) => return exit,
     };
     match runtime.block_on(remove(&config, pipeline)) {
         Ok(report) => {

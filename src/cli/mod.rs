@@ -8,9 +8,13 @@ mod run;
 mod status;
 mod tail;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::config::{self, Config, Environment};
 
 pub use exit::Exit;
 
@@ -61,4 +65,20 @@ pub fn main() -> ExitCode {
 /// Says an error on standard error.
 fn complain(error: &dyn std::fmt::Display) {
     eprintln!("walrelay: {error}");
+}
+
+/// Loads the configuration, or says what is wrong with it.
+fn configuration(path: Option<&Path>, environment: &Environment) -> Result<Config, Exit> {
+    config::load(path, environment).map_err(|error| {
+        complain(&error);
+        Exit::Configuration
+    })
+}
+
+/// A runtime for one short errand.
+fn errand_runtime() -> Result<Runtime, Exit> {
+    Builder::new_current_thread().enable_all().build().map_err(|error| {
+        complain(&error);
+        Exit::Internal
+    })
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{self, Environment};
+use crate::config::Environment;
 use crate::{daemon, telemetry};
 
-use super::{Exit, complain};
+use super::{Exit, complain, configuration};
 
 /// Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration again
 #[derive(Debug, Args)]
@@ -19,12 +19,9 @@ pub(super) struct RunArgs {
 
 pub(super) fn run(args: &RunArgs) -> Exit {
     let environment = Environment::of_process();
-    let config = match config::load(args.config.as_deref(), &environment) {
+    let config = match configuration(args.config.as_deref(), &environment) {
         Ok(config) => config,
-        Err(error) => {
-            complain(&error);
-            return Exit::Configuration;
-        }
+        Err(exit) => return exit,
     };
     let log_level = match telemetry::start(&config.log) {
         Ok(log_level) => log_level,

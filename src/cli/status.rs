@@ -10,9 +10,9 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::config::{self, Environment};
+use crate::config::Environment;
 
-use super::{Exit, complain};
+use super::{Exit, complain, configuration, errand_runtime};
 
 /// An answer that takes longer is none.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -34,12 +34,9 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> Exit {
-    let config = match config::load(args.config.as_deref(), &Environment::of_process()) {
+    let config = match configuration(args.config.as_deref(), &Environment::of_process()) {
         Ok(config) => config,
-        Err(error) => {
-            complain(&error);
-            return Exit::Configuration;
-        }
+        Err(exit) => return exit,
     };
     let Some(address) = config.http else {
         complain(
@@ -47,12 +44,9 @@ pub(super) fn run(args: &StatusArgs) -> Exit {
         );
         return Exit::Configuration;
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match errand_runtime() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&error);
-            return Exit::Internal;
-        }
+        Err(exit) => return exit,
     };
     runtime.block_on(show(address, args))
 }

@@ -17,7 +17,7 @@ use crate::assemble::Spool;
 use crate::config::{self, Config, Environment};
 use crate::wire::Session;
 
-use super::{Exit, complain};
+use super::{Exit, complain, errand_runtime};
 
 use beginning::Record;
 use finding::{Finding, Findings};
@@ -51,12 +51,9 @@ pub(super) fn run(args: &CheckArgs) -> Exit {
             return Exit::Configuration;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match errand_runtime() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            complain(&error);
-            return Exit::Internal;
-        }
+        Err(exit) => return exit,
     };
     let findings = runtime.block_on(examine(&config));
     if args.json {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use walrelay::throwaway::{Options, Server, find_major};
 
-use super::{PATIENCE, Relay, eventually, value, values};
+use super::{Relay, eventually, value, values};
 
 /// The versions of the core scenarios: `WALRELAY_TEST_VERSIONS="15 18"` narrows them.
 pub fn major_versions() -> Vec<u32> {
@@ -126,7 +126,6 @@ impl Pair {
 
     /// Catches up, then compares.
     pub async fn equal_after_catching_up(&self, tables: &[&str]) {
-        let _ = PATIENCE;
         self.caught_up("standby1").await;
         self.assert_equal(tables).await;
     }
