@@ -7,6 +7,7 @@ use toml::{Table, Value};
 
 use super::environment::Environment;
 use super::error::{ConfigError, nearest};
+use super::kafka_read::{KAFKA_SINK, kafka};
 use super::origin::Origin;
 use super::overrides::override_from;
 use super::section::Section;
@@ -239,9 +240,10 @@ fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipe
             "must be a name of 1 to 63 bytes",
         ));
     }
+    let initial_copy = section.boolean("initial_copy")?.unwrap_or(true);
     Ok(Pipeline {
         tables,
-        initial_copy: section.boolean("initial_copy")?.unwrap_or(true),
+        initial_copy,
         copy_workers: section.integer("copy_workers", 1, 64)?.unwrap_or(4) as usize,
         on_existing_rows,
         memory_limit_bytes: section
@@ -249,7 +251,7 @@ fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipe
             .unwrap_or(DEFAULT_MEMORY_LIMIT_BYTES),
         publication,
         slot,
-        sink: sink(section, &name, environment)?,
+        sink: sink(section, &name, initial_copy, environment)?,
         name,
     })
 }
@@ -271,11 +273,22 @@ fn patterns(section: &mut Section<'_>, key: &'static str, default: &[&str]) -> R
         .collect()
 }
 
-fn sink(section: &mut Section<'_>, pipeline: &PipelineName, environment: &Environment) -> Result<Sink, ConfigError> {
+fn sink(
+    section: &mut Section<'_>,
+    pipeline: &PipelineName,
+    initial_copy: bool,
+    environment: &Environment,
+) -> Result<Sink, ConfigError> {
+    let missing = "is missing: add [pipeline.sink] with type = \"postgres\" and a url";
+    if section.peek_inside("sink", "type") == Some("kafka") {
+        let sink = section.open_section("sink", KAFKA_SINK)?;
+        let mut sink = sink.ok_or_else(|| section.error("sink", None, missing))?;
+        return Ok(Sink::Kafka(Box::new(kafka(&mut sink, pipeline, initial_copy, environment)?)));
+    }
     let Some(mut sink) = section.section("sink", POSTGRES_SINK)? else {
-        return Err(section.error("sink", None, "is missing: add [pipeline.sink] with type = \"postgres\" and a url"));
+        return Err(section.error("sink", None, missing));
     };
-    let kind = sink.required_string("type", "\"postgres\" or \"stdout\"")?;
+    let kind = sink.required_string("type", "\"postgres\", \"kafka\" or \"stdout\"")?;
     let found = match kind.as_str() {
         "postgres" => Sink::Postgres(PostgresSink {
             url: server_url(&mut sink, &format!("{pipeline}.password"), environment)?,
@@ -286,11 +299,7 @@ fn sink(section: &mut Section<'_>, pipeline: &PipelineName, environment: &Enviro
             Sink::Stdout
         }
         other => {
-            let rule = if other == "kafka" {
-                "this version of walrelay has no Kafka sink yet; it must be \"postgres\" or \"stdout\""
-            } else {
-                "must be \"postgres\" or \"stdout\""
-            };
+            let rule = "must be \"postgres\", \"kafka\" or \"stdout\"";
             return Err(sink.error("type", Some(format!("\"{other}\"")), rule));
         }
     };

@@ -2,6 +2,12 @@
 
 mod environment;
 mod error;
+pub mod kafka;
+mod kafka_parts;
+mod kafka_read;
+mod kafka_refused;
+#[cfg(test)]
+mod kafka_tests;
 mod libpq;
 mod load;
 mod origin;
@@ -21,6 +27,7 @@ use std::time::Duration;
 
 pub use environment::Environment;
 pub use error::{ConfigError, KeyError};
+pub use kafka::KafkaSink;
 pub use load::{DEFAULT_PATHS, load, read};
 pub use pattern::{PatternError, TablePattern, TableSet};
 pub use secret::Secret;
@@ -102,6 +109,8 @@ pub enum OnExistingRows {
 pub enum Sink {
     /// `type = "postgres"`.
     Postgres(PostgresSink),
+    /// `type = "kafka"`.
+    Kafka(Box<KafkaSink>),
     /// `type = "stdout"`: decoded changes as JSON lines.
     Stdout,
 }
@@ -111,6 +120,7 @@ impl Sink {
     pub fn kind(&self) -> &'static str {
         match self {
             Sink::Postgres(_) => "postgres",
+            Sink::Kafka(_) => "kafka",
             Sink::Stdout => "stdout",
         }
     }
@@ -146,4 +156,11 @@ impl Pipeline {
     pub fn publication_name(&self) -> String {
         self.publication.clone().unwrap_or_else(|| self.name.owned_name())
     }
+}
+
+/// What a topic's name breaks, `None` if it is one.
+fn topic_rule(name: &str) -> Option<&'static str> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let is_name = !name.is_empty() && name.len() <= 249 && name != "." && name != ".." && name.bytes().all(is_allowed);
+    (!is_name).then_some("must be 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-', as Kafka names topics")
 }

@@ -29,7 +29,47 @@ const PIPELINE_KEYS: &[&str] = &[
     "sink.url",
     "sink.password_file",
     "sink.read_only",
+    "sink.brokers",
+    "sink.topic_prefix",
+    "sink.topic",
+    "sink.format",
+    "sink.delete_handling",
+    "sink.add_fields",
+    "sink.schemas_key",
+    "sink.schemas_value",
+    "sink.delivery",
+    "sink.transaction_topic",
+    "sink.transaction_timeout",
+    "sink.on_large_transaction",
+    "sink.on_oversized",
+    "sink.create_topics",
+    "sink.create_topics.partitions",
+    "sink.create_topics.replication_factor",
+    "sink.progress_topic",
+    "sink.transactional_id",
+    "sink.apply_means",
+    "sink.tombstones",
+    "sink.context_headers",
+    "sink.include_unknown_types",
+    "sink.skipped_operations",
+    "sink.decimal",
+    "sink.time_precision",
+    "sink.interval",
+    "sink.hstore",
+    "sink.binary",
+    "sink.replace_null_with_default",
+    "sink.unavailable_value",
+    "sink.column_include",
+    "sink.column_exclude",
+    "sink.start_lsn",
+    "sink.outbox.table",
+    "sink.outbox.route",
+    "sink.outbox.key",
+    "sink.outbox.payload",
+    "sink.outbox.headers",
 ];
+/// Any property of librdkafka, its dots written as underscores: `…__SINK__CLIENT__SECURITY_PROTOCOL`.
+const CLIENT_KEYS: [&str; 2] = ["sink", "client"];
 
 /// Overrides; a pipeline is named by its name.
 pub(super) fn override_from(
@@ -47,7 +87,11 @@ pub(super) fn override_from(
         }
         let (index, path) = pipeline_of(variable, &words[1..], &names)?;
         let between = format!("PIPELINE__{}__", names[index].to_uppercase());
-        check_among(variable, &path.join("."), PIPELINE_KEYS, &between)?;
+        let property = property_of(path);
+        let path = property.as_deref().unwrap_or(path);
+        if property.is_none() {
+            check_among(variable, &path.join("."), PIPELINE_KEYS, &between)?;
+        }
         let pipeline = table.get_mut("pipeline").and_then(|pipelines| pipelines.get_mut(index));
         if let Some(Value::Table(pipeline)) = pipeline {
             set(pipeline, path, value);
@@ -55,6 +99,16 @@ pub(super) fn override_from(
         }
     }
     Ok(())
+}
+
+/// The path of a librdkafka property with its dots, if the words name one.
+fn property_of(path: &[String]) -> Option<Vec<String>> {
+    match path {
+        [sink, client, property] if [sink, client] == CLIENT_KEYS && !property.is_empty() => {
+            Some(vec![sink.clone(), client.clone(), property.replace('_', ".")])
+        }
+        _ => None,
+    }
 }
 
 /// In file order; one without a name, which is refused later, is empty.

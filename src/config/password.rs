@@ -37,6 +37,17 @@ pub(super) fn resolve(
     Ok(path.and_then(|path| from_password_file(&path, url)))
 }
 
+/// A password that no url may hold: from a named file, else from a systemd credential.
+pub(super) fn of_file(
+    password_file: Option<&Path>,
+    credential: &str,
+    environment: &Environment,
+) -> Result<Option<Secret>, String> {
+    let credential =
+        || environment.credentials_directory().map(|folder| folder.join(credential)).filter(|path| path.exists());
+    password_file.map(Path::to_path_buf).or_else(credential).map(|path| read_file(&path)).transpose()
+}
+
 fn read_file(path: &Path) -> Result<Secret, String> {
     let text = text_file::read(path)
         .map_err(|error| format!("the password file {} cannot be read: {error}", path.display()))?;

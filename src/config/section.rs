@@ -1,6 +1,7 @@
 //! One table of the file, read key by key: each getter checks the type, and what is left over is unknown. Makes errors that
 //! name the whole key.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,7 +43,28 @@ impl<'a> Section<'a> {
         self.table.get(key).and_then(Value::as_str)
     }
 
-    fn key(&self, key: &str) -> String {
+    /// The keys that are there.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.table.keys().map(String::as_str)
+    }
+
+    /// Whether the key is there.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// A text of a table inside, without taking either.
+    pub(super) fn peek_inside(&self, key: &str, inner: &str) -> Option<&str> {
+        self.table.get(key).and_then(|table| table.get(inner)).and_then(Value::as_str)
+    }
+
+    /// Whether the value is true or false, or was given so in the environment.
+    pub(super) fn is_boolean(&self, key: &str) -> bool {
+        matches!(self.table.get(key), Some(Value::Boolean(_) | Value::String(_)))
+    }
+
+    /// The whole dotted name of a key.
+    pub(super) fn key(&self, key: &str) -> String {
         joined(&self.path, key)
     }
 
@@ -188,15 +210,91 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A count from 1 on, or -1 (the default) for what the other side has as its default.
+    pub(super) fn count_or_default(&mut self, key: &'static str, most: i32) -> Result<i32, ConfigError> {
+        let (value, text) = match self.take(key) {
+            None => return Ok(-1),
+            Some(Value::Integer(value)) => (i32::try_from(value).ok(), value.to_string()),
+            Some(Value::String(text)) if self.is_overridden(key) => (text.parse().ok(), format!("\"{text}\"")),
+            Some(other) => (None, shown(&other)),
+        };
+        match value.filter(|value| *value == -1 || (1..=most).contains(value)) {
+            Some(value) => Ok(value),
+            None => Err(self.error(
+                key,
+                Some(text),
+                format!("must be -1 for the broker's default, or a number from 1 to {most}"),
+            )),
+        }
+    }
+
+    /// A table of names and texts; numbers and true or false are taken as their texts. Values are never shown.
+    pub(super) fn texts(&mut self, key: &'static str) -> Result<BTreeMap<String, String>, ConfigError> {
+        let rule = "must be a table of \"name\" = \"value\"";
+        let table = match self.take(key) {
+            None => return Ok(BTreeMap::new()),
+            Some(Value::Table(table)) => table,
+            Some(_) => return Err(self.error(key, None, rule)),
+        };
+        let mut texts = BTreeMap::new();
+        self.gather_texts(key, "", table, &mut texts)?;
+        Ok(texts)
+    }
+
+    /// A dotted name without quotes is a table in a table to TOML, and one name to whoever wrote it.
+    fn gather_texts(
+        &self,
+        key: &str,
+        before: &str,
+        table: Table,
+        texts: &mut BTreeMap<String, String>,
+    ) -> Result<(), ConfigError> {
+        // What is written whole, perhaps in the environment, wins.
+        let (nested, whole): (Vec<_>, Vec<_>) = table.into_iter().partition(|(_, value)| value.is_table());
+        for (name, value) in nested.into_iter().chain(whole) {
+            let name = joined(before, &name);
+            let text = match value {
+                Value::Table(inner) => {
+                    self.gather_texts(key, &name, inner, texts)?;
+                    continue;
+                }
+                Value::String(text) => text,
+                Value::Integer(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Boolean(truth) => truth.to_string(),
+                _ => {
+                    return Err(self.error(
+                        &format!("{key}.\"{name}\""),
+                        None,
+                        "must be a text, a number, true or false",
+                    ));
+                }
+            };
+            texts.insert(name, text);
+        }
+        Ok(())
+    }
+
     /// A table with these keys and no others.
     pub(super) fn section(&mut self, key: &'static str, known: &[&str]) -> Result<Option<Section<'a>>, ConfigError> {
+        let section = self.open_section(key, known)?;
+        if let Some(section) = &section {
+            section.only(known, &format!("[{}]", section.path))?;
+        }
+        Ok(section)
+    }
+
+    /// A table; who reads it checks its keys.
+    pub(super) fn open_section(
+        &mut self,
+        key: &'static str,
+        known: &[&str],
+    ) -> Result<Option<Section<'a>>, ConfigError> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Table(table)) => {
                 let file_path = joined(&self.file_path, key);
-                let section = Section { origin: self.origin, path: self.key(key), file_path, table };
-                section.only(known, &format!("[{}]", section.path))?;
-                Ok(Some(section))
+                Ok(Some(Section { origin: self.origin, path: self.key(key), file_path, table }))
             }
             Some(other) => {
                 let keys = known.join(", ");
@@ -214,7 +312,7 @@ fn may_be_secret(key: &str) -> bool {
 }
 
 /// A value as it stands in the file, shortened.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     let text = value.to_string();
     if text.contains("://") || text.to_lowercase().contains("password") {
         // A url may hold one.

@@ -104,7 +104,7 @@ fn one_error_names_place_key_value_rule_and_nearest_key() {
         "type = \"postgres\"",
         "type = \"kafka\"",
         &[],
-        &["pipeline.standby1.sink.type = \"kafka\"", "no Kafka sink yet"],
+        &["pipeline.standby1.sink.url", "not a key", "a sink of type kafka has"],
     );
     check("type = \"postgres\"", "type = \"stdout\"", &[], &["pipeline.standby1.sink.url", "not a key"]);
     check(
@@ -272,7 +272,7 @@ fn the_texts_of_errors() {
         (name, "name = \"standby1\"\ntables = [\"orders\"]", &[]),
         (name, "name = \"standby1\"\non_existing_rows = \"drop\"", &[]),
         (name, "", &[]),
-        ("type = \"postgres\"", "type = \"kafka\"", &[]),
+        ("type = \"postgres\"", "type = \"mysql\"", &[]),
         ("type = \"postgres\"", "type = \"stdout\"", &[]),
         ("[[pipeline]]", "[pipeline]", &[]),
         ("[primary]", "[primry]", &[]),

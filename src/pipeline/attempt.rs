@@ -40,6 +40,9 @@ struct Primary {
     identity: PrimaryIdentity,
 }
 
+/// Until events are carried to a broker.
+const NO_KAFKA: &str = "this build of walrelay reads the configuration of a Kafka sink and carries nothing to it yet";
+
 impl Attempt<'_> {
     /// Runs until stopped (`Ok`) or an error. Before the stream begins, a stop ends it at once: nothing is under way.
     pub(super) async fn run(&self) -> Result<(), PipelineError> {
@@ -50,6 +53,7 @@ impl Attempt<'_> {
                 let (ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
                 stream::run(streaming, Some(ownership), self.reporter, self.stop).await
             }
+            config::Sink::Kafka(_) => Err(PipelineError::Refused(NO_KAFKA.to_owned())),
             config::Sink::Stdout => {
                 let streaming = self.unless_stopped(self.to_stdout(spool)).await?;
                 stream::run(streaming, None, self.reporter, self.stop).await

@@ -29,7 +29,7 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
     refuse_running(&sql, pipeline).await?;
     let standby = match &pipeline.sink {
         config::Sink::Postgres(sink) => Some(own_standby(sink, name).await),
-        config::Sink::Stdout => None,
+        config::Sink::Kafka(_) | config::Sink::Stdout => None,
     };
     // A daemon that holds the lock stops us before anything is removed; a standby that is gone does not.
     if let Some(Err(error @ PipelineError::Refused(_))) = standby {

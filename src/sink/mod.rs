@@ -1,6 +1,7 @@
 //! What takes whole transactions and gives receipts. Never confirms anything to the primary.
 
 mod error;
+pub mod kafka;
 pub mod postgres;
 pub mod stdout;
 mod walk;

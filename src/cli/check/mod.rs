@@ -81,6 +81,14 @@ async fn examine(config: &Config) -> Findings {
         let tables = primary::examine_pipeline(&primary, config, pipeline, &mut findings).await;
         let record = match &pipeline.sink {
             config::Sink::Postgres(sink) => standby::examine(&primary, pipeline, sink, &tables, &mut findings).await,
+            config::Sink::Kafka(_) => {
+                findings.push(Finding::error(
+                    pipeline.name.as_str(),
+                    "this build of walrelay reads the configuration of a Kafka sink and carries nothing to it yet",
+                    "use a sink of type postgres or stdout",
+                ));
+                Record::Read(None)
+            }
             config::Sink::Stdout => Record::Read(None),
         };
         beginning::examine(&primary, config, pipeline, record, &mut findings).await;
