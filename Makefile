@@ -28,7 +28,9 @@ check:
 
 test: check
 	@scripts/fetch-servers all
+	@scripts/fetch-kafka
 	cargo test --locked --test relay -- --test-threads=$(TEST_THREADS)
+	cargo test --locked --test kafka -- --test-threads=$(TEST_THREADS)
 
 bench: build
 	@scripts/fetch-servers 18 tools

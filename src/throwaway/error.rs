@@ -18,6 +18,17 @@ pub enum ThrowawayError {
         /// Where.
         looked_in: Vec<PathBuf>,
     },
+    /// No jars.
+    #[error("no Kafka broker was found: {} is not a folder. Run scripts/fetch-kafka, or set KAFKA_LIBS to the libs folder of a Kafka distribution", .libs.display())]
+    NoBroker {
+        /// Where.
+        libs: PathBuf,
+    },
+    /// No Java.
+    #[error(
+        "no java was found in JAVA_HOME or PATH, and a Kafka broker needs Java 17: apt-get install openjdk-17-jre-headless"
+    )]
+    NoJava,
     /// PostgreSQL refuses to run as root, and there is no other account.
     #[error(
         "PostgreSQL refuses to run as root, and there is neither an account \"postgres\" nor \"nobody\": useradd -r postgres"

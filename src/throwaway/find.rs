@@ -1,4 +1,4 @@
-//! Finds PostgreSQL's programs: PG_BIN, PATH, Debian's folders, the project's own `.servers`.
+//! Finds PostgreSQL's programs (PG_BIN, PATH, Debian's folders, the project's own `.servers`) and Kafka's (KAFKA_LIBS, `.servers`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,4 +70,42 @@ pub fn find_tool(program: &str, environment: &Environment, project: &Path) -> Op
     folders.extend(debian_folders());
     folders.extend(environment.get("PATH").into_iter().flat_map(std::env::split_paths));
     folders.into_iter().map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// Where scripts/fetch-kafka puts the broker's jars, below the project.
+const KAFKA_LIBS: &str = ".servers/kafka-4.4.0/libs";
+
+/// Java, and the jars of a Kafka broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerPrograms {
+    java: PathBuf,
+    libs: PathBuf,
+}
+
+impl BrokerPrograms {
+    /// The Java that runs it.
+    pub fn java(&self) -> &Path {
+        &self.java
+    }
+
+    /// Every jar; Java expands the star.
+    pub fn class_path(&self) -> PathBuf {
+        self.libs.join("*")
+    }
+}
+
+/// A Kafka broker: the jars in KAFKA_LIBS (the `libs` folder of a distribution), else `.servers` below `project`; Java in JAVA_HOME,
+/// else PATH.
+pub fn find_broker(environment: &Environment, project: &Path) -> Result<BrokerPrograms, ThrowawayError> {
+    let libs = environment.get("KAFKA_LIBS").map_or_else(|| project.join(KAFKA_LIBS), PathBuf::from);
+    let java_folders: Vec<PathBuf> = match environment.get("JAVA_HOME") {
+        Some(home) => vec![Path::new(home).join("bin")],
+        None => environment.get("PATH").into_iter().flat_map(std::env::split_paths).collect(),
+    };
+    let java = java_folders.into_iter().map(|folder| folder.join("java")).find(|path| path.is_file());
+    match java {
+        Some(java) if libs.is_dir() => Ok(BrokerPrograms { java, libs }),
+        Some(_) => Err(ThrowawayError::NoBroker { libs }),
+        None => Err(ThrowawayError::NoJava),
+    }
 }

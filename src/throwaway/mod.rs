@@ -1,12 +1,14 @@
-//! Throw-away PostgreSQL servers for the demo, the tests and the benchmarks: found or fetched programs, a data folder of their own,
-//! gone when dropped. Never touches a server that it did not start.
+//! Throw-away PostgreSQL servers and Kafka brokers for the demo, the tests and the benchmarks: found or fetched programs, a data
+//! folder of their own, gone when dropped. Never touches a server that it did not start.
 
 mod account;
+mod broker;
 mod error;
 mod find;
 mod server;
 
 pub use account::Account;
+pub use broker::{Broker, BrokerOptions, SecureListeners};
 pub use error::ThrowawayError;
-pub use find::{Programs, find_any, find_major, find_tool};
+pub use find::{BrokerPrograms, Programs, find_any, find_broker, find_major, find_tool};
 pub use server::{Options, Server};

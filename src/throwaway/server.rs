@@ -305,8 +305,14 @@ fn children_of(parent: u32) -> Vec<u32> {
     ids.filter(is_child).collect()
 }
 
+/// Below the ports that the kernel gives to outgoing connections: a client that retries while its server is down could be given the
+/// server's own port.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
 /// A port that was free a moment ago.
-fn free_port() -> Result<u16, ThrowawayError> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(ThrowawayError::io("looking for a free port"))?;
-    Ok(listener.local_addr().map_err(ThrowawayError::io("looking for a free port"))?.port())
+pub(super) fn free_port() -> Result<u16, ThrowawayError> {
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut guesses = std::iter::repeat_with(|| rand::random_range(PORTS)).take(1000);
+    let none = || std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("none in {PORTS:?}"));
+    guesses.find(is_free).ok_or_else(none).map_err(ThrowawayError::io("looking for a free port"))
 }

@@ -1,0 +1,11 @@
+//! Tests with a real Kafka broker: Apache Kafka, PostgreSQL, the built walrelay binary, real crashes; a configuration text in,
+//! records of a topic out. Each test starts what it needs and leaves nothing behind. `scripts/fetch-kafka` and
+//! `scripts/fetch-servers` bring the servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+// The harness offers more than each subject uses, and `pub` is plain inside one test program.
+#![allow(dead_code, unused_imports, unreachable_pub)]
+
+mod harness;
+
+mod brokers;
