@@ -23,6 +23,7 @@ check:
 	@scripts/bootstrap
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
 	cargo test --locked --quiet --lib --test architecture --test pgoutput
 

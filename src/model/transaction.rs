@@ -15,7 +15,7 @@ use super::{Lsn, Reservation, Timestamp};
 /// walks them with `wire::frame` and `decode`, and must note every Relation message it passes, even in a transaction it skips.
 #[derive(Debug)]
 pub struct Transaction {
-    /// The top-level transaction id on the primary.
+    /// The top-level transaction id on the primary; 0, which no transaction has, for a non-transactional logical message.
     pub xid: u32,
     /// Start of the commit record. Never confirm this one.
     pub commit_lsn: Lsn,
@@ -62,6 +62,11 @@ pub trait SpooledChunks: Send + Sync {
 }
 
 impl Transaction {
+    /// Whether this is a unit of its own for one non-transactional logical message, which belongs to no transaction.
+    pub fn is_outside_message(&self) -> bool {
+        self.xid == 0
+    }
+
     /// Takes the next chunk out, `None` at the end. Reading a spooled chunk blocks for a disk read of about 1 MiB.
     pub fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         match &mut self.body {

@@ -34,14 +34,16 @@ pub(super) struct Attempt<'a> {
 }
 
 /// The sessions to the primary and who it is.
-struct Primary {
-    sql: SqlClient,
-    replication: Connection,
-    identity: PrimaryIdentity,
+pub(super) struct Primary {
+    pub(super) sql: SqlClient,
+    pub(super) replication: Connection,
+    pub(super) identity: PrimaryIdentity,
 }
 
-/// Until events are carried to a broker.
-const NO_KAFKA: &str = "this build of walrelay reads the configuration of a Kafka sink and carries nothing to it yet";
+/// Built with `--no-default-features`.
+#[cfg(not(feature = "kafka"))]
+pub(super) const NO_KAFKA: &str =
+    "this walrelay was built without its Kafka client: build it with the cargo feature \"kafka\" (on by default)";
 
 impl Attempt<'_> {
     /// Runs until stopped (`Ok`) or an error. Before the stream begins, a stop ends it at once: nothing is under way.
@@ -53,6 +55,12 @@ impl Attempt<'_> {
                 let (ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
                 stream::run(streaming, Some(ownership), self.reporter, self.stop).await
             }
+            #[cfg(feature = "kafka")]
+            config::Sink::Kafka(sink) => {
+                let (ownership, streaming) = self.unless_stopped(self.to_kafka(sink, spool)).await?;
+                stream::run(streaming, Some(ownership), self.reporter, self.stop).await
+            }
+            #[cfg(not(feature = "kafka"))]
             config::Sink::Kafka(_) => Err(PipelineError::Refused(NO_KAFKA.to_owned())),
             config::Sink::Stdout => {
                 let streaming = self.unless_stopped(self.to_stdout(spool)).await?;
@@ -72,11 +80,16 @@ impl Attempt<'_> {
         }
     }
 
-    fn name(&self) -> &crate::model::PipelineName {
+    pub(super) fn name(&self) -> &crate::model::PipelineName {
         &self.settings.pipeline.name
     }
 
-    async fn primary(&self) -> Result<Primary, PipelineError> {
+    /// Where the rows go, in the words of a refusal.
+    fn holder(&self) -> &'static str {
+        if self.settings.pipeline.sink.kind() == "kafka" { "the Kafka cluster" } else { "the standby" }
+    }
+
+    pub(super) async fn primary(&self) -> Result<Primary, PipelineError> {
         let connecting = || SourceError::wire("connecting to the primary");
         let url = &self.settings.primary;
         let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
@@ -87,7 +100,11 @@ impl Attempt<'_> {
         Ok(Primary { sql, replication, identity })
     }
 
-    async fn publication(&self, primary: &Primary, additions: Additions) -> Result<Publication, PipelineError> {
+    pub(super) async fn publication(
+        &self,
+        primary: &Primary,
+        additions: Additions,
+    ) -> Result<Publication, PipelineError> {
         let pipeline = &self.settings.pipeline;
         let is_managed = pipeline.publication.is_none();
         let name = pipeline.publication_name();
@@ -95,7 +112,7 @@ impl Attempt<'_> {
     }
 
     /// New tables are added once commits cannot wait for this pipeline while their copy waits for the commits.
-    async fn additions(&self, primary: &Primary, beginning: Beginning) -> Result<Additions, PipelineError> {
+    pub(super) async fn additions(&self, primary: &Primary, beginning: Beginning) -> Result<Additions, PipelineError> {
         if beginning == Beginning::Fresh || !self.settings.pipeline.initial_copy {
             return Ok(Additions::Now);
         }
@@ -159,7 +176,7 @@ impl Attempt<'_> {
     }
 
     /// The rules of resume, over what both servers say now.
-    async fn beginning(
+    pub(super) async fn beginning(
         &self,
         primary: &mut Primary,
         progress: Option<&Progress>,
@@ -181,6 +198,7 @@ impl Attempt<'_> {
             slot: slot.as_ref(),
             progress,
             initial_copy,
+            holder: self.holder(),
             switch_point,
         };
         beginning(&facts).map_err(PipelineError::Refused)
@@ -282,7 +300,7 @@ impl Attempt<'_> {
         Ok(snapshot)
     }
 
-    fn record(&self, primary: &Primary, lsn: Lsn) -> Progress {
+    pub(super) fn record(&self, primary: &Primary, lsn: Lsn) -> Progress {
         Progress {
             system_identifier: primary.identity.system_identifier.clone(),
             timeline: primary.identity.timeline,
@@ -293,7 +311,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn create_slot(
+    pub(super) async fn create_slot(
         &self,
         primary: &mut Primary,
         snapshot: SnapshotUse,
@@ -305,7 +323,7 @@ impl Attempt<'_> {
     }
 
     /// Shows the copy's numbers while it works.
-    async fn reported<T>(
+    pub(super) async fn reported<T>(
         &self,
         progress: &CopyProgress,
         work: impl Future<Output = Result<T, snapshot::SnapshotError>>,
@@ -327,7 +345,7 @@ impl Attempt<'_> {
         Ok(result?)
     }
 
-    async fn start_stream(
+    pub(super) async fn start_stream(
         &self,
         primary: &Primary,
         publication: &str,
@@ -335,6 +353,7 @@ impl Attempt<'_> {
         sink: AnySink,
         spool: Spool,
     ) -> Result<Streaming, PipelineError> {
+        let takes_messages = sink.takes_messages();
         let session = Session::replication(self.name().as_str());
         let connection = Connection::connect(&self.settings.primary, &session)
             .await
@@ -344,7 +363,7 @@ impl Attempt<'_> {
             publication: publication.to_owned(),
             start,
             binary: false,
-            messages: false,
+            messages: takes_messages,
             adaptive_receive: true,
         };
         let stream = source::Stream::start(connection, &options).await?;

@@ -11,6 +11,8 @@
 mod attempt;
 mod create;
 mod error;
+#[cfg(feature = "kafka")]
+mod forget_kafka;
 mod monitor;
 mod ownership;
 mod removal;
@@ -18,6 +20,8 @@ mod reporter;
 mod resume;
 mod stream;
 mod tail;
+#[cfg(feature = "kafka")]
+mod to_kafka;
 
 use std::path::PathBuf;
 use std::time::Duration;

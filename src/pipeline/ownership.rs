@@ -1,4 +1,5 @@
-//! Who runs a pipeline: one daemon at a time, by an advisory lock on the standby. A second one waits as a hot spare.
+//! Who runs a pipeline: one daemon at a time, by an advisory lock on the standby, or on the primary where the sink is no Postgres
+//! server. A second one waits as a hot spare.
 //!
 //! The lock alone decides who works; the progress row's compare-and-set decides what counts. A daemon that is frozen keeps its
 //! lock, but loses its slot when the primary gives up on it; a spare that sees the slot idle for long ends its sessions.
@@ -13,13 +14,20 @@ use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
 use crate::sink::postgres::open_session;
+#[cfg(feature = "kafka")]
+use crate::source::SourceError;
 use crate::source::slot_facts;
 use crate::wire::Connection;
 use crate::wire::sql::SqlClient;
 
 use super::PipelineError;
+#[cfg(feature = "kafka")]
+use super::monitor::primary_session;
 use super::reporter::Reporter;
 
+/// Role of the session that holds a lock on the primary.
+#[cfg(feature = "kafka")]
+pub(super) const OWNER_ROLE: &str = "owner";
 /// Pause between attempts of a spare.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A daemon that holds the lock, copies nothing and has not used its slot for this long is taken as dead or frozen.
@@ -39,10 +47,7 @@ impl Ownership {
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {name} AND wait_event_type = 'Lock' \
              AND datname = pg_catalog.current_database())"
         );
-        Ok(first_value(&mut self.connection, &sql, "looking after the pipeline's lock on the standby")
-            .await?
-            .as_deref()
-            == Some("t"))
+        Ok(first_value(&mut self.connection, &sql, "looking after the pipeline's lock").await?.as_deref() == Some("t"))
     }
 }
 
@@ -71,9 +76,45 @@ pub(super) async fn own(
     slot: &SlotName,
     reporter: &Reporter,
 ) -> Result<Ownership, PipelineError> {
-    let mut connection = open_session(sink, pipeline, "control").await?;
+    let connection = open_session(sink, pipeline, "control").await?;
+    let claim = Claim { pipeline, lock: standby_lock(pipeline), roles: &["control", "apply", "copy"] };
+    take(connection, claim, primary_sql, slot, reporter).await
+}
+
+/// The same for a sink that is no Postgres server: the lock stands on the primary.
+#[cfg(feature = "kafka")]
+pub(super) async fn own_on_primary(
+    primary: &ServerUrl,
+    primary_sql: &SqlClient,
+    pipeline: &PipelineName,
+    slot: &SlotName,
+    reporter: &Reporter,
+) -> Result<Ownership, PipelineError> {
+    let connection = Connection::connect(primary, &primary_session(pipeline, OWNER_ROLE))
+        .await
+        .map_err(SourceError::wire("connecting to the primary"))?;
+    let claim = Claim { pipeline, lock: primary_lock(pipeline), roles: &[OWNER_ROLE, "copy"] };
+    take(connection, claim, primary_sql, slot, reporter).await
+}
+
+/// What is claimed, and whose sessions go with it.
+struct Claim<'a> {
+    pipeline: &'a PipelineName,
+    lock: String,
+    /// Roles of the sessions that an owner who is gone may have left on the server of the lock.
+    roles: &'a [&'a str],
+}
+
+async fn take(
+    mut connection: Connection,
+    claim: Claim<'_>,
+    primary_sql: &SqlClient,
+    slot: &SlotName,
+    reporter: &Reporter,
+) -> Result<Ownership, PipelineError> {
+    let pipeline = claim.pipeline;
     let mut slot_idle_since: Option<Instant> = None;
-    while !try_lock(&mut connection, pipeline).await? {
+    while !try_lock(&mut connection, &claim.lock).await? {
         reporter.state(crate::model::State::Waiting);
         reporter.waiting_for(Some("another walrelay that runs this pipeline (this one is a hot spare)".to_owned()));
         let is_active = slot_facts(primary_sql, slot).await?.is_none_or(|facts| facts.active);
@@ -81,40 +122,52 @@ pub(super) async fn own(
             slot_idle_since = None;
         } else if slot_idle_since.get_or_insert_with(Instant::now).elapsed() > SLOT_IDLE_LIMIT {
             tracing::warn!("the daemon that owns this pipeline does not use its slot any more; its sessions are ended");
-            evict(&mut connection, pipeline).await?;
+            evict(&mut connection, &claim).await?;
             slot_idle_since = None;
         }
         tokio::time::sleep(PAUSE).await;
     }
     // What a dead owner left behind must not hold the origin or a row lock against us.
-    evict(&mut connection, pipeline).await?;
+    evict(&mut connection, &claim).await?;
     reporter.waiting_for(None);
     Ok(Ownership { connection })
 }
 
-pub(super) async fn try_lock(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-    let key = escape_literal(&format!("walrelay pipeline {pipeline}"));
+/// Name of the lock on a standby.
+pub(super) fn standby_lock(pipeline: &PipelineName) -> String {
+    format!("walrelay pipeline {pipeline}")
+}
+
+/// Name of the lock on the primary. A pipeline of another daemon may have the same name and this server as its standby.
+#[cfg(feature = "kafka")]
+pub(super) fn primary_lock(pipeline: &PipelineName) -> String {
+    format!("walrelay pipeline {pipeline} of the primary")
+}
+
+pub(super) async fn try_lock(connection: &mut Connection, name: &str) -> Result<bool, PipelineError> {
+    let key = escape_literal(name);
     let sql = format!("SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended({key}, 0))");
-    Ok(first_value(connection, &sql, "taking the pipeline's lock on the standby").await?.as_deref() == Some("t"))
+    Ok(first_value(connection, &sql, "taking the pipeline's lock").await?.as_deref() == Some("t"))
 }
 
 /// Whether the owner may be in its initial copy, when the slot is idle for a good reason.
 async fn is_copying(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
     let pattern = escape_literal(&pipeline.session_name("copy"));
     let sql = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {pattern})");
-    Ok(first_value(connection, &sql, "looking for a running copy on the standby").await?.as_deref() == Some("t"))
+    Ok(first_value(connection, &sql, "looking for a running copy").await?.as_deref() == Some("t"))
 }
 
-/// Ends every other session of this pipeline on the standby's database. They are the same role's, which may do so.
-async fn evict(connection: &mut Connection, pipeline: &PipelineName) -> Result<(), PipelineError> {
-    let names = ["control", "apply", "copy"].map(|role| escape_literal(&pipeline.session_name(role)));
+/// Ends every other session of this pipeline on the database of the lock. They are the same role's, which may do so.
+async fn evict(connection: &mut Connection, claim: &Claim<'_>) -> Result<(), PipelineError> {
+    let names: Vec<String> =
+        claim.roles.iter().map(|role| escape_literal(&claim.pipeline.session_name(role))).collect();
     let sql = format!(
         "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
          WHERE application_name IN ({}) AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user \
            AND datname = pg_catalog.current_database()",
         names.join(",")
     );
-    first_value(connection, &sql, "ending stale sessions on the standby").await.map(drop)
+    first_value(connection, &sql, "ending stale sessions").await.map(drop)
 }
 
 /// The first column of the first row.

@@ -27,6 +27,15 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
     let connecting = SourceError::wire("connecting to the primary");
     let sql = sql::connect(&config.primary, &primary_session(name, "drop")).await.map_err(connecting)?;
     refuse_running(&sql, pipeline).await?;
+    #[cfg(not(feature = "kafka"))]
+    if matches!(pipeline.sink, config::Sink::Kafka(_)) {
+        return Err(PipelineError::Refused(super::attempt::NO_KAFKA.to_owned()));
+    }
+    #[cfg(feature = "kafka")]
+    let kafka = match &pipeline.sink {
+        config::Sink::Kafka(sink) => Some((super::forget_kafka::own(config, name).await?, sink)),
+        config::Sink::Postgres(_) | config::Sink::Stdout => None,
+    };
     let standby = match &pipeline.sink {
         config::Sink::Postgres(sink) => Some(own_standby(sink, name).await),
         config::Sink::Kafka(_) | config::Sink::Stdout => None,
@@ -61,6 +70,11 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
             report.push(Removed::Left(format!("everything on the standby: {error}; run drop again once it answers")))
         }
         None => {}
+    }
+    #[cfg(feature = "kafka")]
+    if let Some((lock, sink)) = kafka {
+        report.extend(super::forget_kafka::forget(&sql, pipeline, sink).await?);
+        drop(lock);
     }
     Ok(report)
 }
@@ -99,7 +113,7 @@ async fn own_standby<'a>(
     name: &PipelineName,
 ) -> Result<(Connection, &'a PostgresSink), PipelineError> {
     let mut connection = open_session(&sink.url, name, "drop").await?;
-    if ownership::try_lock(&mut connection, name).await? {
+    if ownership::try_lock(&mut connection, &ownership::standby_lock(name)).await? {
         return Ok((connection, sink));
     }
     Err(PipelineError::Refused(format!(

@@ -19,6 +19,8 @@ pub struct Facts<'a> {
     pub progress: Option<&'a Progress>,
     /// Whether the existing rows are to be copied: then a slot without a record is none of ours.
     pub initial_copy: bool,
+    /// Where the rows go, in words: `the standby`.
+    pub holder: &'a str,
     /// Where the server's history left the record's timeline; asked only if the server's timeline is another.
     pub switch_point: Option<Lsn>,
 }
@@ -49,9 +51,10 @@ pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
         (None, None) => Ok(Beginning::Fresh),
         (None, Some(lsn)) if !facts.initial_copy => Ok(Beginning::Adopt(lsn)),
         (None, Some(lsn)) => Err(format!(
-            "the slot \"{slot}\" exists on the primary (confirmed to {lsn}), but the standby has no progress record of the pipeline \
-             \"{name}\": either the standby was replaced, or the slot is somebody else's. If the standby already holds every row up \
+            "the slot \"{slot}\" exists on the primary (confirmed to {lsn}), but {holder} has no progress record of the pipeline \
+             \"{name}\": either {holder} was replaced, or the slot is somebody else's. If {holder} already holds every row up \
              to {lsn}, set initial_copy = false to adopt the slot; if not, start over: walrelay drop {name}",
+            holder = facts.holder,
             slot = facts.slot_name,
             name = facts.pipeline
         )),
@@ -60,10 +63,10 @@ pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
 }
 
 fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -> Result<Beginning, String> {
-    let (name, slot, identity) = (facts.pipeline, facts.slot_name, facts.identity);
+    let (name, slot, identity, holder) = (facts.pipeline, facts.slot_name, facts.identity, facts.holder);
     if progress.system_identifier != identity.system_identifier {
         return Err(format!(
-            "the primary is another cluster than the standby was filled from: its system identifier is {}, the progress record says \
+            "the primary is another cluster than {holder} was filled from: its system identifier is {}, the progress record says \
              {}. Point [primary] url at the old cluster or its promoted standby; for a new one start over: walrelay drop {name}",
             identity.system_identifier, progress.system_identifier
         ));
@@ -91,7 +94,7 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
     check_timeline(facts, progress)?;
     if progress.lsn > identity.flushed_lsn {
         return Err(format!(
-            "the standby is ahead of the primary: it holds everything up to {}, the primary's WAL ends at {}. The primary was restored \
+            "{holder} is ahead of the primary: it holds everything up to {}, the primary's WAL ends at {}. The primary was restored \
              from a backup, or lost its last WAL. Streaming from here would silently skip what it writes next; start over: walrelay \
              drop {name}",
             progress.lsn, identity.flushed_lsn
@@ -99,8 +102,8 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
     }
     if confirmed > progress.lsn {
         return Err(format!(
-            "the slot \"{slot}\" is confirmed to {confirmed}, but the standby only holds everything up to {}: {} bytes of WAL are \
-             between. Somebody else read from the slot, it was re-created, or the standby was restored from a backup. What is \
+            "the slot \"{slot}\" is confirmed to {confirmed}, but {holder} only holds everything up to {}: {} bytes of WAL are \
+             between. Somebody else read from the slot, it was re-created, or {holder} was restored from a backup. What is \
              between cannot be sent again; start over: walrelay drop {name}",
             progress.lsn,
             confirmed.bytes_since(progress.lsn)
@@ -111,30 +114,30 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
 
 fn vanished(facts: &Facts<'_>, progress: &Progress) -> String {
     format!(
-        "the slot \"{}\" is gone from the primary, and with it what was committed since {}, where the standby stands. It was dropped, \
+        "the slot \"{}\" is gone from the primary, and with it what was committed since {}, where {} stands. It was dropped, \
          or the primary failed over to a server that did not have it. walrelay never re-creates a slot silently; start over: walrelay \
          drop {}",
-        facts.slot_name, progress.lsn, facts.pipeline
+        facts.slot_name, progress.lsn, facts.holder, facts.pipeline
     )
 }
 
 fn check_timeline(facts: &Facts<'_>, progress: &Progress) -> Result<(), String> {
-    let (recorded, current) = (progress.timeline, facts.identity.timeline);
+    let (recorded, current, holder) = (progress.timeline, facts.identity.timeline, facts.holder);
     if current == recorded {
         return Ok(());
     }
     match facts.switch_point {
         _ if current < recorded => Err(format!(
-            "the primary is on timeline {current}, the standby has already followed timeline {recorded}: this is an old primary that \
+            "the primary is on timeline {current}, {holder} has already followed timeline {recorded}: this is an old primary that \
              was failed over from. Point [primary] url at the new one"
         )),
         None => Err(format!(
-            "the primary is on timeline {current}, which did not come from timeline {recorded} that the standby follows; start over: \
+            "the primary is on timeline {current}, which did not come from timeline {recorded} that {holder} follows; start over: \
              walrelay drop {}",
             facts.pipeline
         )),
         Some(switch) if switch < progress.lsn => Err(format!(
-            "the primary's timeline {current} left timeline {recorded} at {switch}, but the standby already holds everything up to {}: \
+            "the primary's timeline {current} left timeline {recorded} at {switch}, but {holder} already holds everything up to {}: \
              {} bytes that the new primary does not have. Start over: walrelay drop {}",
             progress.lsn,
             progress.lsn.bytes_since(switch),
@@ -235,6 +238,7 @@ mod tests {
             slot: case.slot.as_ref(),
             progress: case.progress.as_ref(),
             initial_copy: case.initial_copy,
+            holder: "the standby",
             switch_point: case.switch_point,
         };
         match (beginning(&facts), expected) {

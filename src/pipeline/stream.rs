@@ -202,7 +202,14 @@ impl Flow<'_> {
                     self.clock_offset_micros = time.0.saturating_sub(Timestamp::now().0);
                     self.ledger.keepalive(wal_end);
                 }
-                Arrival::Message(_) => {}
+                // Sent only to a sink that asked for them.
+                Arrival::Message(message) => {
+                    let received = Timestamp(Timestamp::now().0.saturating_add(self.clock_offset_micros));
+                    let unit = message.into_unit(received);
+                    if self.ledger.transaction(unit.end_lsn) == Arrived::New {
+                        self.waiting.push_back(unit);
+                    }
+                }
             }
         }
         self.confirm();

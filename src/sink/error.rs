@@ -91,6 +91,17 @@ pub enum SinkError {
     /// A spooled transaction cannot be read back.
     #[error("a spooled transaction cannot be read back: {0}")]
     Spool(#[source] io::Error),
+    /// The Kafka client or a broker.
+    #[error("{context}: {source}")]
+    Kafka {
+        /// What was being done.
+        context: String,
+        /// The client's words.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Whether waiting may mend it.
+        retry: Retry,
+    },
     /// Standard output.
     #[error("writing to standard output: {0}")]
     Output(#[source] io::Error),
@@ -107,6 +118,7 @@ impl SinkError {
     pub fn retry(&self) -> Retry {
         match self {
             SinkError::Wire { source, .. } | SinkError::Change { source, .. } => source.retry(),
+            SinkError::Kafka { retry, .. } => *retry,
             // The resume position is read anew; if another daemon really runs, the lock says so.
             SinkError::ProgressMoved { .. } | SinkError::Spool(_) => Retry::Later,
             _ => Retry::Never,

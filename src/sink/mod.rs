@@ -41,15 +41,29 @@ pub struct Receipt {
 pub enum AnySink {
     /// A Postgres standby.
     Postgres(Box<postgres::PostgresSink>),
+    /// A Kafka cluster.
+    #[cfg(feature = "kafka")]
+    Kafka(Box<kafka::transport::KafkaSink>),
     /// JSON lines.
     Stdout(stdout::StdoutSink),
 }
 
 impl AnySink {
+    /// Whether logical messages mean something to it.
+    pub fn takes_messages(&self) -> bool {
+        match self {
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => true,
+            AnySink::Postgres(_) | AnySink::Stdout(_) => false,
+        }
+    }
+
     /// Writes a batch whole and makes it durable.
     pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
         match self {
             AnySink::Postgres(sink) => sink.apply(batch).await,
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(sink) => sink.apply(batch).await,
             AnySink::Stdout(sink) => tokio::task::block_in_place(|| sink.apply(batch)),
         }
     }

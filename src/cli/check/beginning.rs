@@ -74,6 +74,7 @@ async fn refusal(
         slot: slot.as_ref(),
         progress: progress.as_ref(),
         initial_copy,
+        holder: "the standby",
         switch_point,
     };
     Ok(beginning(&facts).err())

@@ -2,3 +2,5 @@
 
 pub mod encode;
 pub mod partition;
+#[cfg(feature = "kafka")]
+pub mod transport;

@@ -1,0 +1,78 @@
+//! The part of `walrelay drop` for a Kafka pipeline: its records in the progress topic get tombstones. Leaves topics with events
+//! alone, and a record that is about another primary.
+
+use crate::config::{self, KafkaSink};
+use crate::model::{PipelineName, Progress};
+use crate::sink::kafka::transport;
+use crate::source::SourceError;
+use crate::wire::Connection;
+use crate::wire::sql::SqlClient;
+
+use super::PipelineError;
+use super::monitor::primary_session;
+use super::ownership;
+use super::removal::Removed;
+
+/// A session on the primary that owns the pipeline; refuses while a daemon does.
+pub(super) async fn own(config: &config::Config, name: &PipelineName) -> Result<Connection, PipelineError> {
+    let session = primary_session(name, "drop");
+    let connecting = SourceError::wire("connecting to the primary");
+    let mut connection = Connection::connect(&config.primary, &session).await.map_err(connecting)?;
+    if ownership::try_lock(&mut connection, &ownership::primary_lock(name)).await? {
+        return Ok(connection);
+    }
+    Err(PipelineError::Refused(format!(
+        "a daemon runs \"{name}\" (it holds the pipeline's lock on the primary): stop it first"
+    )))
+}
+
+/// Removes the records, and says what could not be removed.
+pub(super) async fn forget(
+    sql: &SqlClient,
+    pipeline: &config::Pipeline,
+    sink: &KafkaSink,
+) -> Result<Vec<Removed>, PipelineError> {
+    let name = &pipeline.name;
+    let left = |error: &dyn std::fmt::Display| {
+        vec![Removed::Left(format!("the records in Kafka: {error}; run drop again once it answers"))]
+    };
+    let records = match transport::read_records(sink, name).await {
+        Ok(records) => records,
+        Err(error) => return Ok(left(&error)),
+    };
+    if let Some(progress) = &records.progress
+        && let Some(stranger) = stranger(sql, pipeline, progress).await?
+    {
+        return Ok(vec![Removed::Left(format!(
+            "the progress record \"{}\" in the topic \"{}\": it is about {stranger}. Give one of both pipelines a transactional_id of \
+             its own",
+            sink.transactional_id, sink.progress_topic
+        ))]);
+    }
+    match transport::remove(sink, name).await {
+        Ok(removed) if removed.is_empty() => Ok(vec![Removed::Done("there is no progress record in Kafka".to_owned())]),
+        Ok(removed) => Ok(removed.into_iter().map(|what| Removed::Done(format!("removed {what}"))).collect()),
+        Err(error) => Ok(left(&error)),
+    }
+}
+
+/// Whom the record is about, if not this primary's slot.
+async fn stranger(
+    sql: &SqlClient,
+    pipeline: &config::Pipeline,
+    progress: &Progress,
+) -> Result<Option<String>, PipelineError> {
+    let query =
+        "SELECT system_identifier::text, pg_catalog.current_database()::text FROM pg_catalog.pg_control_system()";
+    let row = sql.query_one(query, &[]).await.map_err(SourceError::sql("reading the primary's system identifier"))?;
+    let (system_identifier, database): (String, String) = (row.get(0), row.get(1));
+    let slot = pipeline.slot_name();
+    let is_ours =
+        progress.system_identifier == system_identifier && progress.database == database && progress.slot == slot;
+    Ok((!is_ours).then(|| {
+        format!(
+            "the slot \"{}\" of the database \"{}\" of the cluster {}",
+            progress.slot, progress.database, progress.system_identifier
+        )
+    }))
+}

@@ -1,0 +1,179 @@
+//! Carries records to the producer: finds or makes their topics, gives each its partition, checks its size. Keeps no record.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::config::KafkaSink;
+use crate::config::kafka::OnOversized;
+use crate::model::Lsn;
+
+use super::fault::Fault;
+use super::producer::{Outgoing, Producer, TopicHandle};
+use super::topics::Topics;
+use crate::sink::SinkError;
+use crate::sink::kafka::encode::{Outlet, Placement, Record};
+use crate::sink::kafka::partition::partition_of;
+
+/// What a record batch of one record costs beside key, value and headers.
+const RECORD_OVERHEAD_BYTES: usize = 100;
+/// What a header costs beside name and value.
+const HEADER_OVERHEAD_BYTES: usize = 10;
+
+/// Where the records of one topic go.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    handle: TopicHandle,
+    partitions: i32,
+    record_bytes: usize,
+}
+
+/// The outlet of the encoder.
+pub(super) struct Carrier {
+    pub(super) producer: Producer,
+    pub(super) topics: Topics,
+    targets: HashMap<String, usize>,
+    list: Vec<(String, Target)>,
+    /// The target of the last record: mostly that of the next.
+    last: usize,
+    on_oversized: OnOversized,
+    dead_letter_topic: String,
+    deadline: Option<Instant>,
+    dead_letters: u64,
+}
+
+impl Carrier {
+    pub(super) fn new(sink: &KafkaSink, producer: Producer, topics: Topics) -> Self {
+        Self {
+            producer,
+            topics,
+            targets: HashMap::new(),
+            list: Vec::new(),
+            last: 0,
+            on_oversized: sink.on_oversized,
+            dead_letter_topic: sink.dead_letter_topic_name(),
+            deadline: None,
+            dead_letters: 0,
+        }
+    }
+
+    /// Until when records may wait for room; `None`: as long as it takes.
+    pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
+        self.deadline = limit.map(|limit| Instant::now() + limit);
+    }
+
+    /// Whether the limit is over.
+    pub(super) fn is_late(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Hands a record over as it is.
+    pub(super) fn produce(&self, handle: TopicHandle, record: Outgoing<'_>) -> Result<(), SinkError> {
+        let produced = self.producer.produce(handle, record, self.deadline);
+        produced.map_err(|fault| self.failed(fault, "handing a record to the Kafka client"))
+    }
+
+    /// An error with what the producer knows more.
+    pub(super) fn failed(&self, fault: Fault, doing: &str) -> SinkError {
+        let events = self.producer.events();
+        match events.failed_delivery() {
+            Some((topic, fault)) => {
+                fault.while_doing(format!("a record for the topic \"{topic}\" was not delivered"), events.connection())
+            }
+            None => fault.while_doing(doing, events.connection()),
+        }
+    }
+
+    fn target(&mut self, topic: &str) -> Result<Target, SinkError> {
+        if let Some((name, target)) = self.list.get(self.last)
+            && name == topic
+        {
+            return Ok(*target);
+        }
+        if let Some(index) = self.targets.get(topic) {
+            self.last = *index;
+            return Ok(self.list[*index].1);
+        }
+        self.topics.ensure(&[topic.to_owned()])?;
+        let (partitions, record_bytes) =
+            self.topics.known(topic).map_or((1, usize::MAX), |facts| (facts.partitions, facts.record_bytes));
+        let handle = self
+            .producer
+            .topic(topic)
+            .map_err(|fault| fault.while_doing(format!("opening the topic \"{topic}\""), None))?;
+        let target = Target { handle, partitions, record_bytes };
+        self.last = self.list.len();
+        self.targets.insert(topic.to_owned(), self.last);
+        self.list.push((topic.to_owned(), target));
+        Ok(target)
+    }
+
+    fn oversized(&mut self, record: &Record<'_>, bytes: usize, limit: usize) -> Result<(), SinkError> {
+        let Lsn(_) = record.lsn;
+        if self.on_oversized == OnOversized::Stop {
+            return Err(SinkError::Refused(format!(
+                "a record of {bytes} bytes for the topic \"{topic}\" (change at {lsn}) is larger than the topic takes \
+                 (max.message.bytes = {limit}): raise it with kafka-configs --alter --entity-type topics --entity-name {topic} \
+                 --add-config max.message.bytes=…, or set on_oversized = \"dead_letter\"",
+                topic = record.topic,
+                lsn = record.lsn
+            )));
+        }
+        let value = serde_json::json!({
+            "reason": format!("larger than max.message.bytes = {limit}"),
+            "topic": record.topic,
+            "key": record.key.map(String::from_utf8_lossy),
+            "lsn": record.lsn.to_string(),
+            "xid": record.xid,
+            "bytes": bytes,
+        })
+        .to_string();
+        let topic = std::mem::take(&mut self.dead_letter_topic);
+        let target = self.target(&topic);
+        self.dead_letter_topic = topic;
+        let target = target?;
+        self.dead_letters += 1;
+        tracing::warn!(topic = record.topic, lsn = %record.lsn, bytes, limit, "an oversized record went to the dead letters");
+        let letter = Outgoing {
+            partition: partition_of(record.key, target.partitions),
+            key: record.key,
+            value: Some(value.as_bytes()),
+            headers: &[],
+            timestamp_ms: record.timestamp_ms,
+        };
+        self.produce(target.handle, letter)
+    }
+}
+
+fn size_of(record: &Record<'_>) -> usize {
+    let headers: usize =
+        record.headers.iter().map(|header| header.name.len() + header.value.len() + HEADER_OVERHEAD_BYTES).sum();
+    record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len) + headers + RECORD_OVERHEAD_BYTES
+}
+
+impl Outlet for Carrier {
+    fn send(&mut self, record: Record<'_>) -> Result<(), SinkError> {
+        let target = self.target(record.topic)?;
+        let bytes = size_of(&record);
+        if bytes > target.record_bytes {
+            return self.oversized(&record, bytes, target.record_bytes);
+        }
+        let partitions = match record.placement {
+            Placement::ByKey => {
+                let partition = partition_of(record.key, target.partitions);
+                partition..partition + 1
+            }
+            Placement::EveryPartition => 0..target.partitions,
+        };
+        for partition in partitions {
+            let outgoing = Outgoing {
+                partition,
+                key: record.key,
+                value: record.value,
+                headers: record.headers,
+                timestamp_ms: record.timestamp_ms,
+            };
+            self.produce(target.handle, outgoing)?;
+        }
+        Ok(())
+    }
+}

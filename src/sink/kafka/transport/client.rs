@@ -1,0 +1,142 @@
+//! The settings of every Kafka client of a pipeline, and what its clients say in the log. Opens no connection by itself.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::ProducerContext;
+
+use crate::config::KafkaSink;
+
+use super::fault::Fault;
+
+/// The part of `memory_limit` that a producer may hold in records that are not acknowledged.
+const QUEUE_PART: u64 = 2;
+/// Least and most of it, KiB: one large batch on its way must fit, and more than the last gains nothing.
+const QUEUE_LEAST_KIB: u64 = 8 * 1024;
+const QUEUE_MOST_KIB: u64 = 256 * 1024;
+/// Records that may wait for their acknowledgement.
+const QUEUE_RECORDS_LIMIT: &str = "500000";
+/// The largest record that the client takes; what the topic takes is checked before.
+const RECORD_LIMIT_BYTES: &str = "1000000000";
+/// `batch.size` unless a topic takes less.
+const BATCH_BYTES: usize = 1_000_000;
+
+/// Brokers, credentials and whatever `[pipeline.sink.client]` says.
+pub(super) fn settings(sink: &KafkaSink) -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", &sink.brokers).set("client.id", "walrelay");
+    for (name, value) in &sink.client.0 {
+        settings.set(name, value);
+    }
+    if let Some(password) = &sink.password {
+        settings.set("sasl.password", password.reveal());
+    }
+    // Never by the broker's auto-creation.
+    settings.set("allow.auto.create.topics", "false");
+    settings
+}
+
+/// Settings of a producer. `smallest_topic_bytes`: the least `max.message.bytes` of its topics, which a batch must respect.
+pub(super) fn producer_settings(
+    sink: &KafkaSink,
+    memory_limit_bytes: u64,
+    smallest_topic_bytes: usize,
+) -> ClientConfig {
+    let queue_kib = (memory_limit_bytes / QUEUE_PART / 1024).clamp(QUEUE_LEAST_KIB, QUEUE_MOST_KIB);
+    let batch_bytes = BATCH_BYTES.min(smallest_topic_bytes);
+    let mut settings = settings(sink);
+    if !sink.client.0.contains_key("batch.size") {
+        settings.set("batch.size", batch_bytes.to_string());
+    }
+    settings
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("queue.buffering.max.kbytes", queue_kib.to_string())
+        .set("queue.buffering.max.messages", QUEUE_RECORDS_LIMIT)
+        .set("message.max.bytes", RECORD_LIMIT_BYTES)
+        // Who succeeds is not asked for: a commit or a flush tells of all at once, and a failure is always told.
+        .set("delivery.report.only.error", "true");
+    settings
+}
+
+/// Settings of a consumer that reads one partition to its end and joins no group.
+pub(super) fn reader_settings(sink: &KafkaSink, isolation: &str) -> ClientConfig {
+    let mut settings = settings(sink);
+    settings
+        .set("group.id", format!("{}.reader", sink.transactional_id))
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("enable.partition.eof", "true")
+        .set("isolation.level", isolation)
+        .set("fetch.wait.max.ms", "10");
+    settings
+}
+
+/// What the clients of one pipeline said last.
+#[derive(Clone, Default)]
+pub(super) struct Events {
+    shared: Arc<Mutex<Said>>,
+}
+
+#[derive(Default)]
+struct Said {
+    connection: Option<String>,
+    delivery: Option<(String, Fault)>,
+}
+
+impl Events {
+    /// The last word about its connections.
+    pub(super) fn connection(&self) -> Option<String> {
+        self.said(|said| said.connection.clone())
+    }
+
+    /// The first record that could not be delivered: its topic and why.
+    pub(super) fn failed_delivery(&self) -> Option<(String, Fault)> {
+        self.said(|said| said.delivery.clone())
+    }
+
+    fn said<T>(&self, look: impl FnOnce(&mut Said) -> T) -> T {
+        look(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ClientContext for Events {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        match level {
+            // A producer's property on a reader, and the like.
+            _ if facility == "CONFWARN" => tracing::debug!(facility, "Kafka client: {text}"),
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
+                tracing::warn!(facility, "Kafka client: {text}");
+            }
+            RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice => tracing::info!(facility, "Kafka client: {text}"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => tracing::debug!(facility, "Kafka client: {text}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "Kafka client");
+        let word = if reason.is_empty() { error.to_string() } else { reason.to_owned() };
+        self.said(|said| said.connection = Some(word));
+    }
+}
+
+impl ConsumerContext for Events {}
+
+impl ProducerContext for Events {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        if let Err((error, record)) = result {
+            let failed = (record.topic().to_owned(), Fault::from(error.clone()));
+            self.said(|said| {
+                said.delivery.get_or_insert(failed);
+            });
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! From a configuration to a producer that may begin: topics made, earlier producers fenced off, what they left in doubt settled.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tokio::runtime::Handle;
+
+use crate::config::KafkaSink;
+use crate::config::kafka::{ApplyMeans, Delivery, OnLargeTransaction, OnOversized};
+
+use super::client::{self, Events};
+use super::opening::Opening;
+use super::producer::{Halt, Producer};
+use super::topics::Topics;
+use crate::sink::SinkError;
+use crate::sink::kafka::encode::{Encoder, Origin};
+
+/// The brokers answer within this, or the attempt is over.
+const INIT_LIMIT: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// What a broker allows unless it says otherwise (`transaction.max.timeout.ms`).
+const DEFAULT_MOST_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// An open producer.
+pub(super) struct Opened {
+    pub(super) producer: Producer,
+    pub(super) topics: Topics,
+    /// What the broker allows of `transaction_timeout`.
+    pub(super) timeout: Duration,
+}
+
+/// Refuses what this version does not do, rather than to pass over it.
+pub fn refuse_unfinished(sink: &KafkaSink) -> Result<(), SinkError> {
+    let refused = |key: &str, value: &str, rule: &str| {
+        Err(SinkError::Refused(format!("{key} = \"{value}\" is not done by this version of walrelay: {rule}")))
+    };
+    if sink.on_large_transaction == OnLargeTransaction::Split {
+        return refused("on_large_transaction", "split", "use \"stop\", and a transaction_timeout that is long enough");
+    }
+    if sink.apply_means == ApplyMeans::Readable {
+        return refused("apply_means", "readable", "use \"committed\"");
+    }
+    Ok(())
+}
+
+/// Sees to the topics, then takes the producer over.
+pub(super) fn open(opening: &Opening, runtime: Handle, halt: &Halt) -> Result<Opened, SinkError> {
+    let sink = &opening.sink;
+    refuse_unfinished(sink)?;
+    let mut topics = Topics::new(sink, runtime.clone())?;
+    topics.ensure_progress()?;
+    topics.ensure(&topics_of(opening))?;
+    let smallest = topics.smallest_record_bytes();
+    if sink.delivery == Delivery::ExactlyOnce {
+        let Transactional { producer, timeout } =
+            transactional(sink, opening.memory_limit_bytes, smallest, &runtime, halt)?;
+        return Ok(Opened { producer, topics, timeout });
+    }
+    let mut settings = client::producer_settings(sink, opening.memory_limit_bytes, smallest);
+    // A record waits for its brokers as long as it takes.
+    settings.set("message.timeout.ms", "0");
+    let producer = new_producer(&settings, halt)?;
+    Ok(Opened { producer, topics, timeout: sink.transaction_timeout })
+}
+
+/// A producer that has fenced off every earlier one of its transactional id.
+pub(super) struct Transactional {
+    pub(super) producer: Producer,
+    /// What the broker allows of `transaction_timeout`.
+    pub(super) timeout: Duration,
+}
+
+/// Takes the transactional id over.
+pub(super) fn transactional(
+    sink: &KafkaSink,
+    memory_limit_bytes: u64,
+    smallest_record_bytes: usize,
+    runtime: &Handle,
+    halt: &Halt,
+) -> Result<Transactional, SinkError> {
+    let mut timeout = sink.transaction_timeout;
+    loop {
+        let mut settings = client::producer_settings(sink, memory_limit_bytes, smallest_record_bytes);
+        let millis = timeout.as_millis().to_string();
+        settings.set("transactional.id", &sink.transactional_id).set("transaction.timeout.ms", &millis);
+        settings.set("message.timeout.ms", &millis);
+        let producer = new_producer(&settings, halt)?;
+        match producer.init_transactions(INIT_LIMIT) {
+            Ok(()) => return Ok(Transactional { producer, timeout }),
+            Err(fault) if fault.code == Some(Code::InvalidTransactionTimeout) => {
+                let most = most_timeout(sink, runtime).filter(|most| *most < timeout).unwrap_or(timeout / 2);
+                if most < Duration::from_secs(1) {
+                    return Err(fault.while_doing("agreeing on transaction_timeout with the broker", None));
+                }
+                tracing::warn!(
+                    wanted_seconds = timeout.as_secs(),
+                    seconds = most.as_secs(),
+                    "transaction_timeout is longer than the broker allows (transaction.max.timeout.ms): its limit is used"
+                );
+                timeout = most;
+            }
+            Err(fault) => {
+                let doing = format!("taking over the transactional id \"{}\"", sink.transactional_id);
+                return Err(fault.while_doing(doing, producer.events().connection()));
+            }
+        }
+    }
+}
+
+fn new_producer(settings: &ClientConfig, halt: &Halt) -> Result<Producer, SinkError> {
+    Producer::new(settings, Events::default(), halt.clone())
+        .map_err(|fault| fault.while_doing("setting up the Kafka producer", None))
+}
+
+/// Topics that records will go to, as far as they can be known.
+fn topics_of(opening: &Opening) -> Vec<String> {
+    let sink = &opening.sink;
+    let origin = Origin {
+        pipeline: opening.pipeline.clone(),
+        database: String::new(),
+        previous_end: None,
+        tables: opening.filter.clone(),
+    };
+    let encoder = Encoder::new(sink.clone(), origin);
+    let is_outbox =
+        |table: &crate::model::QualifiedName| sink.outbox.as_ref().is_some_and(|outbox| outbox.table == *table);
+    let mut names: Vec<String> =
+        opening.tables.iter().filter(|table| !is_outbox(table)).map(|table| encoder.topic_of(table)).collect();
+    if sink.transaction_topic {
+        names.push(sink.transaction_topic_name());
+    }
+    if sink.on_oversized == OnOversized::DeadLetter {
+        names.push(sink.dead_letter_topic_name());
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// `transaction.max.timeout.ms` of a broker, where it may be read.
+fn most_timeout(sink: &KafkaSink, runtime: &Handle) -> Option<Duration> {
+    let admin = AdminClient::from_config_and_context(&client::settings(sink), Events::default()).ok()?;
+    let metadata = admin.inner().fetch_metadata(Some(&sink.progress_topic), ANSWER_LIMIT).ok()?;
+    let broker = metadata.brokers().first()?.id();
+    let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
+    let wanted = [ResourceSpecifier::Broker(broker)];
+    let resources = runtime.block_on(admin.describe_configs(&wanted, &options)).ok()?;
+    let resource = resources.into_iter().next()?.ok()?;
+    let text = resource.get("transaction.max.timeout.ms").and_then(|entry| entry.value.clone());
+    text.and_then(|text| text.parse().ok()).map(Duration::from_millis).or(Some(DEFAULT_MOST_TIMEOUT))
+}

@@ -1,0 +1,271 @@
+//! The records of the progress topic: how far the pipeline has come, and which tables its initial copy has finished. Bytes in
+//! and out; reads and writes no topic.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Lsn, PipelineName, Progress, QualifiedName, SlotName, Timestamp};
+
+use crate::sink::SinkError;
+
+/// Version of the records: a daemon does not go on from one that another version wrote.
+const VERSION: u32 = 1;
+
+/// The value under the transactional id.
+#[derive(Debug, Serialize, Deserialize)]
+struct ProgressValue<'a> {
+    system_identifier: std::borrow::Cow<'a, str>,
+    timeline: u32,
+    database: std::borrow::Cow<'a, str>,
+    slot: std::borrow::Cow<'a, str>,
+    lsn: String,
+    /// Microseconds since the Unix epoch.
+    commit_time: Option<i64>,
+    version: u32,
+}
+
+/// The value under `[transactional id, schema, table]`.
+#[derive(Debug, Serialize, Deserialize)]
+struct CopiedValue {
+    schema: String,
+    table: String,
+    snapshot_lsn: String,
+    rows: u64,
+    version: u32,
+}
+
+/// A table that was sent whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopiedTable {
+    /// Changes whose commit record starts below are in it.
+    pub snapshot_lsn: Lsn,
+    /// Its rows.
+    pub rows: u64,
+}
+
+/// Everything the topic says of one pipeline.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Records {
+    /// The progress record.
+    pub progress: Option<Progress>,
+    /// Tables whose copy is finished.
+    pub copied: HashMap<QualifiedName, CopiedTable>,
+}
+
+/// Appends the progress record's value.
+pub(super) fn write_progress(progress: &Progress, out: &mut Vec<u8>) -> Result<(), SinkError> {
+    let value = ProgressValue {
+        system_identifier: progress.system_identifier.as_str().into(),
+        timeline: progress.timeline,
+        database: progress.database.as_str().into(),
+        slot: progress.slot.as_str().into(),
+        lsn: progress.lsn.to_string(),
+        commit_time: progress.commit_time.map(Timestamp::unix_micros),
+        version: VERSION,
+    };
+    serde_json::to_writer(out, &value)
+        .map_err(|error| SinkError::Refused(format!("the progress record cannot be written: {error}")))
+}
+
+/// Key of a finished table's record.
+pub(super) fn copied_key(transactional_id: &str, table: &QualifiedName) -> Vec<u8> {
+    serde_json::json!([transactional_id, table.schema, table.name]).to_string().into_bytes()
+}
+
+/// Value of a finished table's record.
+#[cfg_attr(not(test), expect(dead_code, reason = "written by the initial copy"))]
+pub(super) fn copied_value(table: &QualifiedName, copied: CopiedTable) -> Vec<u8> {
+    let value = CopiedValue {
+        schema: table.schema.clone(),
+        table: table.name.clone(),
+        snapshot_lsn: copied.snapshot_lsn.to_string(),
+        rows: copied.rows,
+        version: VERSION,
+    };
+    serde_json::to_vec(&value).unwrap_or_default()
+}
+
+/// Which record of which pipeline a key names.
+#[derive(Debug, PartialEq, Eq)]
+enum Key {
+    Progress,
+    Copied(QualifiedName),
+    Foreign,
+}
+
+fn key_of(key: &[u8], transactional_id: &str) -> Key {
+    if key == transactional_id.as_bytes() {
+        return Key::Progress;
+    }
+    match serde_json::from_slice::<[String; 3]>(key) {
+        Ok([id, schema, table]) if id == transactional_id => Key::Copied(QualifiedName::new(schema, table)),
+        _ => Key::Foreign,
+    }
+}
+
+/// Gathers the records of one pipeline while the topic is read from its beginning. Only the last of each key must be readable.
+#[derive(Debug)]
+pub(super) struct Reading<'a> {
+    pipeline: &'a PipelineName,
+    transactional_id: &'a str,
+    /// Without fencing, a producer that was frozen may write an old record behind a newer one.
+    keeps_furthest: bool,
+    progress: Option<Vec<u8>>,
+    copied: HashMap<QualifiedName, Vec<u8>>,
+}
+
+impl<'a> Reading<'a> {
+    pub(super) fn new(pipeline: &'a PipelineName, transactional_id: &'a str, keeps_furthest: bool) -> Self {
+        Self { pipeline, transactional_id, keeps_furthest, progress: None, copied: HashMap::new() }
+    }
+
+    /// Takes the next record; without a value the key is gone.
+    pub(super) fn take(&mut self, key: &[u8], value: Option<&[u8]>) {
+        match (key_of(key, self.transactional_id), value) {
+            (Key::Foreign, _) => {}
+            (Key::Progress, Some(value)) if self.is_overtaken(value) => {}
+            (Key::Progress, value) => self.progress = value.map(<[u8]>::to_vec),
+            (Key::Copied(table), None) => drop(self.copied.remove(&table)),
+            (Key::Copied(table), Some(value)) => drop(self.copied.insert(table, value.to_vec())),
+        }
+    }
+
+    /// What the topic says in the end.
+    pub(super) fn finish(self) -> Result<Records, SinkError> {
+        let progress = self.progress.as_deref().map(|value| self.read_progress(value)).transpose()?;
+        let copied = self.copied.iter().map(|(table, value)| Ok((table.clone(), self.read_copied(value)?)));
+        Ok(Records { progress, copied: copied.collect::<Result<_, SinkError>>()? })
+    }
+
+    fn is_overtaken(&self, value: &[u8]) -> bool {
+        let lsn = |value: &[u8]| self.read_progress(value).ok().map(|progress| progress.lsn);
+        let Some(before) = self.progress.as_deref().filter(|_| self.keeps_furthest) else { return false };
+        matches!((lsn(before), lsn(value)), (Some(before), Some(now)) if now < before)
+    }
+
+    fn unreadable(&self, what: &str) -> SinkError {
+        SinkError::Refused(format!(
+            "the progress record of \"{name}\" (key \"{}\" in the progress topic) has an unreadable {what}: something else wrote it. \
+             Give the pipeline a transactional_id of its own, or start over with `walrelay drop {name} --yes`",
+            self.transactional_id,
+            name = self.pipeline
+        ))
+    }
+
+    fn check_version(&self, version: u32) -> Result<(), SinkError> {
+        if version == VERSION {
+            return Ok(());
+        }
+        Err(SinkError::Refused(format!(
+            "the progress record of \"{}\" has the version {version}, this walrelay writes {VERSION}: use the walrelay that made it",
+            self.pipeline
+        )))
+    }
+
+    fn read_progress(&self, value: &[u8]) -> Result<Progress, SinkError> {
+        let read: ProgressValue<'_> = serde_json::from_slice(value).map_err(|_| self.unreadable("value"))?;
+        self.check_version(read.version)?;
+        Ok(Progress {
+            system_identifier: read.system_identifier.into_owned(),
+            timeline: read.timeline,
+            database: read.database.into_owned(),
+            slot: SlotName::new(&read.slot).map_err(|_| self.unreadable("slot"))?,
+            lsn: read.lsn.parse().map_err(|_| self.unreadable("lsn"))?,
+            commit_time: read.commit_time.map(|micros| Timestamp(micros.saturating_sub(Timestamp(0).unix_micros()))),
+        })
+    }
+
+    fn read_copied(&self, value: &[u8]) -> Result<CopiedTable, SinkError> {
+        let read: CopiedValue = serde_json::from_slice(value).map_err(|_| self.unreadable("value"))?;
+        self.check_version(read.version)?;
+        let snapshot_lsn = read.snapshot_lsn.parse().map_err(|_| self.unreadable("snapshot_lsn"))?;
+        Ok(CopiedTable { snapshot_lsn, rows: read.rows })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(lsn: u64) -> Progress {
+        Progress {
+            system_identifier: "7".into(),
+            timeline: 3,
+            database: "shop".into(),
+            slot: SlotName::new("walrelay_a").unwrap(),
+            lsn: Lsn(lsn),
+            commit_time: Some(Timestamp(5)),
+        }
+    }
+
+    fn value(progress: &Progress) -> Vec<u8> {
+        let mut out = Vec::new();
+        write_progress(progress, &mut out).unwrap();
+        out
+    }
+
+    /// Reads these records as the topic holds them.
+    fn read(keeps_furthest: bool, records: &[(&[u8], Option<&[u8]>)]) -> Result<Records, SinkError> {
+        let pipeline = PipelineName::new("a").unwrap();
+        let mut reading = Reading::new(&pipeline, "walrelay.shop.a", keeps_furthest);
+        for (key, value) in records {
+            reading.take(key, *value);
+        }
+        reading.finish()
+    }
+
+    const KEY: &[u8] = b"walrelay.shop.a";
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let value = value(&progress(0x1f));
+        assert_eq!(
+            String::from_utf8_lossy(&value),
+            r#"{"system_identifier":"7","timeline":3,"database":"shop","slot":"walrelay_a","lsn":"0/1F","commit_time":946684800000005,"version":1}"#
+        );
+        assert_eq!(read(false, &[(KEY, Some(&value))]).unwrap().progress, Some(progress(0x1f)));
+    }
+
+    #[test]
+    fn the_last_record_of_our_own_key_counts() {
+        let (one, two) = (value(&progress(1)), value(&progress(2)));
+        let other: (&[u8], Option<&[u8]>) = (b"walrelay.shop.b", Some(b"no json"));
+        let lsn = |records: Records| records.progress.map(|progress| progress.lsn.0);
+        assert_eq!(lsn(read(false, &[(KEY, Some(&one)), other, (KEY, Some(&two)), other]).unwrap()), Some(2));
+        assert_eq!(lsn(read(false, &[(KEY, Some(&two)), (KEY, Some(&one))]).unwrap()), Some(1));
+        assert_eq!(lsn(read(true, &[(KEY, Some(&two)), (KEY, Some(&one))]).unwrap()), Some(2));
+        assert_eq!(lsn(read(true, &[(KEY, Some(&two)), (KEY, None), (KEY, Some(&one))]).unwrap()), Some(1));
+        assert_eq!(lsn(read(false, &[(KEY, Some(&two)), (KEY, None)]).unwrap()), None);
+        assert_eq!(lsn(read(false, &[(KEY, Some(b"no json")), (KEY, Some(&two))]).unwrap()), Some(2));
+        assert_eq!(lsn(read(false, &[other]).unwrap()), None);
+    }
+
+    #[test]
+    fn finished_tables_are_read_and_forgotten() {
+        let table = QualifiedName::new("public", "o\"dd");
+        let copied = CopiedTable { snapshot_lsn: Lsn(9), rows: 3 };
+        let (key, value) = (copied_key("walrelay.shop.a", &table), copied_value(&table, copied));
+        let records = read(false, &[(&key, Some(&value))]).unwrap();
+        assert_eq!(records.copied, HashMap::from([(table, copied)]));
+        assert_eq!(read(false, &[(&key, Some(&value)), (&key, None)]).unwrap(), Records::default());
+    }
+
+    #[test]
+    fn a_record_that_is_not_ours_is_refused() {
+        for (value, expected) in [
+            (&b"{}"[..], "unreadable value"),
+            (
+                br#"{"system_identifier":"7","timeline":3,"database":"shop","slot":"s","lsn":"x","commit_time":null,"version":1}"#,
+                "unreadable lsn",
+            ),
+            (
+                br#"{"system_identifier":"7","timeline":3,"database":"shop","slot":"s","lsn":"0/1","commit_time":null,"version":2}"#,
+                "version 2",
+            ),
+        ] {
+            let error = read(false, &[(KEY, Some(value))]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Reads the progress topic to its very end, as a `read_committed` consumer sees it. Writes nothing and fences nobody.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::config::KafkaSink;
+use crate::config::kafka::Delivery;
+use crate::model::PipelineName;
+
+use super::client::{self, Events};
+use super::fault::Fault;
+use super::producer::Halt;
+use super::progress::{Reading, Records};
+use crate::sink::SinkError;
+
+/// The topic has this one.
+const PARTITION: i32 = 0;
+/// One answer of a broker.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// The whole reading, and the wait for another pipeline's transaction that stands open in the topic.
+const READ_LIMIT: Duration = Duration::from_secs(120);
+/// Pause while that is waited for.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What the topic says of the pipeline; nothing when the topic does not exist.
+///
+/// A reader sees nothing behind the first open transaction in the partition, be it another pipeline's. So the reading
+/// begins only when nothing is open below the end that the topic had when it was asked: a record of ours that was committed
+/// before is then surely seen.
+pub(super) fn read_records(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt) -> Result<Records, SinkError> {
+    let events = Events::default();
+    let topic = sink.progress_topic.as_str();
+    let failed =
+        |fault: Fault| fault.while_doing(format!("reading the progress topic \"{topic}\""), events.connection());
+    let open = |isolation| {
+        BaseConsumer::from_config_and_context(&client::reader_settings(sink, isolation), events.clone())
+            .map_err(Fault::from)
+    };
+    let committed = open("read_committed").map_err(failed)?;
+    if !exists(&committed, topic).map_err(failed)? {
+        return Ok(Records::default());
+    }
+    let everything = open("read_uncommitted").map_err(failed)?;
+    let (first, end) =
+        everything.fetch_watermarks(topic, PARTITION, ANSWER_LIMIT).map_err(Fault::from).map_err(failed)?;
+    drop(everything);
+    let deadline = Instant::now() + READ_LIMIT;
+    wait_until_decided(&committed, topic, end, deadline, halt).map_err(failed)?;
+    let keeps_furthest = sink.delivery == Delivery::AtLeastOnce;
+    let mut reading = Reading::new(pipeline, &sink.transactional_id, keeps_furthest);
+    if first < end {
+        read_to_end(&committed, topic, deadline, halt, &mut reading, failed)?;
+    }
+    reading.finish()
+}
+
+fn exists(consumer: &BaseConsumer<Events>, topic: &str) -> Result<bool, Fault> {
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_LIMIT)?;
+    let Some(found) = metadata.topics().first() else { return Ok(false) };
+    match found.error().map(Code::from) {
+        None => Ok(!found.partitions().is_empty()),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(false),
+        Some(code) => Err(Fault::from(code)),
+    }
+}
+
+fn wait_until_decided(
+    committed: &BaseConsumer<Events>,
+    topic: &str,
+    end: i64,
+    deadline: Instant,
+    halt: &Halt,
+) -> Result<(), Fault> {
+    let mut is_told = false;
+    loop {
+        let (_, stable) = committed.fetch_watermarks(topic, PARTITION, ANSWER_LIMIT)?;
+        if stable >= end {
+            return Ok(());
+        }
+        if halt.is_halted() || Instant::now() >= deadline {
+            return Err(Fault::from(Code::OperationTimedOut));
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!(topic, "waiting for an open transaction in the progress topic to end");
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn read_to_end(
+    consumer: &BaseConsumer<Events>,
+    topic: &str,
+    deadline: Instant,
+    halt: &Halt,
+    reading: &mut Reading<'_>,
+    failed: impl Fn(Fault) -> SinkError,
+) -> Result<(), SinkError> {
+    let mut partition = TopicPartitionList::new();
+    let assigned =
+        partition.add_partition_offset(topic, PARTITION, Offset::Beginning).and_then(|()| consumer.assign(&partition));
+    assigned.map_err(|error| failed(error.into()))?;
+    loop {
+        match consumer.poll(PAUSE) {
+            Some(Ok(record)) => reading.take(record.key().unwrap_or_default(), record.payload()),
+            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
+            Some(Err(error)) if may_pass(&error) => {}
+            Some(Err(error)) => return Err(failed(error.into())),
+            None => {}
+        }
+        if halt.is_halted() || Instant::now() >= deadline {
+            return Err(failed(Fault::from(Code::OperationTimedOut)));
+        }
+    }
+}
+
+/// What the consumer mends by itself: it goes on fetching.
+fn may_pass(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::BrokerTransportFailure
+                | Code::AllBrokersDown
+                | Code::Resolve
+                | Code::OperationTimedOut
+                // No group is joined, whether it is allowed or not.
+                | Code::GroupAuthorizationFailed
+        )
+    )
+}

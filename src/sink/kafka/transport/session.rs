@@ -1,0 +1,260 @@
+//! What runs on the thread: a producer that has fenced off all others, and batches that become Kafka transactions with the
+//! progress record in them. After any error it is good for nothing, and what it had sent is aborted.
+//!
+//! ```text
+//! exactly_once    begin ─▶ records ─▶ progress record ─▶ commit (irrevocable) ─▶ receipt
+//! at_least_once            records ─▶ flush (all acknowledged) ─▶ progress record ─▶ flush ─▶ receipt
+//! ```
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::config::kafka::Delivery;
+use crate::decode::{Context, Message, decode};
+use crate::model::{Applied, Durable, Lsn, Progress, QualifiedName, Transaction};
+use crate::wire::frame::frames;
+use crate::wire::replication::{ReplicationMessage, parse};
+
+use super::carrier::Carrier;
+use super::catalog::Catalog;
+use super::open::Opened;
+use super::opening::Opening;
+use super::producer::{Outgoing, TopicHandle};
+use super::progress::write_progress;
+use super::skipping::{Skip, Skipping};
+use crate::sink::kafka::encode::{Encoder, Origin, Step, TransactionMark};
+use crate::sink::{Batch, Receipt, SinkError};
+
+/// The progress topic has this one partition.
+const PROGRESS_PARTITION: i32 = 0;
+/// What stays of the transaction's time for its commit.
+const COMMIT_PART: u32 = 10;
+/// An abort that takes longer is left to the next producer.
+const ABORT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Where a session begins, told once the rules of resume have spoken.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The record as it stands.
+    pub progress: Progress,
+    /// Changes of a table in transactions whose commit record starts below this were sent as its copy.
+    pub skip_until: HashMap<QualifiedName, Lsn>,
+    /// Tables to ask the catalog about beforehand.
+    pub tables: Vec<QualifiedName>,
+}
+
+/// An open session.
+pub(super) struct Session {
+    opening: Opening,
+    carrier: Carrier,
+    catalog: Catalog,
+    progress_topic: TopicHandle,
+    timeout: Duration,
+    buffer: Vec<u8>,
+    streaming: Option<Streaming>,
+}
+
+/// What there is once events may be sent.
+struct Streaming {
+    encoder: Encoder,
+    progress: Progress,
+    skipping: Skipping,
+}
+
+impl Session {
+    pub(super) fn new(opening: Opening, opened: Opened, catalog: Catalog) -> Result<Self, SinkError> {
+        let Opened { producer, topics, timeout, .. } = opened;
+        let mut carrier = Carrier::new(&opening.sink, producer, topics);
+        let progress_topic = carrier
+            .producer
+            .topic(&opening.sink.progress_topic)
+            .map_err(|fault| fault.while_doing("opening the progress topic", None))?;
+        Ok(Self { opening, carrier, catalog, progress_topic, timeout, buffer: Vec::new(), streaming: None })
+    }
+
+    /// Writes a record that no event belongs to, durably.
+    pub(super) fn record(&mut self, progress: &Progress) -> Result<(), SinkError> {
+        self.in_transaction(|session| session.produce_progress(progress))
+    }
+
+    /// Makes the encoder.
+    pub(super) fn start(&mut self, start: Start) -> Result<(), SinkError> {
+        let Start { progress, skip_until, tables } = start;
+        let origin = Origin {
+            pipeline: self.opening.pipeline.clone(),
+            database: progress.database.clone(),
+            previous_end: progress.commit_time.map(|_| progress.lsn),
+            tables: self.opening.filter.clone(),
+        };
+        let mut encoder = Encoder::new(self.opening.sink.clone(), origin);
+        self.catalog.describe(&tables, &mut encoder)?;
+        self.streaming = Some(Streaming { encoder, progress, skipping: Skipping::new(skip_until) });
+        Ok(())
+    }
+
+    /// Sends a batch whole; on return all of it and the record are in the brokers' logs.
+    pub(super) fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
+        let mut streaming = self.streaming.take().ok_or_else(|| misused("it was not started"))?;
+        if batch.position < streaming.progress.lsn {
+            return Err(misused("the batch ends before what is recorded"));
+        }
+        let Batch { transactions, position } = batch;
+        let mut receipt = Receipt {
+            applied: Applied(position),
+            durable: Durable(position),
+            transactions: transactions.iter().filter(|transaction| !transaction.is_outside_message()).count() as u64,
+            rows: transactions.iter().map(|transaction| transaction.rows).sum(),
+            commit_time: None,
+        };
+        let commit_time = transactions
+            .iter()
+            .rev()
+            .find(|transaction| !transaction.is_outside_message())
+            .map(|last| last.commit_time);
+        receipt.commit_time = commit_time;
+        streaming.progress.lsn = position;
+        streaming.progress.commit_time = commit_time.or(streaming.progress.commit_time);
+        self.in_transaction(|session| {
+            let is_empty = transactions.is_empty();
+            for transaction in transactions {
+                session.send(transaction, &mut streaming)?;
+            }
+            if !is_empty {
+                session.settle_deliveries()?;
+            }
+            session.produce_progress(&streaming.progress)
+        })?;
+        self.streaming = Some(streaming);
+        Ok(receipt)
+    }
+
+    fn is_exactly_once(&self) -> bool {
+        self.opening.sink.delivery == Delivery::ExactlyOnce
+    }
+
+    /// Runs `work` inside a Kafka transaction, if there are any, and waits until its outcome cannot change any more.
+    fn in_transaction(&mut self, work: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), SinkError> {
+        if !self.is_exactly_once() {
+            work(self)?;
+            return self
+                .carrier
+                .producer
+                .flush()
+                .map_err(|fault| self.carrier.failed(fault, "waiting for the progress record"));
+        }
+        let begun = self.carrier.producer.begin();
+        begun.map_err(|fault| self.carrier.failed(fault, "beginning a Kafka transaction"))?;
+        self.carrier.set_limit(Some(self.timeout - self.timeout / COMMIT_PART));
+        let result = work(self).and_then(|()| {
+            let committed = self.carrier.producer.commit(self.timeout);
+            committed.map_err(|fault| self.carrier.failed(fault, "committing a Kafka transaction"))
+        });
+        self.carrier.set_limit(None);
+        if result.is_err() {
+            // Replayed from the slot; if the abort does not succeed either, the next producer's beginning settles it.
+            if let Err(fault) = self.carrier.producer.abort(ABORT_LIMIT) {
+                tracing::debug!(%fault, "the Kafka transaction could not be aborted");
+            }
+        }
+        result
+    }
+
+    /// Without transactions, the record may follow only what was delivered.
+    fn settle_deliveries(&mut self) -> Result<(), SinkError> {
+        if self.is_exactly_once() {
+            return Ok(());
+        }
+        let flushed = self.carrier.producer.flush();
+        flushed.map_err(|fault| self.carrier.failed(fault, "waiting for the delivery of records"))
+    }
+
+    fn produce_progress(&mut self, progress: &Progress) -> Result<(), SinkError> {
+        self.buffer.clear();
+        write_progress(progress, &mut self.buffer)?;
+        let record = Outgoing {
+            partition: PROGRESS_PARTITION,
+            key: Some(self.opening.sink.transactional_id.as_bytes()),
+            value: Some(&self.buffer),
+            headers: &[],
+            timestamp_ms: 0,
+        };
+        self.carrier.produce(self.progress_topic, record)
+    }
+
+    /// Sends one transaction's records, chunk by chunk.
+    fn send(&mut self, mut transaction: Transaction, streaming: &mut Streaming) -> Result<(), SinkError> {
+        let sent = self.send_body(&mut transaction, streaming);
+        if sent.is_err() && self.carrier.is_late() && transaction.size_bytes > self.opening.memory_limit_bytes {
+            return Err(SinkError::Refused(format!(
+                "the transaction {xid} at {lsn} ({rows} rows, {bytes} bytes) is too large for one Kafka transaction: it took longer \
+                 than transaction_timeout ({seconds} s). Raise transaction_timeout, and the broker's transaction.max.timeout.ms if \
+                 that is less; nothing of it was published",
+                xid = transaction.xid,
+                lsn = transaction.commit_lsn,
+                rows = transaction.rows,
+                bytes = transaction.size_bytes,
+                seconds = self.timeout.as_secs()
+            )));
+        }
+        sent
+    }
+
+    fn send_body(&mut self, transaction: &mut Transaction, streaming: &mut Streaming) -> Result<(), SinkError> {
+        let Streaming { encoder, skipping, .. } = streaming;
+        let is_inside = !transaction.is_outside_message();
+        if is_inside {
+            let mark = TransactionMark {
+                xid: transaction.xid,
+                commit_lsn: transaction.commit_lsn,
+                end_lsn: transaction.end_lsn,
+                commit_time: transaction.commit_time,
+                origin: transaction.origin.as_deref(),
+            };
+            encoder.begin(mark, &mut self.carrier)?;
+        }
+        let context = Context { in_stream: transaction.streamed, parallel: false };
+        let broken = || SinkError::wire("reading a received transaction");
+        while let Some(chunk) = transaction.next_chunk().map_err(SinkError::Spool)? {
+            self.opening.heartbeat.beat();
+            for frame in frames(&chunk) {
+                let frame = frame.map_err(broken())?;
+                let ReplicationMessage::XLogData { start, payload, .. } = parse(frame.body).map_err(broken())? else {
+                    continue;
+                };
+                let message = decode(payload, context)?;
+                if let Message::Logical(logical) = &message
+                    && !is_inside
+                {
+                    encoder.outside_message(logical, &mut self.carrier)?;
+                    continue;
+                }
+                let rest;
+                let message = match skipping.skip(&message, transaction.commit_lsn) {
+                    Skip::Nothing => message,
+                    Skip::Whole => continue,
+                    Skip::Part(payload) => {
+                        rest = payload;
+                        decode(&rest, Context::default())?
+                    }
+                };
+                loop {
+                    match encoder.message(start, &message, &mut self.carrier)? {
+                        Step::Done => break,
+                        Step::NeedFacts(table) => self.catalog.describe(&[table], encoder)?,
+                    }
+                }
+            }
+        }
+        if is_inside {
+            encoder.end(&mut self.carrier)?;
+        }
+        Ok(())
+    }
+}
+
+/// The sink was used out of order: our own mistake, said instead of panicking.
+fn misused(reason: &str) -> SinkError {
+    SinkError::Refused(format!(
+        "the Kafka sink takes no batch: {reason}; this is a fault of walrelay, please report it"
+    ))
+}

@@ -1,0 +1,263 @@
+//! The topics as the brokers have them: how many partitions, how large a record may be. Makes what is missing before the first
+//! record goes there; never changes a topic that exists.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tokio::runtime::Handle;
+
+use crate::config::KafkaSink;
+
+use super::client::{self, Events};
+use super::fault::Fault;
+use crate::sink::SinkError;
+
+/// One answer of a broker.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+/// A topic just made has its leaders by then.
+const CREATION_LIMIT: Duration = Duration::from_secs(60);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(20);
+/// More topics than this are looked up all at once.
+const SINGLE_LOOKUPS_LIMIT: usize = 16;
+/// What a broker takes unless it says otherwise (`message.max.bytes`).
+const DEFAULT_RECORD_BYTES: usize = 1_048_588;
+
+/// The progress topic: compacted, in segments small enough to be compacted soon.
+const PROGRESS_SETTINGS: &[(&str, &str)] = &[
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "1048576"),
+    ("segment.ms", "600000"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+
+/// One topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TopicFacts {
+    pub(super) partitions: i32,
+    pub(super) replicas: usize,
+    /// `max.message.bytes`.
+    pub(super) record_bytes: usize,
+    pub(super) settings: HashMap<String, String>,
+}
+
+/// What is known of the topics.
+pub(super) struct Topics {
+    sink: KafkaSink,
+    reader: BaseConsumer<Events>,
+    admin: AdminClient<Events>,
+    events: Events,
+    runtime: Handle,
+    known: HashMap<String, TopicFacts>,
+}
+
+impl Topics {
+    /// Connects when it is first asked.
+    pub(super) fn new(sink: &KafkaSink, runtime: Handle) -> Result<Self, SinkError> {
+        let events = Events::default();
+        let failed = |fault: Fault| fault.while_doing("setting up the Kafka client", None);
+        let reader =
+            BaseConsumer::from_config_and_context(&client::reader_settings(sink, "read_committed"), events.clone())
+                .map_err(|error| failed(error.into()))?;
+        let admin = AdminClient::from_config_and_context(&client::settings(sink), events.clone())
+            .map_err(|error| failed(error.into()))?;
+        Ok(Self { sink: sink.clone(), reader, admin, events, runtime, known: HashMap::new() })
+    }
+
+    /// What was found or made.
+    pub(super) fn known(&self, name: &str) -> Option<&TopicFacts> {
+        self.known.get(name)
+    }
+
+    /// The least `max.message.bytes` among the known topics.
+    pub(super) fn smallest_record_bytes(&self) -> usize {
+        self.known.values().map(|facts| facts.record_bytes).min().unwrap_or(DEFAULT_RECORD_BYTES)
+    }
+
+    /// Looks the topics up, without making any; gives the names that do not exist.
+    pub(super) fn look_up(&mut self, names: &[String]) -> Result<Vec<String>, SinkError> {
+        let new: Vec<String> = names.iter().filter(|name| !self.known.contains_key(*name)).cloned().collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let context = || format!("looking up {}", listed(&new));
+        let found = self.counts(&new).map_err(|fault| fault.while_doing(context(), self.events.connection()))?;
+        let present: Vec<&String> = new.iter().filter(|name| found.contains_key(*name)).collect();
+        let mut settings = self.settings_of(&present)?;
+        for name in present {
+            let (partitions, replicas) = found.get(name).copied().unwrap_or((1, 1));
+            let settings = settings.remove(name).unwrap_or_default();
+            let record_bytes =
+                settings.get("max.message.bytes").and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_RECORD_BYTES);
+            self.known.insert(name.clone(), TopicFacts { partitions, replicas, record_bytes, settings });
+        }
+        Ok(new.into_iter().filter(|name| !self.known.contains_key(name)).collect())
+    }
+
+    /// Sees to it that topics for events exist.
+    pub(super) fn ensure(&mut self, names: &[String]) -> Result<(), SinkError> {
+        let missing = self.look_up(names)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let Some(create) = self.sink.create_topics.clone() else {
+            return Err(SinkError::Refused(format!(
+                "{} not exist and create_topics = false: create {}, or leave create_topics out",
+                if missing.len() == 1 {
+                    format!("{} does", listed(&missing))
+                } else {
+                    format!("{} do", listed(&missing))
+                },
+                if missing.len() == 1 { "it" } else { "them" },
+            )));
+        };
+        let settings: Vec<(&str, &str)> =
+            create.config.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        self.create(&missing, create.partitions, create.replication_factor, &settings)
+    }
+
+    /// Sees to it that the progress topic exists, with one partition.
+    pub(super) fn ensure_progress(&mut self) -> Result<(), SinkError> {
+        let name = self.sink.progress_topic.clone();
+        let missing = self.look_up(std::slice::from_ref(&name))?;
+        if !missing.is_empty() {
+            let replication = self.sink.create_topics.as_ref().map_or(-1, |create| create.replication_factor);
+            self.create(&missing, 1, replication, PROGRESS_SETTINGS)?;
+        }
+        let partitions = self.known(&name).map_or(1, |facts| facts.partitions);
+        if partitions != 1 {
+            return Err(SinkError::Refused(format!(
+                "the progress topic \"{name}\" has {partitions} partitions; it must have 1, compacted, because its records are one \
+                 sequence. Name another with progress_topic, or let walrelay create it"
+            )));
+        }
+        Ok(())
+    }
+
+    fn create(
+        &mut self,
+        names: &[String],
+        partitions: i32,
+        replication_factor: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<(), SinkError> {
+        let context = || format!("creating {}", listed(names));
+        let topics: Vec<NewTopic<'_>> = names
+            .iter()
+            .map(|name| NewTopic {
+                name,
+                num_partitions: partitions,
+                replication: TopicReplication::Fixed(replication_factor),
+                config: settings.to_vec(),
+            })
+            .collect();
+        let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT)).operation_timeout(Some(ANSWER_LIMIT));
+        let failed = |fault: Fault| fault.while_doing(context(), self.events.connection());
+        let results = self.runtime.block_on(self.admin.create_topics(&topics, &options));
+        for result in results.map_err(|error| failed(error.into()))? {
+            match result {
+                Ok(name) => tracing::info!(topic = name, "created the topic"),
+                Err((_, Code::TopicAlreadyExists)) => {}
+                Err((name, code)) => {
+                    return Err(Fault::from(code).while_doing(format!("creating the topic \"{name}\""), None));
+                }
+            }
+        }
+        let deadline = Instant::now() + CREATION_LIMIT;
+        loop {
+            if self.look_up(names)?.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Fault::from(Code::OperationTimedOut).while_doing(context(), self.events.connection()));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Partitions and replicas of those that exist and have leaders.
+    fn counts(&self, names: &[String]) -> Result<HashMap<String, (i32, usize)>, Fault> {
+        let mut found = HashMap::new();
+        let mut note = |topic: &rdkafka::metadata::MetadataTopic| -> Result<(), Fault> {
+            match topic.error().map(Code::from) {
+                None => {}
+                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable) => return Ok(()),
+                Some(code) => return Err(Fault::from(code)),
+            }
+            let partitions = topic.partitions();
+            if !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0) {
+                let replicas = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+                found.insert(topic.name().to_owned(), (partitions.len() as i32, replicas));
+            }
+            Ok(())
+        };
+        if names.len() > SINGLE_LOOKUPS_LIMIT {
+            let metadata = self.reader.fetch_metadata(None, ANSWER_LIMIT)?;
+            for topic in metadata.topics().iter().filter(|topic| names.iter().any(|name| name == topic.name())) {
+                note(topic)?;
+            }
+        } else {
+            for name in names {
+                let metadata = self.reader.fetch_metadata(Some(name), ANSWER_LIMIT)?;
+                metadata.topics().iter().try_for_each(&mut note)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The settings of topics that exist. Where they may not be read, a default is assumed, and said.
+    fn settings_of(&self, names: &[&String]) -> Result<HashMap<String, HashMap<String, String>>, SinkError> {
+        if names.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let wanted: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+        let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
+        let context = || "reading the topics' settings".to_owned();
+        let results = self.runtime.block_on(self.admin.describe_configs(&wanted, &options));
+        let results = results.map_err(|error| Fault::from(error).while_doing(context(), self.events.connection()))?;
+        let mut settings = HashMap::new();
+        for result in results {
+            match result {
+                Ok(resource) => {
+                    let rdkafka::admin::OwnedResourceSpecifier::Topic(name) = resource.specifier else { continue };
+                    let entries = resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+                    settings.insert(name, entries.collect());
+                }
+                Err(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => tracing::warn!(
+                    "the role may not read the topics' settings (DescribeConfigs): records up to {DEFAULT_RECORD_BYTES} bytes are sent"
+                ),
+                // Made a moment ago: another broker does not know it yet.
+                Err(Code::UnknownTopicOrPartition) => {}
+                Err(code) => return Err(Fault::from(code).while_doing(context(), self.events.connection())),
+            }
+        }
+        Ok(settings)
+    }
+}
+
+/// `the topic "a"`, `the topics "a", "b" and 3 more`.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("\"{name}\"")).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    let noun = if names.len() == 1 { "the topic" } else { "the topics" };
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{noun} {}{rest}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_topics_are_listed_shortly() {
+        let names = |count: usize| (0..count).map(|index| format!("t{index}")).collect::<Vec<_>>();
+        assert_eq!(listed(&names(1)), "the topic \"t0\"");
+        assert_eq!(listed(&names(2)), "the topics \"t0\", \"t1\"");
+        assert!(listed(&names(7)).ends_with("\"t4\" and 2 more"));
+    }
+}
