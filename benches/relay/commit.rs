@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::measure::{median, percentile, verdict};
-use super::{Plan, pair};
+use super::pair;
+use super::plan::Plan;
 
 /// The aim of issue A: the median at most this many times that of a native subscription with `synchronous_commit = on`.
 const AIM: f64 = 1.2;

@@ -9,7 +9,8 @@ use walrelay::throwaway::find_tool;
 
 use super::harness::{Pair, Relay, eventually, value, values};
 use super::measure::{median, verdict};
-use super::{Plan, pair};
+use super::pair;
+use super::plan::Plan;
 
 /// The aim of issue A: at least this part of the pipe's rate for one table; for four, more than the pipe's one after the other.
 const AIM: f64 = 0.9;

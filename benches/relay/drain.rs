@@ -1,34 +1,51 @@
 //! Draining a backlog to nothing: the relay's source, assembler and ledger against `pg_recvlogical --file /dev/null`, both over
 //! TCP, each from its own copy of one slot.
 
-use std::path::Path;
 use std::process::Command;
 
-use walrelay::config::Environment;
-use walrelay::throwaway::{Server, find_tool};
+use walrelay::throwaway::Server;
 
+use super::backlog::tool;
 use super::harness::{client, eventually, start_server, value, values};
 use super::measure::{Run, ended_children_cpu_s, median, run, verdict};
-use super::{Plan, drain_client, options};
+use super::drain_client;
+use super::plan::{Plan, options};
 
 /// The aim of issue A: at least this much faster, …
 const SPEED_AIM: f64 = 1.7;
 /// … with at most this part of the client CPU, on backlogs of small inserts.
 const CPU_AIM: f64 = 0.15;
 
+/// Who reads.
 #[derive(Clone, Copy, Debug)]
-enum Reader {
+pub enum Reader {
+    /// The client that comes with PostgreSQL.
     PgRecvlogical,
     /// The relay with `SO_RCVLOWAT` left alone.
     Eager,
+    /// The relay.
     Relay,
+}
+
+/// What is read: a backlog behind the slot `base`, published as `bench`.
+pub struct Source<'a> {
+    /// Where.
+    pub server: &'a Server,
+    /// Its database.
+    pub database: &'a str,
+    /// The end of the backlog.
+    pub target: &'a str,
+    /// Row changes in it.
+    pub changes: u64,
 }
 
 /// What one drain took, and what it cost the primary.
 #[derive(Clone, Copy)]
-struct Drain {
-    client: Run,
-    walsender_cpu_s: f64,
+pub struct Drain {
+    /// The reader.
+    pub client: Run,
+    /// The walsender's CPU.
+    pub walsender_cpu_s: f64,
 }
 
 /// The walsender of the last run notices the end of its client a moment later.
@@ -41,25 +58,25 @@ async fn walsender_ended(server: &Server) {
     .await;
 }
 
-async fn run_one(server: &Server, reader: Reader, target: &str, rows: u64) -> Drain {
+/// One drain of a copy of the slot.
+pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
+    let Source { server, database, target, changes } = source;
     let copy = "SELECT pg_drop_replication_slot('run') FROM pg_replication_slots WHERE slot_name = 'run'; \
                 SELECT pg_copy_logical_replication_slot('base', 'run')";
-    values(server, "postgres", copy).await;
-    let url = server.url("postgres");
+    values(server, database, copy).await;
+    let url = server.url(database);
     let mut command = match reader {
         Reader::PgRecvlogical => {
-            let program =
-                find_tool("pg_recvlogical", &Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
-            let mut command = Command::new(program.expect("pg_recvlogical: scripts/fetch-servers tools"));
+            let mut command = Command::new(tool("pg_recvlogical"));
             command.args(["--start", "--no-loop", "--slot=run", "--file=/dev/null", "--plugin=pgoutput"]);
-            command.args(["-o", "proto_version=4", "-o", "publication_names=bench", "-o", "streaming=on"]);
+            command.args(["-o", "proto_version=4", "-o", "publication_names=bench", "-o", "streaming=on", "-o", "binary=true"]);
             command.arg(format!("--endpos={target}")).arg(format!("--dbname={url}"));
             command
         }
         Reader::Eager | Reader::Relay => {
             let mut command = Command::new(std::env::current_exe().unwrap());
             let reading = if matches!(reader, Reader::Relay) { "adaptive" } else { "eager" };
-            command.args([drain_client::VERB, &url, "run", "bench", target, reading, &rows.to_string()]);
+            command.args([drain_client::VERB, &url, "run", "bench", target, reading, &changes.to_string()]);
             command
         }
     };
@@ -91,10 +108,11 @@ async fn shape(plan: &Plan, rows_each: u64, rows: u64) {
     }
     values(&server, "postgres", "CHECKPOINT").await;
     let target = value(&server, "postgres", "SELECT pg_current_wal_lsn()").await;
+    let source = Source { server: &server, database: "postgres", target: &target, changes: rows };
     let mut drains: [Vec<Drain>; 3] = Default::default();
     for _ in 0..plan.rounds {
         for (at, reader) in [Reader::PgRecvlogical, Reader::Eager, Reader::Relay].into_iter().enumerate() {
-            drains[at].push(run_one(&server, reader, &target, rows).await);
+            drains[at].push(run_one(&source, reader).await);
         }
     }
     report(&format!("{rows} rows, {rows_each} a transaction"), &drains);

@@ -23,7 +23,7 @@ pub fn main(arguments: &[String]) {
         slot: SlotName::new(slot).unwrap(),
         publication: publication.clone(),
         start: Lsn(0),
-        binary: false,
+        binary: true,
         messages: false,
         adaptive_receive: reading == "adaptive",
     };

@@ -22,7 +22,8 @@ pub fn run(command: &mut Command) -> Run {
     Run { wall_s, cpu_s: (children_cpu() - cpu_before).as_secs_f64() }
 }
 
-fn children_cpu() -> Duration {
+/// CPU of the children that this program has waited for.
+pub fn children_cpu() -> Duration {
     // SAFETY: rusage is plain numbers; getrusage fills it.
     let usage = unsafe {
         let mut usage = std::mem::zeroed::<libc::rusage>();
@@ -35,7 +36,8 @@ fn children_cpu() -> Duration {
 
 /// CPU that a running process has used in all its threads, to the nanosecond (`/proc/PID/stat` counts in 10 ms).
 pub fn process_cpu(process_id: u32) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{process_id}/task")).unwrap().flatten();
+    // A process may end while it is looked at.
+    let tasks = fs::read_dir(format!("/proc/{process_id}/task")).into_iter().flatten().flatten();
     let nanoseconds = tasks.filter_map(|task| {
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split_whitespace().next()?.parse::<u64>().ok()

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::harness::{Pair, Relay, value, values};
 use super::measure::{memory_mb, process_cpu, verdict};
-use super::{Plan, pair};
+use super::pair;
+use super::plan::Plan;
 
 /// The aims of issue A.
 const IDLE_CPU_PERCENT: f64 = 0.1;
