@@ -33,8 +33,9 @@ test: check
 	cargo test --locked --test relay -- --test-threads=$(TEST_THREADS)
 	cargo test --locked --test kafka -- --test-threads=$(TEST_THREADS)
 
-bench: build
-	@scripts/fetch-servers 18 tools
+bench:
+	@scripts/bootstrap
+	@scripts/fetch-servers $${WALRELAY_BENCH_VERSION:-18} tools
 	cargo bench --locked --bench relay
 
 clean-servers:

@@ -69,13 +69,13 @@ async fn until_done(backlog: &Backlog, attached: &Attached, peer: Peer, limit: D
 /// One turn of one contestant.
 pub async fn turn(backlog: &Backlog, plan: &Plan, peer: Peer) -> Drain {
     let pair = &backlog.pair;
-    let origin = Origin { database: "shop", port: pair.primary.port() };
+    let origin = Origin { database: "shop", port: backlog.port };
     backlog.reset_target(plan).await;
     for (name, _) in peer.links() {
         backlog.copy_slot(name).await;
     }
     prepare(pair, plan, origin, peer).await;
-    let meter = Meter::start(pair, None);
+    let meter = Meter::start(&[&pair.primary, &pair.standby], None);
     let (attached, connected) = attach(pair, plan, origin, peer).await;
     let done = until_done(backlog, &attached, peer, Duration::from_secs(plan.limit_seconds)).await;
     let usage = meter.stop(attached.process_id());

@@ -3,12 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use walrelay::config::Environment;
 use walrelay::throwaway::{Server, find_tool};
 
+use super::distance::proxy;
 use super::harness::{Pair, client, eventually, value, values};
-use super::plan::{Plan, options, target_options};
+use super::plan::{Plan, options, setting, target_options};
 use super::workload::{Fill, Workload};
 
 /// The slot that stands at the beginning of the backlog.
@@ -31,6 +33,8 @@ pub struct Backlog {
     pub expected: Vec<String>,
     /// The published tables.
     pub tables: Vec<String>,
+    /// Where contestants reach the primary: its own port, or that of a proxy that delays.
+    pub port: u16,
 }
 
 /// A client program of `.servers/tools-18` or of the machine.
@@ -49,7 +53,8 @@ pub fn pgbench(server: &Server, database: &str, arguments: &[String]) -> Command
 
 /// Runs a program to its end and gives what it printed.
 pub fn output(command: &mut Command) -> String {
-    let output = tokio::task::block_in_place(|| command.output()).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output =
+        tokio::task::block_in_place(|| command.output()).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -73,7 +78,9 @@ pub async fn copy_database(server: &Server, template: &str, name: &str, major: u
 pub async fn fingerprints(server: &Server, database: &str, tables: &[String]) -> Vec<String> {
     let mut prints = Vec::new();
     for table in tables {
-        let sql = format!("SELECT count(*) || ' rows, ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {table} t");
+        let sql = format!(
+            "SELECT count(*) || ' rows, ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {table} t"
+        );
         prints.push(format!("{table}: {}", value(server, database, &sql).await));
     }
     prints
@@ -81,7 +88,8 @@ pub async fn fingerprints(server: &Server, database: &str, tables: &[String]) ->
 
 /// The published tables of a database, quoted.
 pub async fn published(server: &Server, database: &str) -> Vec<String> {
-    let sql = "SELECT format('%I.%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = 'bench' ORDER BY 1";
+    let sql =
+        "SELECT format('%I.%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = 'bench' ORDER BY 1";
     values(server, database, sql).await.into_iter().flatten().flatten().collect()
 }
 
@@ -106,14 +114,18 @@ impl Backlog {
             values(server, "shop", "VACUUM (FREEZE, ANALYZE)").await;
         }
         publish(&pair, workload).await;
-        values(&pair.primary, "shop", &format!("SELECT pg_create_logical_replication_slot('{BASE}', 'pgoutput')")).await;
+        values(&pair.primary, "shop", &format!("SELECT pg_create_logical_replication_slot('{BASE}', 'pgoutput')"))
+            .await;
         fill(&pair.primary, &workload.fill).await;
         values(&pair.primary, "shop", "INSERT INTO bench_marker VALUES (1)").await;
         let target_lsn = value(&pair.primary, "shop", "SELECT pg_current_wal_lsn()").await;
         values(&pair.primary, "postgres", "CHECKPOINT").await;
         let tables = published(&pair.primary, "shop").await;
         let expected = fingerprints(&pair.primary, "shop", &tables).await;
-        Self { pair, target_lsn, expected, tables }
+        let round_trip = Duration::from_millis(setting("ROUND_TRIP_MS", 0));
+        let own = pair.primary.port();
+        let port = if round_trip.is_zero() { own } else { proxy(own, round_trip) };
+        Self { pair, target_lsn, expected, tables, port }
     }
 
     /// The target as it was before the backlog.
@@ -124,7 +136,8 @@ impl Backlog {
     /// A slot of that name at the beginning of the backlog.
     pub async fn copy_slot(&self, name: &str) {
         self.drop_slot(name).await;
-        values(&self.pair.primary, "shop", &format!("SELECT pg_copy_logical_replication_slot('{BASE}', '{name}')")).await;
+        values(&self.pair.primary, "shop", &format!("SELECT pg_copy_logical_replication_slot('{BASE}', '{name}')"))
+            .await;
     }
 
     /// Waits for its walsender to end, then drops it.
@@ -143,12 +156,12 @@ impl Backlog {
 pub async fn drop_slot(primary: &Server, name: &str) {
     eventually(&format!("the slot {name} is free"), || async {
         let sql = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active");
-        (value(primary, "shop", &sql).await == "0").then_some(())
+        (value(primary, "postgres", &sql).await == "0").then_some(())
     })
     .await;
     let sql =
         format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'");
-    values(primary, "shop", &sql).await;
+    values(primary, "postgres", &sql).await;
 }
 
 /// One publication for everybody, and for pgbench's tables two more that share it between them.
@@ -173,7 +186,8 @@ async fn fill(primary: &Server, fill: &Fill) {
         Fill::TpcB(count) => {
             assert!(*count >= WRITERS && count % WRITERS == 0, "WALRELAY_BENCH_TPCB must be a multiple of {WRITERS}");
             let each = (count / WRITERS).to_string();
-            let arguments = ["-n", "-M", "prepared", "-c", &WRITERS.to_string(), "-j", "2", "-t", &each].map(str::to_owned);
+            let arguments =
+                ["-n", "-M", "prepared", "-c", &WRITERS.to_string(), "-j", "2", "-t", &each].map(str::to_owned);
             let mut command = pgbench(primary, "shop", &arguments);
             output(command.env("PGOPTIONS", "-c synchronous_commit=off"));
         }

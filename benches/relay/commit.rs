@@ -4,9 +4,10 @@
 use std::time::Instant;
 
 use super::harness::{Pair, Relay, client, eventually, value, values};
-use super::measure::{median, percentile, verdict};
+use super::measure::median;
 use super::pair;
 use super::plan::Plan;
+use super::report::{Comparison, Kind, Report};
 
 /// The aim of issue A: the median at most this many times that of a native subscription with `synchronous_commit = on`.
 const AIM: f64 = 1.2;
@@ -117,7 +118,7 @@ async fn turn(pair: &Pair, relay: &mut Relay, standby: Standby, count: usize) ->
 }
 
 /// All of them in turns.
-pub async fn run(plan: &Plan) {
+pub async fn run(plan: &Plan, report: &mut Report) {
     let pair = pair(plan.major).await;
     pair.on_both(TABLE).await;
     pair.on_primary("CREATE PUBLICATION native FOR TABLE ticks").await;
@@ -130,20 +131,28 @@ pub async fn run(plan: &Plan) {
     for _ in 0..plan.rounds {
         for (at, standby) in Standby::ALL.into_iter().enumerate() {
             let count = if standby == Standby::NativeDefault { SLOW_COMMITS } else { plan.commits };
-            times[at].extend(turn(&pair, &mut relay, standby, count).await);
+            times[at].push(median(turn(&pair, &mut relay, standby, count).await));
         }
     }
-    println!("synchronous commit of one row, synchronous_commit = on, one client, {} rounds in turns:", plan.rounds);
-    let titles = ["no standby", "walrelay", "native, synchronous_commit = on", "native, its default"];
-    let medians = times.each_ref().map(|times| median(times.iter().copied()));
-    for ((title, times), median) in titles.iter().zip(&times).zip(medians) {
-        let p99 = percentile(times.iter().copied(), 99);
-        println!("  {title:<32} median {median:>7.2} ms, p99 {p99:>7.2} ms ({} commits)", times.len());
+    report.case("commit", "synchronous commit of one row after the other, ms a commit, the median of each round");
+    let [nobody, own, native_on, native_default] = times;
+    let peers = [
+        ("native, synchronous_commit = on", native_on, Some(AIM)),
+        ("native", native_default, None),
+        ("nobody", nobody, None),
+    ];
+    for (name, peer, aim) in peers {
+        report.compare(Comparison {
+            case: "commit".to_owned(),
+            measure: "median of a commit".to_owned(),
+            unit: "ms",
+            kind: Kind::Share,
+            own: own.clone(),
+            peer_name: name.to_owned(),
+            peer,
+            aim,
+            disturbed: 0,
+            cut_off: 0,
+        });
     }
-    let ratio = medians[1] / medians[2];
-    println!(
-        "  walrelay / native on: {ratio:.2}x (aim at most {AIM}x: {}); native default / walrelay: {:.0}x",
-        verdict(ratio <= AIM),
-        medians[3] / medians[1]
-    );
 }

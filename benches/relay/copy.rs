@@ -1,130 +1,218 @@
-//! The initial copy against `psql COPY TO (FORMAT binary) | psql COPY FROM`: one table, and four.
+//! Case D: the initial copy of one table, and of four, against the subscription's own copy and `psql COPY TO (FORMAT binary) | psql COPY
+//! FROM`; with the primary keys in place, and made after the rows.
 
-use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use walrelay::config::Environment;
-use walrelay::throwaway::find_tool;
-
-use super::harness::{Pair, Relay, eventually, value, values};
-use super::measure::{median, verdict};
+use super::backlog::{RUN, copy_database, fingerprints, output, tool};
+use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::pair;
 use super::plan::Plan;
+use super::report::{Comparison, Kind, Report};
+use super::usage::Meter;
 
-/// The aim of issue A: at least this part of the pipe's rate for one table; for four, more than the pipe's one after the other.
-const AIM: f64 = 0.9;
+/// The pipe's time over ours, and the subscription's over ours, at least.
+const PIPE_AIM: f64 = 0.95;
+const SYNC_AIM: f64 = 1.0;
+/// The subscription's time over ours with the keys made after the rows, at least.
+const AFTER_AIM: f64 = 1.5;
+/// How long a copy may take.
+const LIMIT: Duration = Duration::from_secs(1800);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-fn table(number: usize) -> String {
-    format!(
-        "CREATE TABLE c{number} (id bigint PRIMARY KEY, a int, b bigint, at timestamptz, amount float8, filler text)"
-    )
+/// Who copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copier {
+    Pipes,
+    /// A subscription of its own, binary, with as many workers as tables.
+    Tablesync,
+    Relay,
+    /// walrelay into tables without a key; the keys are made after the rows, and count.
+    RelayKeysAfter,
 }
 
-/// An empty database of its own for each run, gone after it.
-async fn target(pair: &Pair) {
-    values(&pair.standby, "postgres", "DROP DATABASE IF EXISTS run WITH (FORCE)").await;
-    values(&pair.standby, "postgres", "CREATE DATABASE run TEMPLATE shop").await;
-    values(&pair.standby, "postgres", "CHECKPOINT").await;
+const COPIERS: [Copier; 4] = [Copier::Pipes, Copier::Tablesync, Copier::Relay, Copier::RelayKeysAfter];
+
+/// One copy.
+struct Turn {
+    seconds: f64,
+    cpu_s: f64,
+    is_disturbed: bool,
 }
 
-async fn check(pair: &Pair, tables: usize, rows: u64) {
-    for number in 0..tables {
-        let count = value(&pair.standby, "run", &format!("SELECT count(*) FROM c{number}")).await;
-        assert_eq!(count, rows.to_string(), "rows of c{number}");
+fn names(tables: usize) -> Vec<String> {
+    (0..tables).map(|number| format!("c{number}")).collect()
+}
+
+/// psql into psql, all tables at once.
+async fn pipes(pair: &Pair, tables: usize) {
+    let psql = tool("psql");
+    let one = |name: &String| {
+        format!(
+            "\"{psql}\" -X -q -d {} -c 'COPY {name} TO STDOUT (FORMAT binary)' | \
+             \"{psql}\" -X -q -d {} -c 'COPY {name} FROM STDIN (FORMAT binary)'",
+            pair.primary.url("shop"),
+            pair.standby.url(RUN),
+            psql = psql.display()
+        )
+    };
+    let script = names(tables).iter().map(one).collect::<Vec<_>>().join(" & ");
+    output(Command::new("sh").arg("-c").arg(format!("{script} & wait")));
+}
+
+/// Until every table's rows are there.
+async fn tablesync(pair: &Pair, tables: usize) {
+    let port = pair.primary.port();
+    let sql = format!(
+        "CREATE SUBSCRIPTION sync CONNECTION 'host=127.0.0.1 port={port} user=postgres dbname=shop' PUBLICATION bench{tables} \
+         WITH (binary = true)"
+    );
+    values(&pair.standby, RUN, &sql).await;
+    let session = client(&pair.standby, RUN).await;
+    let copied =
+        session.prepare("SELECT count(*) FROM pg_subscription_rel WHERE srsubstate IN ('f', 's', 'r')").await.unwrap();
+    let began = Instant::now();
+    while session.query_one(&copied, &[]).await.unwrap().get::<_, i64>(0) as usize != tables {
+        assert!(began.elapsed() < LIMIT, "the subscription does not copy:\n{}", pair.standby.log_tail(20));
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-/// Seconds for `tables` pipes of psql, one after the other or all at once.
-async fn pipes(pair: &Pair, tables: usize, is_parallel: bool) -> f64 {
-    target(pair).await;
-    let psql = find_tool("psql", &Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
-    let psql = psql.expect("psql: scripts/fetch-servers tools");
-    let commands: Vec<String> = (0..tables)
-        .map(|number| {
-            format!(
-                "\"{psql}\" -X -q -d {} -c 'COPY c{number} TO STDOUT (FORMAT binary)' | \
-                 \"{psql}\" -X -q -d {} -c 'COPY c{number} FROM STDIN (FORMAT binary)'",
-                pair.primary.url("shop"),
-                pair.standby.url("run"),
-                psql = psql.display()
-            )
-        })
-        .collect();
-    let script = if is_parallel { format!("{} & wait", commands.join(" & ")) } else { commands.join(" && ") };
+async fn relay(pair: &Pair, tables: usize) -> Relay {
+    let config = format!(
+        "[primary]\nurl = \"{}\"\n[[pipeline]]\nname = \"copy\"\npublication = \"bench{tables}\"\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
+        pair.primary.url("shop"),
+        pair.standby.url(RUN)
+    );
+    let relay = Relay::start_with(&config, &[("WALRELAY__LOG__LEVEL", "info")]).await;
     let began = Instant::now();
-    let status = tokio::task::block_in_place(|| Command::new("sh").arg("-c").arg(&script).status());
-    assert!(status.unwrap().success(), "{script}");
-    began.elapsed().as_secs_f64()
+    loop {
+        let report = relay.report("copy").await.unwrap_or_default();
+        if report["copy"]["tables_done"] == tables
+            && matches!(report["state"].as_str(), Some("catching_up" | "streaming"))
+        {
+            return relay;
+        }
+        assert_ne!(report["state"], "failed", "walrelay has stopped: {}", report["last_error"]);
+        assert!(began.elapsed() < LIMIT, "walrelay does not copy:\n{}", relay.log());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
-/// Seconds from the start of the process to the end of its copy.
-async fn relay(pair: &Pair, tables: usize) -> f64 {
-    target(pair).await;
-    let config = format!(
-        "[primary]\nurl = \"{}\"\n[[pipeline]]\nname = \"standby1\"\ntables = [{}]\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
-        pair.primary.url("shop"),
-        (0..tables).map(|number| format!("\"public.c{number}\"")).collect::<Vec<_>>().join(", "),
-        pair.standby.url("run")
-    );
-    let began = Instant::now();
-    let mut relay = Relay::start_with(&config, &[("WALRELAY__LOG__LEVEL", "info")]).await;
-    let is_copied = |report: &serde_json::Value| {
-        report["copy"]["tables_done"] == tables && matches!(report["state"].as_str(), Some("catching_up" | "streaming"))
-    };
-    relay.wait("standby1", "the copy is done", is_copied).await;
-    let seconds = began.elapsed().as_secs_f64();
-    relay.wait_state("streaming").await;
-    relay.stop().await;
-    eventually("the slot is free", || async {
+/// All keys at once, a session each.
+async fn make_keys(pair: &Pair, tables: usize) {
+    let names = names(tables);
+    let keys = names.iter().map(|name| async move {
+        values(&pair.standby, RUN, &format!("ALTER TABLE {name} ADD PRIMARY KEY (id)")).await;
+    });
+    futures_util::future::join_all(keys).await;
+}
+
+/// Slots and subscriptions, so that the database can be made anew.
+async fn clean(pair: &Pair, copier: Copier) {
+    if copier == Copier::Tablesync {
+        values(&pair.standby, RUN, "DROP SUBSCRIPTION sync").await;
+    }
+    eventually("the slots are free", || async {
         let sql = "SELECT count(*) FROM pg_replication_slots WHERE active";
-        (value(&pair.primary, "shop", sql).await == "0").then_some(())
+        (value(&pair.primary, "postgres", sql).await == "0").then_some(())
     })
     .await;
-    pair.on_primary("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
-    pair.on_primary("DROP PUBLICATION walrelay_standby1").await;
-    seconds
+    values(&pair.primary, "postgres", "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots").await;
 }
 
-/// One table, then four.
-pub async fn run(plan: &Plan) {
+async fn turn(pair: &Pair, plan: &Plan, copier: Copier, tables: usize) -> Turn {
+    let template = if copier == Copier::RelayKeysAfter { "bare" } else { "shop" };
+    copy_database(&pair.standby, template, RUN, plan.major).await;
+    let meter = Meter::start(&[&pair.primary, &pair.standby], None);
+    let began = Instant::now();
+    let mut running = None;
+    match copier {
+        Copier::Pipes => pipes(pair, tables).await,
+        Copier::Tablesync => tablesync(pair, tables).await,
+        Copier::Relay => running = Some(relay(pair, tables).await),
+        Copier::RelayKeysAfter => {
+            running = Some(relay(pair, tables).await);
+            make_keys(pair, tables).await;
+        }
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    let usage = meter.stop(running.as_ref().map(Relay::process_id));
+    if let Some(mut relay) = running {
+        relay.stop().await;
+    }
+    clean(pair, copier).await;
+    let tables = names(tables);
+    let expected = fingerprints(&pair.primary, "shop", &tables).await;
+    assert_eq!(fingerprints(&pair.standby, RUN, &tables).await, expected, "{copier:?}: the target differs");
+    Turn { seconds, cpu_s: usage.sum_s(), is_disturbed: usage.is_disturbed() }
+}
+
+async fn open(plan: &Plan) -> Pair {
     let pair = pair(plan.major).await;
-    for number in 0..4 {
-        pair.on_both(&table(number)).await;
+    values(&pair.standby, "postgres", "CREATE DATABASE bare").await;
+    for name in names(4) {
+        let columns = "a int, b bigint, at timestamptz, amount float8, filler text";
+        pair.on_both(&format!("CREATE TABLE {name} (id bigint PRIMARY KEY, {columns})")).await;
+        values(&pair.standby, "bare", &format!("CREATE TABLE {name} (id bigint NOT NULL, {columns})")).await;
         let fill = format!(
-            "INSERT INTO c{number} SELECT i, i % 1000, i * 7, now() + i * interval '1 second', i / 3.0, repeat(md5(i::text), 4) \
-             FROM generate_series(1, {}) i",
+            "INSERT INTO {name} SELECT i, i % 1000, i * 7, timestamptz '2026-01-01 UTC' + i * interval '1 second', i / 3.0, \
+             repeat(md5(i::text), 4) FROM generate_series(1, {}) i",
             plan.rows
         );
         pair.on_primary(&fill).await;
     }
+    for tables in [1, 4] {
+        pair.on_primary(&format!("CREATE PUBLICATION bench{tables} FOR TABLE {}", names(tables).join(", "))).await;
+    }
     pair.on_primary("VACUUM FREEZE").await;
     values(&pair.primary, "postgres", "CHECKPOINT").await;
-    println!("initial copy, tables of {} rows, medians of {} rounds:", plan.rows, plan.rounds);
+    pair
+}
+
+/// One table, then four.
+pub async fn run(plan: &Plan, report: &mut Report) {
+    let pair = open(plan).await;
     for tables in [1, 4] {
-        let (mut own, mut serial, mut parallel) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..plan.rounds {
-            serial.push(pipes(&pair, tables, false).await);
-            check(&pair, tables, plan.rows).await;
-            own.push(relay(&pair, tables).await);
-            check(&pair, tables, plan.rows).await;
-            if tables > 1 {
-                parallel.push(pipes(&pair, tables, true).await);
-                check(&pair, tables, plan.rows).await;
+        let case = format!("d {tables}");
+        report.case(
+            &case,
+            &format!("initial copy, {tables} × {} rows of about 200 bytes, binary, several tables at once", plan.rows),
+        );
+        let mut turns: [Vec<Turn>; 4] = Default::default();
+        for round in 0..plan.rounds {
+            for (copier, turns) in COPIERS.into_iter().zip(&mut turns) {
+                let turn = turn(&pair, plan, copier, tables).await;
+                report.progress(&format!("{case} round {}: {copier:?} {:.2} s", round + 1, turn.seconds));
+                turns.push(turn);
             }
         }
-        let (own, serial) = (median(own), median(serial));
-        let ratio = serial / own;
-        let rate = tables as f64 * plan.rows as f64 / own;
-        let aim = if tables == 1 { AIM } else { 1.0 };
-        print!(
-            "  {tables} table(s): psql | psql binary {serial:.2} s, walrelay {own:.2} s ({rate:.0} rows/s): {ratio:.2}x the rate (aim {aim}x: {})",
-            verdict(ratio >= aim)
-        );
-        if tables > 1 {
-            let parallel = median(parallel);
-            print!("; four pipes at once {parallel:.2} s: {:.2}x", parallel / own);
-        }
-        println!();
+        compare(report, &case, &turns);
     }
+}
+
+fn compare(report: &mut Report, case: &str, turns: &[Vec<Turn>; 4]) {
+    let [pipes, sync, own, after] = turns;
+    let of = |turns: &[Turn], value: fn(&Turn) -> f64| turns.iter().map(value).collect::<Vec<f64>>();
+    let mut line = |measure: &str, kind, value: fn(&Turn) -> f64, own: &[Turn], peer: (&str, &[Turn]), aim| {
+        report.compare(Comparison {
+            case: case.to_owned(),
+            measure: measure.to_owned(),
+            unit: "s",
+            kind,
+            own: of(own, value),
+            peer_name: peer.0.to_owned(),
+            peer: of(peer.1, value),
+            aim,
+            disturbed: own.iter().chain(peer.1).filter(|turn| turn.is_disturbed).count(),
+            cut_off: 0,
+        });
+    };
+    let wall: fn(&Turn) -> f64 = |turn| turn.seconds;
+    let (pipes, sync) = (("psql COPY pipe, binary", &pipes[..]), ("tablesync, binary", &sync[..]));
+    line("wall", Kind::Speed, wall, own, pipes, Some(PIPE_AIM));
+    line("wall", Kind::Speed, wall, own, sync, Some(SYNC_AIM));
+    line("wall, keys after the rows", Kind::Speed, wall, after, sync, Some(AFTER_AIM));
+    // Of the pipes the clients' CPU is missing: they are strangers to both clusters.
+    line("sum of CPU", Kind::Share, |turn| turn.cpu_s, own, sync, None);
 }

@@ -14,7 +14,7 @@ const CLIENT_AIM: f64 = 0.2;
 /// The walsender's CPU under us over that under it, at most.
 const WALSENDER_AIM: f64 = 0.65;
 
-/// The two readers in turns.
+/// On a backlog of case A.
 pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &mut Report) {
     let source = Source {
         server: &backlog.pair.primary,
@@ -23,29 +23,44 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
         // And the marker.
         changes: workload.changes + 1,
     };
-    let (mut peer, mut own) = (Vec::new(), Vec::new());
-    for _ in 0..plan.rounds {
-        peer.push(run_one(&source, Reader::PgRecvlogical).await);
-        own.push(run_one(&source, Reader::Relay).await);
-    }
     let case = format!("r {}", workload.case);
     report.case(&case, &format!("decode only, {}", workload.title));
+    turns(&source, plan, &case, report).await;
+}
+
+/// The readers in turns; the eager one shows what the adaptive reading gains.
+pub async fn turns(source: &Source<'_>, plan: &Plan, case: &str, report: &mut Report) {
+    let mut drains: [Vec<Drain>; 3] = Default::default();
+    for round in 0..plan.rounds {
+        for (reader, drains) in [Reader::PgRecvlogical, Reader::Eager, Reader::Relay].into_iter().zip(&mut drains) {
+            let drain = run_one(source, reader).await;
+            report.progress(&format!("{case} round {}: {reader:?} {:.2} s", round + 1, drain.client.wall_s));
+            drains.push(drain);
+        }
+    }
+    let [peer, eager, own] = &drains;
     let of = |drains: &[Drain], value: fn(&Drain) -> f64| drains.iter().map(value).collect::<Vec<f64>>();
-    let mut compare = |measure: &str, kind, value: fn(&Drain) -> f64, aim| {
+    let mut compare = |measure: &str, kind, value: fn(&Drain) -> f64, peer: (&str, &[Drain]), aim| {
         report.compare(Comparison {
-            case: case.clone(),
+            case: case.to_owned(),
             measure: measure.to_owned(),
             unit: "s",
             kind,
-            own: of(&own, value),
-            peer_name: "pg_recvlogical".to_owned(),
-            peer: of(&peer, value),
-            aim: Some(aim),
-            disturbed: 0,
+            own: of(own, value),
+            peer_name: peer.0.to_owned(),
+            peer: of(peer.1, value),
+            aim,
+            disturbed: own.iter().chain(peer.1).filter(|drain| drain.is_disturbed).count(),
             cut_off: 0,
         });
     };
-    compare("wall", Kind::Speed, |drain| drain.client.wall_s, SPEED_AIM);
-    compare("CPU of the client", Kind::Share, |drain| drain.client.cpu_s, CLIENT_AIM);
-    compare("walsender CPU", Kind::Share, |drain| drain.walsender_cpu_s, WALSENDER_AIM);
+    let wall = |drain: &Drain| drain.client.wall_s;
+    let client = |drain: &Drain| drain.client.cpu_s;
+    let walsender = |drain: &Drain| drain.walsender_cpu_s;
+    let (peer, eager) = (("pg_recvlogical", &peer[..]), ("walrelay, reading eagerly", &eager[..]));
+    compare("wall", Kind::Speed, wall, peer, Some(SPEED_AIM));
+    compare("CPU of the client", Kind::Share, client, peer, Some(CLIENT_AIM));
+    compare("walsender CPU", Kind::Share, walsender, peer, Some(WALSENDER_AIM));
+    compare("wall", Kind::Speed, wall, eager, None);
+    compare("walsender CPU", Kind::Share, walsender, eager, None);
 }

@@ -6,15 +6,13 @@ use std::process::Command;
 use walrelay::throwaway::Server;
 
 use super::backlog::tool;
-use super::harness::{client, eventually, start_server, value, values};
-use super::measure::{Run, ended_children_cpu_s, median, run, verdict};
+use super::decode;
 use super::drain_client;
+use super::harness::{client, eventually, start_server, value, values};
+use super::measure::{Run, ended_children_cpu_s, run};
 use super::plan::{Plan, options};
-
-/// The aim of issue A: at least this much faster, …
-const SPEED_AIM: f64 = 1.7;
-/// … with at most this part of the client CPU, on backlogs of small inserts.
-const CPU_AIM: f64 = 0.15;
+use super::report::Report;
+use super::usage::Meter;
 
 /// Who reads.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +44,8 @@ pub struct Drain {
     pub client: Run,
     /// The walsender's CPU.
     pub walsender_cpu_s: f64,
+    /// Whether strangers took too much.
+    pub is_disturbed: bool,
 }
 
 /// The walsender of the last run notices the end of its client a moment later.
@@ -69,7 +69,9 @@ pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
         Reader::PgRecvlogical => {
             let mut command = Command::new(tool("pg_recvlogical"));
             command.args(["--start", "--no-loop", "--slot=run", "--file=/dev/null", "--plugin=pgoutput"]);
-            command.args(["-o", "proto_version=4", "-o", "publication_names=bench", "-o", "streaming=on", "-o", "binary=true"]);
+            for option in ["proto_version=4", "publication_names=bench", "streaming=on", "binary=true"] {
+                command.args(["-o", option]);
+            }
             command.arg(format!("--endpos={target}")).arg(format!("--dbname={url}"));
             command
         }
@@ -81,14 +83,16 @@ pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
         }
     };
     let postmaster = server.process_id().unwrap();
+    let meter = Meter::start(&[server], None);
     let cpu_before = ended_children_cpu_s(postmaster);
     let client = tokio::task::block_in_place(|| run(&mut command));
     walsender_ended(server).await;
     // A few short sessions of ours are in it too.
-    Drain { client, walsender_cpu_s: ended_children_cpu_s(postmaster) - cpu_before }
+    let walsender_cpu_s = ended_children_cpu_s(postmaster) - cpu_before;
+    Drain { client, walsender_cpu_s, is_disturbed: meter.stop(None).is_disturbed() }
 }
 
-async fn shape(plan: &Plan, rows_each: u64, rows: u64) {
+async fn shape(plan: &Plan, rows_each: u64, rows: u64, report: &mut Report) {
     let server = start_server(plan.major, options()).await;
     let prepare = "CREATE TABLE backlog (id bigint PRIMARY KEY, a int, filler text); \
                    CREATE PUBLICATION bench FOR TABLE backlog";
@@ -109,40 +113,14 @@ async fn shape(plan: &Plan, rows_each: u64, rows: u64) {
     values(&server, "postgres", "CHECKPOINT").await;
     let target = value(&server, "postgres", "SELECT pg_current_wal_lsn()").await;
     let source = Source { server: &server, database: "postgres", target: &target, changes: rows };
-    let mut drains: [Vec<Drain>; 3] = Default::default();
-    for _ in 0..plan.rounds {
-        for (at, reader) in [Reader::PgRecvlogical, Reader::Eager, Reader::Relay].into_iter().enumerate() {
-            drains[at].push(run_one(&source, reader).await);
-        }
-    }
-    report(&format!("{rows} rows, {rows_each} a transaction"), &drains);
-}
-
-fn report(title: &str, drains: &[Vec<Drain>; 3]) {
-    println!("  {title}:");
-    let medians = drains.each_ref().map(|drains| {
-        let of = |value: fn(&Drain) -> f64| median(drains.iter().map(value));
-        [of(|drain| drain.client.wall_s), of(|drain| drain.client.cpu_s), of(|drain| drain.walsender_cpu_s)]
-    });
-    for (name, [wall, cpu, walsender]) in ["pg_recvlogical", "walrelay, eager", "walrelay"].iter().zip(medians) {
-        println!("    {name:<16} {wall:>6.2} s, CPU of the client {cpu:>5.2} s, of the walsender {walsender:>5.2} s");
-    }
-    let [peer, _, own] = medians;
-    let (speed, share) = (peer[0] / own[0], own[1] / peer[1]);
-    println!(
-        "    {speed:.2}x the speed (aim {SPEED_AIM}x: {}), {:.0} % of the client CPU (aim {:.0} %: {}), {:.2}x the walsender CPU",
-        verdict(speed >= SPEED_AIM),
-        share * 100.0,
-        CPU_AIM * 100.0,
-        verdict(share <= CPU_AIM),
-        own[2] / peer[2],
-    );
+    decode::turns(&source, plan, &format!("drain {rows_each}"), report).await;
 }
 
 /// Backlogs of three shapes.
-pub async fn run_shapes(plan: &Plan) {
-    println!("drain of a backlog, medians of {} rounds:", plan.rounds);
+pub async fn run_shapes(plan: &Plan, report: &mut Report) {
     for (rows_each, rows) in [(10_000, plan.rows), (100, plan.rows), (1, plan.rows * 3 / 10)] {
-        shape(plan, rows_each, rows / rows_each * rows_each).await;
+        let rows = rows / rows_each * rows_each;
+        report.case(&format!("drain {rows_each}"), &format!("decode only, {rows} rows, {rows_each} a transaction"));
+        shape(plan, rows_each, rows, report).await;
     }
 }

@@ -15,14 +15,20 @@ mod backlog;
 mod commit;
 mod copy;
 mod decode;
+mod distance;
 mod drain;
 mod drain_client;
+mod live;
 mod measure;
 mod peer;
+mod physical;
 mod plan;
+mod plot;
 mod report;
 mod resident;
 mod results;
+mod stage;
+mod synchronous;
 mod usage;
 mod workload;
 
@@ -55,20 +61,26 @@ async fn run(plan: &Plan) {
         println!("{line}");
     }
     backlogs(plan, &mut report).await;
+    if plan.wants("b") {
+        live::run(plan, &mut report).await;
+    }
+    if plan.wants("c") {
+        synchronous::run(plan, &mut report).await;
+    }
     if plan.wants("drain") {
-        drain::run_shapes(plan).await;
+        drain::run_shapes(plan, &mut report).await;
     }
     if plan.wants("commit") {
-        commit::run(plan).await;
+        commit::run(plan, &mut report).await;
     }
     if plan.wants("idle") {
-        resident::idle(plan).await;
+        resident::idle(plan, &mut report).await;
     }
     if plan.wants("d") {
-        copy::run(plan).await;
+        copy::run(plan, &mut report).await;
     }
     if plan.wants("large") {
-        resident::large(plan).await;
+        resident::large(plan, &mut report).await;
     }
     results::finish(&report);
 }

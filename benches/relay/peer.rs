@@ -14,6 +14,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long a contestant may take to connect.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a live batch gathers.
+const DELAY: &str = "batch_delay";
+
 /// A contestant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -51,6 +54,11 @@ impl Peer {
         }
     }
 
+    /// Whether this version of walrelay can be run so.
+    pub fn is_known(self) -> bool {
+        self != Peer::RelayNoDelay || place_of(DELAY).is_some()
+    }
+
     fn is_relay(self) -> bool {
         matches!(self, Peer::Relay | Peer::RelayNoDelay)
     }
@@ -74,7 +82,8 @@ pub struct Attached {
 /// Makes everything but the connection.
 pub async fn prepare(pair: &Pair, plan: &Plan, origin: Origin<'_>, peer: Peer) {
     if peer.is_relay() {
-        let drop_origins = "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'walrelay%'";
+        let drop_origins =
+            "SELECT pg_replication_origin_drop(roname) FROM pg_replication_origin WHERE roname LIKE 'walrelay%'";
         values(&pair.standby, "postgres", drop_origins).await;
         return;
     }
@@ -92,16 +101,36 @@ pub async fn prepare(pair: &Pair, plan: &Plan, origin: Origin<'_>, peer: Peer) {
     }
 }
 
+/// Where a key of a pipeline stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Pipeline,
+    Sink,
+}
+
+/// Where the explained configuration shows this key; `None` if this version does not know it.
+fn place_of(key: &str) -> Option<Place> {
+    let text = include_str!("../../config/walrelay.toml");
+    let is_shown = |line: &str| line.trim_start_matches(['#', ' ']).starts_with(key);
+    let at = text.lines().position(is_shown)?;
+    let sink = text.lines().position(|line| line.starts_with("[pipeline.sink]"))?;
+    Some(if at < sink { Place::Pipeline } else { Place::Sink })
+}
+
 fn config(pair: &Pair, plan: &Plan, origin: Origin<'_>, peer: Peer) -> String {
     let (name, publication) = peer.links()[0];
-    let delay = if peer == Peer::RelayNoDelay { "batch_delay = \"0ms\"\n" } else { "" };
+    let mut lines = [plan.lines.clone(), plan.sink_lines.clone()];
+    if peer == Peer::RelayNoDelay {
+        let place = place_of(DELAY).unwrap_or(Place::Pipeline);
+        lines[place as usize].push_str(&format!("\n{DELAY} = \"0ms\""));
+    }
+    let [lines, sink_lines] = lines;
     format!(
         "[primary]\nurl = \"postgres://postgres@127.0.0.1:{}/{}\"\n[[pipeline]]\nname = \"{name}\"\nslot = \"{name}\"\n\
-         publication = \"{publication}\"\ninitial_copy = false\non_existing_rows = \"keep\"\n{delay}{}\n\
-         [pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
+         publication = \"{publication}\"\ninitial_copy = false\non_existing_rows = \"keep\"\n{lines}\n\
+         [pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n{sink_lines}\n",
         origin.port,
         origin.database,
-        plan.lines,
         pair.standby.url(RUN),
     )
 }

@@ -3,9 +3,8 @@
 use walrelay::throwaway::Options;
 
 /// Every case, in the order in which they run. `a` stands for a1 to a8.
-pub const CASES: &[&str] = &[
-    "r", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "p", "b", "c", "d", "drain", "commit", "idle", "large",
-];
+pub const CASES: &[&str] =
+    &["r", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "p", "b", "c", "d", "drain", "commit", "idle", "large"];
 /// A quick run divides the sizes by this.
 const QUICK_PART: u64 = 25;
 
@@ -33,6 +32,8 @@ pub struct Plan {
     pub limit_seconds: u64,
     /// More lines for the pipeline under test, e.g. `apply_connections = 2`; `\n` parts them.
     pub lines: String,
+    /// The same for its sink.
+    pub sink_lines: String,
     wanted: Vec<String>,
 }
 
@@ -54,7 +55,11 @@ impl Plan {
             wanted.retain(|word| word != "a");
         }
         for word in &wanted {
-            assert!(CASES.contains(&word.as_str()), "WALRELAY_BENCH names \"{word}\"; the cases are {}", CASES.join(" "));
+            assert!(
+                CASES.contains(&word.as_str()),
+                "WALRELAY_BENCH names \"{word}\"; the cases are {}",
+                CASES.join(" ")
+            );
         }
         Self {
             major: setting("VERSION", 18),
@@ -67,7 +72,8 @@ impl Plan {
             live_seconds: setting("LIVE_SECONDS", or(20, 2)),
             cell_seconds: setting("CELL_SECONDS", or(20, 1)),
             limit_seconds: setting("LIMIT_SECONDS", or(1800, 60)),
-            lines: std::env::var("WALRELAY_BENCH_LINES").unwrap_or_default().replace("\\n", "\n"),
+            lines: setting("LINES", String::new()).replace("\\n", "\n"),
+            sink_lines: setting("SINK_LINES", String::new()).replace("\\n", "\n"),
             wanted,
         }
     }

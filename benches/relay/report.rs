@@ -83,9 +83,11 @@ impl Comparison {
     /// The smallest and the largest ratio of one round; of a peer with fewer rounds, against its median.
     pub fn spread(&self) -> (f64, f64) {
         let is_paired = self.peer.len() == self.own.len();
-        let ratios = self.own.iter().enumerate().map(|(at, own)| {
-            self.ratio_of(*own, if is_paired { self.peer[at] } else { self.peer_median() })
-        });
+        let ratios = self
+            .own
+            .iter()
+            .enumerate()
+            .map(|(at, own)| self.ratio_of(*own, if is_paired { self.peer[at] } else { self.peer_median() }));
         ratios.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), ratio| (low.min(ratio), high.max(ratio)))
     }
 
@@ -171,12 +173,13 @@ pub struct Report {
     /// The comparisons.
     pub comparisons: Vec<Comparison>,
     costs: Vec<Cost>,
+    sections: Vec<String>,
 }
 
 impl Report {
     /// An empty one.
     pub fn new(head: Vec<String>, is_quick: bool) -> Self {
-        Self { head, is_quick, cases: Vec::new(), comparisons: Vec::new(), costs: Vec::new() }
+        Self { head, is_quick, cases: Vec::new(), comparisons: Vec::new(), costs: Vec::new(), sections: Vec::new() }
     }
 
     /// One run is over.
@@ -200,11 +203,18 @@ impl Report {
         self.costs.push(cost);
     }
 
+    /// Some more text, in Markdown.
+    pub fn section(&mut self, text: String) {
+        self.sections.push(text);
+    }
+
     /// The whole of it, in Markdown that reads well in a terminal too.
     pub fn text(&self) -> String {
         let mut text = String::from("# walrelay: make bench\n\n");
         if self.is_quick {
-            text.push_str("**QUICK RUN: sizes cut down, one round. It shows that the cases work; it must not be quoted.**\n\n");
+            text.push_str(
+                "**QUICK RUN: sizes cut down, one round. It shows that the cases work; it must not be quoted.**\n\n",
+            );
         }
         for line in &self.head {
             let _ = writeln!(text, "* {line}");
@@ -218,10 +228,14 @@ impl Report {
         let rows: Vec<[String; 8]> = self.comparisons.iter().map(Comparison::cells).collect();
         table(&mut text, &title, &rows);
         if !self.costs.is_empty() {
-            let title = ["case", "who", "wall", "visible", "rate", "primary (walsender)", "target", "walrelay", "sum", "peak"];
+            let title =
+                ["case", "who", "wall", "visible", "rate", "primary (walsender)", "target", "walrelay", "sum", "peak"];
             text.push_str("\n## Where the CPU went\n\nSeconds, medians.\n\n");
             let rows: Vec<[String; 10]> = self.costs.iter().map(|cost| cost.cells.clone()).collect();
             table(&mut text, &title, &rows);
+        }
+        for section in &self.sections {
+            let _ = write!(text, "\n{section}");
         }
         text
     }
@@ -240,5 +254,5 @@ fn table<const N: usize>(text: &mut String, title: &[&str; N], rows: &[[String; 
     };
     line(&title.map(str::to_owned));
     line(&widths.map(|width| "-".repeat(width)));
-    rows.iter().for_each(|row| line(row));
+    rows.iter().for_each(line);
 }

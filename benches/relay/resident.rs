@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::harness::{Pair, Relay, value, values};
-use super::measure::{memory_mb, process_cpu, verdict};
+use super::measure::{memory_mb, process_cpu};
 use super::pair;
 use super::plan::Plan;
+use super::report::{Comparison, Report};
 
 /// The aims of issue A.
 const IDLE_CPU_PERCENT: f64 = 0.1;
@@ -21,7 +22,7 @@ async fn streaming(pair: &Pair) -> Relay {
 }
 
 /// CPU and resident set of an idle daemon, not waited for and waited for.
-pub async fn idle(plan: &Plan) {
+pub async fn idle(plan: &Plan, report: &mut Report) {
     let pair = pair(plan.major).await;
     pair.on_both("CREATE TABLE quiet (id bigint PRIMARY KEY)").await;
     let relay = streaming(&pair).await;
@@ -36,18 +37,15 @@ pub async fn idle(plan: &Plan) {
         let used = process_cpu(relay.process_id()).saturating_sub(before);
         let percent = used.as_secs_f64() / began.elapsed().as_secs_f64() * 100.0;
         let resident = memory_mb(relay.process_id(), "VmRSS");
-        println!(
-            "idle for {} s{}: {percent:.3} % of a core (aim {IDLE_CPU_PERCENT} %: {}), resident {resident:.1} MB (aim {IDLE_MB} MB: {})",
-            plan.idle_seconds,
-            if is_synchronous { " as synchronous standby" } else { "" },
-            verdict(percent < IDLE_CPU_PERCENT),
-            verdict(resident < IDLE_MB),
-        );
+        let case = if is_synchronous { "idle, synchronous" } else { "idle" };
+        report.case(case, &format!("nothing happens for {} s", plan.idle_seconds));
+        report.compare(Comparison::absolute(case, "CPU", "% of a core", vec![percent], Some(IDLE_CPU_PERCENT)));
+        report.compare(Comparison::absolute(case, "resident set", "MB", vec![resident], Some(IDLE_MB)));
     }
 }
 
 /// Peak resident set under one large transaction, with the default memory limit.
-pub async fn large(plan: &Plan) {
+pub async fn large(plan: &Plan, report: &mut Report) {
     let pair = pair(plan.major).await;
     pair.on_both("CREATE TABLE large (id bigint PRIMARY KEY, a int, filler text)").await;
     let relay = streaming(&pair).await;
@@ -59,19 +57,18 @@ pub async fn large(plan: &Plan) {
     let target = value(&pair.primary, "postgres", "SELECT pg_current_wal_lsn()").await;
     let sql = format!("SELECT replay_lsn >= '{target}' FROM pg_stat_replication WHERE application_name = 'standby1'");
     while value(&pair.primary, "postgres", &sql).await != "t" {
-        let report = relay.report("standby1").await.unwrap();
-        assert_ne!(report["state"], "failed", "{report}");
+        let status = relay.report("standby1").await.unwrap();
+        assert_ne!(status["state"], "failed", "{status}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let applied = began.elapsed();
     assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM large").await, rows.to_string());
     let peak = memory_mb(relay.process_id(), "VmHWM");
-    println!(
-        "one transaction of {rows} rows: peak resident {peak:.1} MB (aim {LOADED_MB} MB: {}); committed after {:.1} s, on the standby after {:.1} s \
-         ({:.0} rows/s, row by row)",
-        verdict(peak < LOADED_MB),
-        committed.as_secs_f64(),
-        applied.as_secs_f64(),
-        rows as f64 / applied.as_secs_f64(),
+    let title = format!(
+        "one transaction of {rows} rows, live, default memory limit: committed after {:.1} s",
+        committed.as_secs_f64()
     );
+    report.case("large", &title);
+    report.compare(Comparison::absolute("large", "peak resident set", "MB", vec![peak], Some(LOADED_MB)));
+    report.compare(Comparison::absolute("large", "on the standby after", "s", vec![applied.as_secs_f64()], None));
 }

@@ -6,7 +6,19 @@ use std::process::Command;
 
 use super::measure::machine;
 use super::plan::Plan;
-use super::report::Report;
+use super::plot::svg;
+use super::report::{Comparison, Kind, Report};
+
+/// A picture: its name, its title, which comparisons are in it.
+type Plot = (&'static str, &'static str, fn(&Comparison) -> bool);
+
+const PLOTS: [Plot; 3] = [
+    ("wall", "Backlogs and copies: speed against the peer", |one| one.kind == Kind::Speed),
+    ("cpu", "What it costs: the peer's CPU over ours", |one| one.kind == Kind::Share && one.measure.contains("CPU")),
+    ("live", "Live: rates and latencies against the peer", |one| {
+        one.kind == Kind::Rate || (one.kind == Kind::Share && !one.measure.contains("CPU"))
+    }),
+];
 
 /// What stands above the tables.
 pub fn head(plan: &Plan, version: &str) -> Vec<String> {
@@ -16,10 +28,18 @@ pub fn head(plan: &Plan, version: &str) -> Vec<String> {
         .map(|(name, value)| format!("{name}={value:?}"))
         .collect();
     vec![
-        format!("walrelay {} ({revision}), {}", env!("CARGO_PKG_VERSION"), said(Command::new("date").args(["-u", "+%F %H:%M UTC"]))),
+        format!(
+            "walrelay {} ({revision}), {}",
+            env!("CARGO_PKG_VERSION"),
+            said(Command::new("date").args(["-u", "+%F %H:%M UTC"]))
+        ),
         version.to_owned(),
         format!("{}, {}", machine(), processor()),
-        format!("rounds {}; settings: {}", plan.rounds, if changed.is_empty() { "none".to_owned() } else { changed.join(" ") }),
+        format!(
+            "rounds {}; settings: {}",
+            plan.rounds,
+            if changed.is_empty() { "none".to_owned() } else { changed.join(" ") }
+        ),
     ]
 }
 
@@ -38,12 +58,20 @@ fn processor() -> String {
 
 /// Prints the tables and writes them below `benches/results`; quick runs into `target`, where nobody quotes them from.
 pub fn finish(report: &Report) {
-    let text = report.text();
+    let mut text = report.text();
     println!("\n{text}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join(if report.is_quick { "target/bench-quick" } else { "benches/results" });
     let stem = said(Command::new("date").args(["-u", "+%F-%H%M"]));
     fs::create_dir_all(&folder).unwrap();
+    for (name, title, is_in) in PLOTS {
+        let chosen: Vec<_> = report.comparisons.iter().filter(|one| one.kind != Kind::Absolute && is_in(one)).collect();
+        if !chosen.is_empty() {
+            let file = format!("{stem}-{name}.svg");
+            fs::write(folder.join(&file), svg(title, &chosen)).unwrap();
+            text.push_str(&format!("\n![{title}]({file})\n"));
+        }
+    }
     let file = folder.join(format!("{stem}.md"));
     fs::write(&file, &text).unwrap();
     println!("written to {}", file.display());

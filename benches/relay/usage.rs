@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Instant;
 
-use super::harness::Pair;
+use walrelay::throwaway::Server;
+
 use super::measure::{children_cpu, ended_children_cpu_s, process_cpu};
 
 /// More than this part of the machine taken by others makes a run a disturbed one.
@@ -36,16 +37,14 @@ impl Usage {
     }
 }
 
-/// The two clusters of a run, from here on.
+/// The clusters of a run, from here on: the primary, the target, and others that are no strangers.
 pub struct Meter {
-    primary: u32,
-    target: u32,
+    postmasters: Vec<u32>,
     own: Option<u32>,
     began: Instant,
-    primary_s: f64,
-    target_s: f64,
+    clusters_s: Vec<f64>,
     own_s: f64,
-    measured_s: f64,
+    bench_s: f64,
     machine_s: f64,
 }
 
@@ -55,24 +54,24 @@ fn own_s(process_id: Option<u32>) -> f64 {
 
 impl Meter {
     /// Begins. A walrelay that is not yet running counts from its birth.
-    pub fn start(pair: &Pair, own: Option<u32>) -> Self {
-        let (primary, target) = (pair.primary.process_id().unwrap(), pair.standby.process_id().unwrap());
-        let (primary_s, target_s) = (cluster_cpu_s(primary), cluster_cpu_s(target));
-        let (measured_s, machine_s) = (bench_cpu_s(), machine_cpu_s());
-        Self { primary, target, own, began: Instant::now(), primary_s, target_s, own_s: own_s(own), measured_s, machine_s }
+    pub fn start(servers: &[&Server], own: Option<u32>) -> Self {
+        let postmasters: Vec<u32> = servers.iter().map(|server| server.process_id().unwrap()).collect();
+        let clusters_s = postmasters.iter().map(|postmaster| cluster_cpu_s(*postmaster)).collect();
+        let (bench_s, machine_s) = (bench_cpu_s(), machine_cpu_s());
+        Self { postmasters, own, began: Instant::now(), clusters_s, own_s: own_s(own), bench_s, machine_s }
     }
 
     /// What was used since.
     pub fn stop(&self, own: Option<u32>) -> Usage {
-        let own = own.or(self.own);
-        let primary_s = cluster_cpu_s(self.primary) - self.primary_s;
-        let target_s = cluster_cpu_s(self.target) - self.target_s;
-        let own_s = own_s(own) - self.own_s;
-        let known = primary_s + target_s + own_s + bench_cpu_s() - self.measured_s;
+        let used = self.postmasters.iter().zip(&self.clusters_s);
+        let clusters_s: Vec<f64> = used.map(|(postmaster, before)| cluster_cpu_s(*postmaster) - before).collect();
+        let own_s = own_s(own.or(self.own)) - self.own_s;
+        let known = clusters_s.iter().sum::<f64>() + own_s + bench_cpu_s() - self.bench_s;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
         let whole = self.began.elapsed().as_secs_f64() * processors;
         let foreign = ((machine_cpu_s() - self.machine_s - known) / whole).max(0.0);
-        Usage { primary_s, target_s, own_s, foreign }
+        let of = |at: usize| clusters_s.get(at).copied().unwrap_or(0.0);
+        Usage { primary_s: of(0), target_s: of(1), own_s, foreign }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The backlogs of the cases A and P as data: tables, what is written, what walrelay must reach. Runs nothing.
 
-use super::Plan;
+use super::plan::{Plan, setting};
 
 /// How a backlog is written.
 pub enum Fill {
@@ -91,7 +91,7 @@ fn filled(rows: u64) -> String {
 
 fn tpc_b(plan: &Plan) -> Workload {
     let count = plan.size("TPCB", 250_000);
-    let scale = plan.size("SCALE", 10).max(1);
+    let scale = setting("SCALE", 10u32);
     Workload {
         setup: vec![scale.to_string()],
         is_pgbench: true,
@@ -171,15 +171,11 @@ fn keyless(plan: &Plan) -> Workload {
         format!("INSERT INTO keyless SELECT i / 5, 'note ' || i / 5 FROM generate_series(0, {}) i", rows - 1),
     ];
     let body = format!(
-        "DELETE FROM keyless WHERE ctid = ANY (ARRAY(SELECT ctid FROM keyless WHERE v % 10 = k ORDER BY v LIMIT {each}))"
+        "DELETE FROM keyless WHERE ctid = ANY (ARRAY(SELECT ctid FROM keyless WHERE v % 10 = k ORDER BY hashint8(v) LIMIT {each}))"
     );
     let title = format!("{} deletes, keyless table of {rows} rows with duplicates", each * 10);
     let aims = Aims { speed: Some(50.0), ..Aims::default() };
-    Workload {
-        setup,
-        native_rounds: Some(1),
-        ..of_rows("a8", title, transactions(10, &body), each * 10, aims)
-    }
+    Workload { setup, native_rounds: Some(1), ..of_rows("a8", title, transactions(10, &body), each * 10, aims) }
 }
 
 /// A table of ten times the shared buffers, read past the operating system's cache.
