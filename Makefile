@@ -37,6 +37,7 @@ bench:
 	@scripts/bootstrap
 	@scripts/fetch-servers $${WALRELAY_BENCH_VERSION:-18} tools
 	cargo bench --locked --bench relay
+	@[ -n "$${WALRELAY_BENCH_QUICK:-}$${WALRELAY_BENCH:-}" ] || cargo bench --locked --bench stages
 
 clean-servers:
 	rm -rf .servers

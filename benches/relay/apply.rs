@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, RUN};
+use super::decode;
 use super::harness::{client, value};
 use super::measure::{memory_mb, process_cpu};
 use super::peer::{Attached, Origin, Peer, attach, prepare};
@@ -17,6 +18,9 @@ use super::workload::Workload;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Between two looks whether walrelay has given up.
 const LIVE_EVERY: u32 = 50;
+
+/// Our wall time over its bound, at most.
+const BOUND_AIM: f64 = 1.2;
 
 /// One drain.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +109,7 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
         peers.extend([(Peer::NativeDurable, Some(2)), (Peer::NativeTwo, None)]);
     }
     let mut drains: Vec<Vec<Drain>> = vec![Vec::new(); peers.len()];
+    let mut decoded_s = Vec::new();
     for round in 0..plan.rounds {
         for (at, (peer, rounds)) in peers.iter().enumerate() {
             if rounds.is_none_or(|rounds| round < rounds) {
@@ -121,6 +126,7 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
                 drains[at].push(drain);
             }
         }
+        decoded_s.push(decode::own(backlog, workload).await.client.wall_s);
     }
     let version = value(&backlog.pair.primary, "postgres", "SHOW server_version").await;
     report.case(workload.case, &format!("{} (PostgreSQL {version})", workload.title));
@@ -128,6 +134,16 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
         report.cost(Cost::of(workload, peer.title(), drains));
     }
     compare(workload, &drains, report);
+    let ratios = drains[1].iter().zip(&decoded_s).map(|(drain, decoded_s)| drain.wall_s / bound_s(drain, *decoded_s));
+    let name = "wall / its bound";
+    report.compare(Comparison::absolute(workload.case, name, "×", ratios.collect(), Some(BOUND_AIM)));
+}
+
+/// No applier on one slot and one connection ends sooner: the stream must be decoded, the target's backend must do its work, and all of
+/// it must fit the processors. The target's CPU stands for the time that the same batches would take from memory, which is not less.
+fn bound_s(drain: &Drain, decoded_s: f64) -> f64 {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+    decoded_s.max(drain.usage.target_s).max(drain.usage.sum_s() / processors)
 }
 
 fn of(drains: &[Drain], value: impl Fn(&Drain) -> f64) -> Vec<f64> {

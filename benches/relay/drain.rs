@@ -9,7 +9,7 @@ use super::backlog::tool;
 use super::decode;
 use super::drain_client;
 use super::harness::{client, eventually, start_server, value, values};
-use super::measure::{Run, ended_children_cpu_s, run};
+use super::measure::{Run, run};
 use super::plan::{Plan, options};
 use super::report::Report;
 use super::usage::Meter;
@@ -42,7 +42,7 @@ pub struct Source<'a> {
 pub struct Drain {
     /// The reader.
     pub client: Run,
-    /// The walsender's CPU.
+    /// The primary's CPU: next to nothing but the walsender's.
     pub walsender_cpu_s: f64,
     /// Whether strangers took too much.
     pub is_disturbed: bool,
@@ -82,14 +82,11 @@ pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
             command
         }
     };
-    let postmaster = server.process_id().unwrap();
     let meter = Meter::start(&[server], None);
-    let cpu_before = ended_children_cpu_s(postmaster);
     let client = tokio::task::block_in_place(|| run(&mut command));
     walsender_ended(server).await;
-    // A few short sessions of ours are in it too.
-    let walsender_cpu_s = ended_children_cpu_s(postmaster) - cpu_before;
-    Drain { client, walsender_cpu_s, is_disturbed: meter.stop(None).is_disturbed() }
+    let usage = meter.stop(None);
+    Drain { client, walsender_cpu_s: usage.primary_s, is_disturbed: usage.is_disturbed() }
 }
 
 async fn shape(plan: &Plan, rows_each: u64, rows: u64, report: &mut Report) {

@@ -6,7 +6,7 @@ use walrelay::throwaway::Options;
 pub const CASES: &[&str] =
     &["r", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "p", "b", "c", "d", "drain", "commit", "idle", "large"];
 /// A quick run divides the sizes by this.
-const QUICK_PART: u64 = 25;
+const QUICK_PART: u64 = 40;
 
 /// The size of the run.
 pub struct Plan {
@@ -16,6 +16,8 @@ pub struct Plan {
     pub rounds: usize,
     /// Whether it is only to be seen that everything works.
     pub is_quick: bool,
+    /// The scale of pgbench's tables.
+    pub scale: u64,
     /// Rows of a table to copy, and of the backlogs of `drain`.
     pub rows: u64,
     /// Commits of one turn of `commit`.
@@ -65,6 +67,7 @@ impl Plan {
             major: setting("VERSION", 18),
             rounds: setting("ROUNDS", or(5, 1) as usize),
             is_quick,
+            scale: setting("SCALE", or(10, 4)),
             rows: setting("ROWS", or(1_000_000, 40_000)),
             commits: setting("COMMITS", or(400, 50) as usize),
             idle_seconds: setting("IDLE_SECONDS", or(30, 2)),
@@ -85,7 +88,8 @@ impl Plan {
 
     /// A size of a backlog: `WALRELAY_BENCH_NAME`, else the full one, or a part of it in a quick run.
     pub fn size(&self, name: &str, full: u64) -> u64 {
-        setting(name, if self.is_quick { (full / QUICK_PART).max(1) } else { full })
+        // A multiple of eight, because so many clients may share it.
+        setting(name, if self.is_quick { (full / QUICK_PART).next_multiple_of(8) } else { full })
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::backlog::{RUN, copy_database, fingerprints, make_pgbench_tables, pgbench, published};
 use super::harness::{Pair, values};
 use super::measure::percentile;
-use super::plan::{Plan, options, setting, target_options};
+use super::plan::{Plan, options, target_options};
 
 /// A heartbeat a row, to see when it arrives.
 const BEATS: &str = "CREATE TABLE bench_beats (id int PRIMARY KEY)";
@@ -40,7 +40,7 @@ impl Stage {
         // A physical standby's line is not covered by "all".
         primary.hba = Some("local all all trust\nhost all all all trust\nhost replication all all trust\n".to_owned());
         let pair = Pair::with(plan.major, primary, plan.major, target_options()).await;
-        let scale = setting("SCALE", 10u32).to_string();
+        let scale = plan.scale.to_string();
         for server in [&pair.primary, &pair.standby] {
             make_pgbench_tables(server, "shop", &scale);
             values(server, "shop", BEATS).await;

@@ -1,6 +1,6 @@
 //! The backlogs of the cases A and P as data: tables, what is written, what walrelay must reach. Runs nothing.
 
-use super::plan::{Plan, setting};
+use super::plan::Plan;
 
 /// How a backlog is written.
 pub enum Fill {
@@ -91,7 +91,7 @@ fn filled(rows: u64) -> String {
 
 fn tpc_b(plan: &Plan) -> Workload {
     let count = plan.size("TPCB", 250_000);
-    let scale = setting("SCALE", 10u32);
+    let scale = plan.scale;
     Workload {
         setup: vec![scale.to_string()],
         is_pgbench: true,
@@ -163,7 +163,7 @@ fn one_large(plan: &Plan) -> Workload {
 
 fn keyless(plan: &Plan) -> Workload {
     let rows = plan.size("KEYLESS_ROWS", 1_000_000);
-    let each = plan.size("KEYLESS_DELETES", 10_000) / 10;
+    let each = plan.size("KEYLESS_DELETES", 10_000).div_ceil(10);
     let setup = vec![
         "CREATE TABLE keyless (v bigint, note text)".to_owned(),
         "ALTER TABLE keyless REPLICA IDENTITY FULL".to_owned(),
