@@ -114,8 +114,8 @@ pub enum KafkaFormat {
 pub struct PlainFormat {
     /// `delete_handling = "rewrite"`: the before-row with `__deleted` instead of a tombstone.
     pub rewrite_deletes: bool,
-    /// Fields of the envelope that are added with `__` before their names.
-    pub add_fields: Vec<AddedField>,
+    /// Fields of the envelope that are added, with their names: `__`, and the word with `_` for its dot.
+    pub add_fields: Vec<(String, AddedField)>,
 }
 
 /// One of `add_fields`.

@@ -75,6 +75,13 @@ pub(super) fn kafka(
     let topic_prefix = prefix(sink)?;
     let format = format(sink)?;
     let schemas_value = sink.boolean("schemas_value")?.unwrap_or(false);
+    if schemas_value && format != KafkaFormat::Debezium {
+        return Err(sink.error(
+            "schemas_value",
+            Some("true".to_owned()),
+            "belongs to format = \"debezium\": a plain row has no schema yet",
+        ));
+    }
     let start_lsn = start_lsn(sink, initial_copy)?;
     if sink.has("column_include") && sink.has("column_exclude") {
         return Err(sink.error("column_exclude", None, "and column_include cannot stand together: keep one of them"));
@@ -294,7 +301,7 @@ fn format(sink: &mut Section<'_>) -> Result<KafkaFormat, ConfigError> {
             let rule = format!("each must be one of {}", words.clone().collect::<Vec<_>>().join(", "));
             sink.error_near("add_fields", format!("\"{text}\""), &rule, nearest(&text, words))
         })?;
-        add_fields.push(field);
+        add_fields.push((format!("__{}", text.replace('.', "_")), field));
     }
     Ok(KafkaFormat::Plain(PlainFormat { rewrite_deletes, add_fields }))
 }

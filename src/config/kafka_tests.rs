@@ -172,6 +172,7 @@ fn one_error_names_place_key_value_rule_and_nearest_key() {
         ("progress_topic = \"a b\"", &["progress_topic = \"a b\"", "249"]),
         ("add_fields = [\"op\"]", &["add_fields", "format = \"plain\""]),
         ("format = \"plain\"\nadd_fields = [\"lns\"]", &["add_fields = \"lns\"", "did you mean \"lsn\"?"]),
+        ("format = \"plain\"\nschemas_value = true", &["schemas_value = true", "format = \"debezium\""]),
         ("skipped_operations = [\"x\"]", &["skipped_operations = \"x\""]),
         ("column_include = [\"email\"]", &["column_include = \"email\"", "schema.table.column"]),
         ("column_include = []\ncolumn_exclude = []", &["cannot stand together"]),
@@ -194,6 +195,9 @@ fn one_error_names_place_key_value_rule_and_nearest_key() {
     }
     let brokers = read_with("", &[("WALRELAY__PIPELINE__FEED1__SINK__BROKERS", "kafka:port")]).unwrap_err();
     assert!(brokers.contains("brokers = \"kafka:port\""), "{brokers}");
+    let with_rows = SMALLEST.replace("initial_copy = false", "on_existing_rows = \"keep\"");
+    let error = read(Path::new("walrelay.toml"), &with_rows, &Environment::default()).unwrap_err().to_string();
+    assert!(error.contains("on_existing_rows") && error.contains("type postgres"), "{error}");
     let with_copy = SMALLEST.replace("initial_copy = false", "") + "start_lsn = \"0/1\"";
     let error = read(Path::new("walrelay.toml"), &with_copy, &Environment::default()).unwrap_err().to_string();
     assert!(error.contains("initial_copy = false"), "{error}");

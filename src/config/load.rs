@@ -213,6 +213,7 @@ fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipe
         .map_err(|error| section.error("name", Some(format!("\"{name}\"")), error.to_string()))?;
     let tables =
         TableSet { include: patterns(section, "tables", &["*.*"])?, exclude: patterns(section, "exclude", &[])? };
+    let has_rows_rule = section.has("on_existing_rows");
     let on_existing_rows = match section.string("on_existing_rows")?.as_deref() {
         None | Some("refuse") => OnExistingRows::Refuse,
         Some("truncate") => OnExistingRows::Truncate,
@@ -241,6 +242,11 @@ fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipe
         ));
     }
     let initial_copy = section.boolean("initial_copy")?.unwrap_or(true);
+    let sink = sink(section, &name, initial_copy, environment)?;
+    if has_rows_rule && matches!(sink, Sink::Kafka(_)) {
+        let rule = "belongs to a sink of type postgres: topics keep what they hold";
+        return Err(section.error("on_existing_rows", None, rule));
+    }
     Ok(Pipeline {
         tables,
         initial_copy,
@@ -251,7 +257,7 @@ fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipe
             .unwrap_or(DEFAULT_MEMORY_LIMIT_BYTES),
         publication,
         slot,
-        sink: sink(section, &name, initial_copy, environment)?,
+        sink,
         name,
     })
 }

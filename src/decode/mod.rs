@@ -13,4 +13,4 @@ mod tuple;
 pub use error::DecodeError;
 pub use message::{Context, Logical, Message, OldTuple, Prepared, RelationBody, RelationOids, Tag, decode, stream_xid};
 pub use relations::Relations;
-pub use tuple::{Tuple, Value};
+pub use tuple::{Tuple, Value, Values};

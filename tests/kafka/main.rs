@@ -9,5 +9,4 @@
 mod harness;
 
 mod brokers;
-mod left_open;
 mod takeover;

@@ -51,6 +51,19 @@ mod tests {
         }
     }
 
+    /// Keys and their partitions among six, by the Java client: `tests/data/kafka/KeyVectors.java`.
+    #[test]
+    fn keys_are_placed_as_the_java_client_does() {
+        let vectors = include_str!("../../../tests/data/kafka/keys.jsonl");
+        for line in vectors.lines() {
+            let vector: serde_json::Value = serde_json::from_str(line).unwrap();
+            for (key, partition) in [("key", "partition"), ("key_with_schema", "partition_with_schema")] {
+                let found = partition_of(Some(vector[key].as_str().unwrap().as_bytes()), 6);
+                assert_eq!(i64::from(found), vector[partition].as_i64().unwrap(), "{line}");
+            }
+        }
+    }
+
     #[test]
     fn a_record_without_key_has_one_partition_of_its_topic() {
         assert_eq!(partition_of(None, 6), 0);

@@ -4,8 +4,10 @@
 use postgres_protocol::escape::escape_literal;
 use serde::Deserialize;
 
-use crate::model::QualifiedName;
+use crate::model::{Column, QualifiedName, Relation, ReplicaIdentity};
 use crate::schema::ShapeError;
+
+use super::super::super::SinkError;
 
 /// One table.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -22,7 +24,7 @@ pub struct TableFacts {
     pub primary_key: Vec<String>,
     /// Columns of the replica identity's index, if one is set.
     pub identity_index: Vec<String>,
-    /// The other unique indexes by name: neither partial nor over expressions.
+    /// The other unique indexes by name, partial ones too, as Debezium takes them; none over expressions.
     pub unique_indexes: Vec<IndexFacts>,
 }
 
@@ -84,6 +86,33 @@ impl TableFacts {
     /// The column of this name.
     pub fn column(&self, name: &str) -> Option<&ColumnFacts> {
         self.columns.iter().find(|column| column.name == name)
+    }
+}
+
+impl TableFacts {
+    /// As a Relation message would describe it, with only these columns.
+    pub(super) fn to_relation(&self, columns: &[&str]) -> Result<Relation, SinkError> {
+        let key = if self.identity_index.is_empty() { &self.primary_key } else { &self.identity_index };
+        let column = |name: &&str| {
+            let facts = self.column(name).ok_or_else(|| {
+                SinkError::Shape(format!("the table {} has no column \"{name}\"", self.qualified_name()))
+            })?;
+            let is_key = key.contains(&facts.name);
+            Ok(Column {
+                name: facts.name.clone(),
+                type_oid: facts.type_oid,
+                type_modifier: facts.type_modifier,
+                is_key,
+            })
+        };
+        let columns: Result<Vec<_>, SinkError> = columns.iter().map(column).collect();
+        let has_index = !self.identity_index.is_empty();
+        Ok(Relation {
+            oid: self.oid,
+            name: self.qualified_name(),
+            replica_identity: if has_index { ReplicaIdentity::Index } else { ReplicaIdentity::Default },
+            columns: columns?,
+        })
     }
 }
 
@@ -160,5 +189,5 @@ const FACTS: &str = "pg_catalog.json_build_object(
       JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
       WHERE k.place <= i.indnkeyatts)) ORDER BY x.relname)
     FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-    WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary AND i.indisvalid AND i.indpred IS NULL
+    WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary AND i.indisvalid
       AND i.indexprs IS NULL), '[]'::json))";

@@ -9,20 +9,54 @@
 //!   [`Encoder::end`]. A non-transactional logical message is a unit of its own: [`Encoder::outside_message`].
 //! * [`Step::NeedFacts`] means: nothing was sent, nothing was noted. Run [`catalog_query`] for that table on the primary, hand
 //!   the answer to [`Encoder::describe`] (an empty answer, for a table that is gone by now, to [`Encoder::describe_missing`]),
-//!   and give the *same* message again. It is answered at most once for each Relation message that says something new.
+//!   and give the *same* message again. Each Relation message asks at most once; facts that were given before it came spare the asking.
 //! * What is sent goes to the [`Outlet`] at once, in the order of the topic. A borrowed [`Record`] is valid during the call.
 //! * An error of the outlet comes back unchanged and leaves the encoder unusable: begin a new one, as after any restart.
 //! * Topics are named here and made by the outlet, before it sends the first record of a name that it has not seen.
 //! * Sizes are the outlet's business: it sees the whole record before it sends it.
 
+#[cfg(test)]
+mod behaviour;
+#[cfg(test)]
+mod captured;
+mod composite;
+mod context;
+mod default;
 mod facts;
+mod form;
+#[cfg(test)]
+mod golden;
+mod json;
+mod metadata;
+mod number;
+mod outbox;
+mod plain;
+mod plan;
+mod row;
+mod schema;
+mod source;
+mod tables;
+mod temporal;
+#[cfg(test)]
+mod testing;
+mod topic;
+mod writer;
+
+use std::collections::HashMap;
 
 use crate::config::KafkaSink;
-use crate::decode::{Logical, Message, Value};
+use crate::config::kafka::KafkaFormat;
+use crate::decode::{Logical, Message, OldTuple, Value, Values};
 use crate::model::{Lsn, PipelineName, QualifiedName, Timestamp};
 
 use super::super::SinkError;
 use super::super::postgres::TableFilter;
+use metadata::Transaction;
+use plan::{Knowledge, Plan};
+use row::Row;
+use source::SourceFacts;
+use tables::{Tables, Target};
+use writer::Writer;
 
 pub use facts::{ColumnFacts, IndexFacts, TableFacts, TypeFacts, catalog_query, read_facts};
 
@@ -169,72 +203,152 @@ pub struct Counters {
 /// Makes records out of changes.
 #[derive(Debug)]
 pub struct Encoder {
-    settings: KafkaSink,
     origin: Origin,
-    counters: Counters,
+    previous_end: Option<Lsn>,
+    tables: Tables,
+    snapshot_tables: Vec<Plan>,
+    snapshot_source: Option<(SnapshotPoint, SnapshotMark)>,
+    writer: Writer,
 }
 
 impl Encoder {
     /// For one session.
     pub fn new(settings: KafkaSink, origin: Origin) -> Self {
-        Self { settings, origin, counters: Counters::default() }
+        Self {
+            previous_end: origin.previous_end,
+            origin,
+            tables: Tables::default(),
+            snapshot_tables: Vec::new(),
+            snapshot_source: None,
+            writer: Writer::new(settings),
+        }
     }
 
     /// What the primary's catalog says about a table now. Also for many tables before the stream begins: spares the asking.
     pub fn describe(&mut self, facts: TableFacts) {
-        let _ = facts;
+        self.tables.describe(facts.qualified_name(), Some(facts));
     }
 
     /// The table is gone from the catalog: its Relation message must do.
     pub fn describe_missing(&mut self, table: QualifiedName) {
-        let _ = table;
+        self.tables.describe(table, None);
     }
 
     /// The topic of a table's events.
     pub fn topic_of(&self, table: &QualifiedName) -> String {
-        let _ = table;
-        self.settings.topic.clone()
+        topic::topic_of(table, &self.writer.settings)
     }
 
     /// The counters.
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.writer.counters
     }
 
     /// A transaction begins.
     pub fn begin(&mut self, mark: TransactionMark<'_>, outlet: &mut dyn Outlet) -> Result<(), SinkError> {
-        let _ = (mark, outlet, &self.origin);
-        Err(unfinished())
+        let facts = SourceFacts {
+            snapshot: "false",
+            time: mark.commit_time,
+            xid: Some(mark.xid),
+            previous_end: self.previous_end,
+            origin: mark.origin,
+        };
+        self.writer.source.fill(&self.writer.settings, &self.origin.database, &facts);
+        self.snapshot_source = None;
+        self.writer.transaction = Some(Transaction::new(mark.xid, mark.commit_lsn, mark.end_lsn));
+        self.writer.frame(false, outlet)
     }
 
     /// One message of the transaction's body, with the position of its `XLogData`.
     pub fn message(&mut self, lsn: Lsn, message: &Message<'_>, outlet: &mut dyn Outlet) -> Result<Step, SinkError> {
-        let _ = (lsn, message, outlet);
-        Err(unfinished())
+        let skipped = self.writer.settings.skipped_operations;
+        match message {
+            Message::Insert { relation_oid, new, .. } => match self.tables.target(*relation_oid)? {
+                Target::Rows(plan) if !skipped.create => self.writer.insert(plan, lsn, b'c', new.iter(), outlet)?,
+                Target::Outbox(plan) => {
+                    let name = self.tables.name(*relation_oid)?;
+                    self.writer.outbox(plan, name, lsn, new.iter(), outlet)?;
+                }
+                _ => {}
+            },
+            Message::Update { relation_oid, old, new, .. } => {
+                if let Target::Rows(plan) = self.tables.target(*relation_oid)? {
+                    self.writer.update(plan, lsn, old.as_ref().map(row_of), new.iter(), outlet)?;
+                }
+            }
+            Message::Delete { relation_oid, old, .. } => match self.tables.target(*relation_oid)? {
+                Target::Rows(plan) if !skipped.delete => self.writer.delete(plan, lsn, row_of(old), outlet)?,
+                _ => {}
+            },
+            Message::Truncate { relation_oids, .. } => {
+                for oid in relation_oids.iter() {
+                    self.truncate(oid, lsn, outlet)?;
+                }
+            }
+            Message::Logical(logical) => self.writer.logical_message(lsn, logical, outlet)?,
+            other => return self.note(other),
+        }
+        Ok(Step::Done)
+    }
+
+    fn truncate(&mut self, oid: u32, lsn: Lsn, outlet: &mut dyn Outlet) -> Result<(), SinkError> {
+        let Target::Rows(plan) = self.tables.target(oid)? else { return Ok(()) };
+        let is_envelope = self.writer.settings.format == KafkaFormat::Debezium;
+        if is_envelope && !self.writer.settings.skipped_operations.truncate {
+            return self.writer.truncate(plan, lsn, outlet);
+        }
+        tracing::warn!(table = %plan.name, %lsn, "a TRUNCATE made no event: consumers keep the table's rows");
+        self.writer.counters.skipped_truncates += 1;
+        Ok(())
     }
 
     /// One message of a transaction that is skipped: only what describes relations and types is kept.
     pub fn note(&mut self, message: &Message<'_>) -> Result<Step, SinkError> {
-        let _ = message;
-        Err(unfinished())
+        match message {
+            Message::Relation(body) => self.tables.note_relation(body, &self.writer.settings, &self.origin),
+            Message::Type { oid, schema, name, .. } => {
+                self.tables.note_type(*oid, schema, name);
+                Ok(Step::Done)
+            }
+            _ => Ok(Step::Done),
+        }
     }
 
     /// The transaction ends.
     pub fn end(&mut self, outlet: &mut dyn Outlet) -> Result<(), SinkError> {
-        let _ = outlet;
-        Err(unfinished())
+        self.writer.frame(true, outlet)?;
+        if let Some(transaction) = self.writer.transaction.take() {
+            self.previous_end = Some(transaction.end_lsn);
+        }
+        Ok(())
     }
 
-    /// A non-transactional logical message, received now.
+    /// A non-transactional logical message, received now. Its own time is not known, so the source's is the present.
     pub fn outside_message(&mut self, message: &Logical<'_>, outlet: &mut dyn Outlet) -> Result<(), SinkError> {
-        let _ = (message, outlet);
-        Err(unfinished())
+        let facts = SourceFacts {
+            snapshot: "false",
+            time: Timestamp::now(),
+            xid: None,
+            previous_end: self.previous_end,
+            origin: None,
+        };
+        self.writer.source.fill(&self.writer.settings, &self.origin.database, &facts);
+        self.snapshot_source = None;
+        self.writer.transaction = None;
+        self.writer.logical_message(message.lsn, message, outlet)?;
+        self.previous_end = Some(message.lsn);
+        Ok(())
     }
 
     /// Makes a table ready for [`Encoder::snapshot_row`]: its facts, and the columns that rows will have, in their order.
     pub fn snapshot_table(&mut self, facts: TableFacts, columns: &[&str]) -> Result<SnapshotTable, SinkError> {
-        let _ = (facts, columns);
-        Err(unfinished())
+        let relation = facts.to_relation(columns)?;
+        let types = HashMap::new();
+        let knowledge = Knowledge { settings: &self.writer.settings, facts: Some(&facts), types: &types };
+        let plan = Plan::new(&relation, &knowledge)?;
+        self.tables.claim(&plan.name, &self.writer.settings)?;
+        self.snapshot_tables.push(plan);
+        Ok(SnapshotTable(self.snapshot_tables.len() - 1))
     }
 
     /// One row of a snapshot, as an `r` event: its values in text form, in the order of the columns of `snapshot_table`.
@@ -243,14 +357,27 @@ impl Encoder {
         table: SnapshotTable,
         point: SnapshotPoint,
         mark: SnapshotMark,
-        values: impl Iterator<Item = Value<'v>>,
+        values: impl Iterator<Item = Value<'v>> + Clone,
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
-        let _ = (table, point, mark, values.count(), outlet);
-        Err(unfinished())
+        let unknown = || SinkError::Refused("a snapshot's row came before its table was described".to_owned());
+        let plan = self.snapshot_tables.get(table.0).ok_or_else(unknown)?;
+        if self.snapshot_source != Some((point, mark)) {
+            let facts = SourceFacts {
+                snapshot: mark.word(),
+                time: point.time,
+                xid: point.xid,
+                previous_end: None,
+                origin: None,
+            };
+            self.writer.source.fill(&self.writer.settings, &self.origin.database, &facts);
+            self.writer.transaction = None;
+            self.snapshot_source = Some((point, mark));
+        }
+        self.writer.insert(plan, point.lsn, b'r', values, outlet)
     }
 }
 
-fn unfinished() -> SinkError {
-    SinkError::Refused("this build of walrelay cannot make Kafka events yet".to_owned())
+fn row_of<'a>(old: &OldTuple<'a>) -> Row<Values<'a>> {
+    Row { values: old.tuple().iter(), is_key_only: matches!(old, OldTuple::Key(_)) }
 }

@@ -1,0 +1,403 @@
+//! What the captured events do not show: keys, masks, routes, the outbox, large values, truncates, lone messages.
+
+use super::testing::{Keeper, Kept, encoder};
+use super::*;
+use crate::decode::{Context, decode};
+
+/// A column of a made-up table: its type's OID, whether it belongs to the replica identity, whether it may be NULL.
+struct Made(&'static str, u32, bool, bool);
+
+const ID: Made = Made("id", 23, true, false);
+
+/// A session with one table `public.t`.
+struct Session {
+    encoder: Encoder,
+    keeper: Keeper,
+}
+
+impl Session {
+    fn new(lines: &str, identity: u8, columns: &[Made], change: impl FnOnce(&mut TableFacts)) -> Session {
+        let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
+        session.begin(7, 100);
+        session.describe("t", 1, identity, columns, change).unwrap();
+        session
+    }
+
+    fn begin(&mut self, xid: u32, commit: u64) {
+        let mark = TransactionMark {
+            xid,
+            commit_lsn: Lsn(commit),
+            end_lsn: Lsn(commit + 8),
+            commit_time: Timestamp(0),
+            origin: None,
+        };
+        self.encoder.begin(mark, &mut self.keeper).unwrap();
+    }
+
+    fn describe(
+        &mut self,
+        name: &str,
+        oid: u32,
+        identity: u8,
+        columns: &[Made],
+        change: impl FnOnce(&mut TableFacts),
+    ) -> Result<(), SinkError> {
+        let mut payload = vec![b'R'];
+        payload.extend(oid.to_be_bytes());
+        payload.extend(format!("public\0{name}\0").bytes());
+        payload.push(identity);
+        payload.extend((columns.len() as u16).to_be_bytes());
+        for Made(name, oid, is_key, _) in columns {
+            payload.push(u8::from(*is_key));
+            payload.extend(format!("{name}\0").bytes());
+            payload.extend(oid.to_be_bytes());
+            payload.extend((-1i32).to_be_bytes());
+        }
+        let mut facts = facts(name, oid, columns);
+        change(&mut facts);
+        match self.message(&payload)? {
+            Step::Done => return Ok(()),
+            Step::NeedFacts(wanted) => assert_eq!(wanted, facts.qualified_name()),
+        }
+        self.encoder.describe(facts);
+        assert_eq!(self.message(&payload)?, Step::Done);
+        Ok(())
+    }
+
+    fn message(&mut self, payload: &[u8]) -> Result<Step, SinkError> {
+        let message = decode(payload, Context::default()).unwrap();
+        self.encoder.message(Lsn(90), &message, &mut self.keeper)
+    }
+
+    /// Rows are texts between commas: `~` is NULL, `^` an unchanged large value.
+    fn insert(&mut self, new: &str) -> Vec<Kept> {
+        self.change(&[&[b'I', 0, 0, 0, 1, b'N'], tuple(new).as_slice()].concat())
+    }
+
+    fn update(&mut self, old: Option<(u8, &str)>, new: &str) -> Vec<Kept> {
+        let mut payload = vec![b'U', 0, 0, 0, 1];
+        if let Some((mark, old)) = old {
+            payload.push(mark);
+            payload.extend(tuple(old));
+        }
+        payload.push(b'N');
+        payload.extend(tuple(new));
+        self.change(&payload)
+    }
+
+    fn delete(&mut self, mark: u8, old: &str) -> Vec<Kept> {
+        self.change(&[&[b'D', 0, 0, 0, 1, mark], tuple(old).as_slice()].concat())
+    }
+
+    fn change(&mut self, payload: &[u8]) -> Vec<Kept> {
+        let step = self.message(payload).unwrap();
+        assert_eq!(step, Step::Done);
+        std::mem::take(&mut self.keeper.0)
+    }
+}
+
+fn tuple(row: &str) -> Vec<u8> {
+    let values: Vec<&str> = row.split(',').collect();
+    let mut bytes = (values.len() as u16).to_be_bytes().to_vec();
+    for value in values {
+        match value {
+            "~" => bytes.push(b'n'),
+            "^" => bytes.push(b'u'),
+            text => {
+                bytes.push(b't');
+                bytes.extend((text.len() as u32).to_be_bytes());
+                bytes.extend(text.bytes());
+            }
+        }
+    }
+    bytes
+}
+
+fn facts(name: &str, oid: u32, columns: &[Made]) -> TableFacts {
+    let columns = columns.iter().map(|Made(name, oid, _, is_nullable)| ColumnFacts {
+        name: (*name).to_owned(),
+        type_oid: *oid,
+        type_modifier: -1,
+        is_not_null: !is_nullable,
+        default: None,
+        is_counting: false,
+        base: TypeFacts {
+            oid: *oid,
+            schema: "pg_catalog".to_owned(),
+            name: String::new(),
+            kind: "b".to_owned(),
+            modifier: -1,
+            labels: Vec::new(),
+            element: None,
+        },
+    });
+    TableFacts {
+        schema: "public".to_owned(),
+        name: name.to_owned(),
+        oid,
+        columns: columns.collect(),
+        primary_key: Vec::new(),
+        identity_index: Vec::new(),
+        unique_indexes: Vec::new(),
+    }
+}
+
+fn names(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn the_key_is_primary_key_else_identity_else_unique_index_else_none() {
+    let unique = |columns: &[&str]| vec![IndexFacts { name: "u".to_owned(), columns: names(columns) }];
+    type Change = Box<dyn FnOnce(&mut TableFacts)>;
+    type Case = (&'static str, u8, [bool; 2], Change, Option<&'static str>);
+    let cases: Vec<Case> = vec![
+        ("", b'd', [true, true], Box::new(|facts| facts.primary_key = names(&["b", "a"])), Some(r#"{"b":2,"a":1}"#)),
+        // The catalog has moved on: the message's columns win.
+        ("", b'd', [true, false], Box::new(|facts| facts.primary_key = names(&["b"])), Some(r#"{"a":1}"#)),
+        ("", b'd', [false, false], Box::new(|facts| facts.primary_key = names(&["b"])), None),
+        ("", b'd', [false, false], Box::new(move |facts| facts.unique_indexes = unique(&["b"])), Some(r#"{"b":2}"#)),
+        ("", b'd', [false, false], Box::new(move |facts| facts.unique_indexes = unique(&["gone"])), None),
+        ("", b'f', [true, true], Box::new(|facts| facts.primary_key = names(&["a"])), Some(r#"{"a":1}"#)),
+        ("", b'n', [false, false], Box::new(|facts| facts.primary_key = names(&["a"])), Some(r#"{"a":1}"#)),
+        // Beside a primary key, the identity's index: only its old values come.
+        ("", b'i', [false, true], Box::new(|facts| facts.primary_key = names(&["a"])), Some(r#"{"b":2}"#)),
+        (
+            "message_key = { \"public.*\" = [\"b\", \"a\"] }",
+            b'd',
+            [true, false],
+            Box::new(|facts| facts.primary_key = names(&["a"])),
+            Some(r#"{"b":2,"a":1}"#),
+        ),
+        // Another table of the same name.
+        ("", b'f', [true, true], Box::new(|facts| (facts.oid, facts.primary_key) = (9, names(&["a"]))), None),
+    ];
+    for (lines, identity, [a, b], change, expected) in cases {
+        let mut session = Session::new(lines, identity, &[Made("a", 23, a, false), Made("b", 23, b, false)], change);
+        assert_eq!(session.insert("1,2")[0].key.as_deref(), expected, "{lines} {}", char::from(identity));
+    }
+}
+
+#[test]
+fn a_table_without_key_has_deletes_that_are_followed_by_nothing_at_all() {
+    let mut session = Session::new("", b'f', &[Made("a", 25, true, true)], |_| {});
+    let records = session.delete(b'O', "x");
+    assert_eq!(
+        (records.len(), records[0].key.as_ref(), records[0].json()["before"]["a"].as_str()),
+        (2, None, Some("x"))
+    );
+    assert_eq!((records[1].key.as_ref(), records[1].value.as_ref()), (None, None));
+}
+
+#[test]
+fn a_configured_key_does_not_change_with_the_primary_key_alone() {
+    let lines = "message_key = { \"public.t\" = [\"b\"] }";
+    let mut session =
+        Session::new(lines, b'd', &[ID, Made("b", 25, false, true)], |facts| facts.primary_key = names(&["id"]));
+    let records = session.update(Some((b'K', "1,~")), "2,x");
+    assert_eq!((records.len(), records[0].json()["op"].as_str()), (1, Some("u")));
+    assert_eq!(records[0].key.as_deref(), Some(r#"{"b":"x"}"#));
+    assert_eq!(records[0].json()["before"], serde_json::json!({"id": 1, "b": null}));
+}
+
+#[test]
+fn a_large_value_that_did_not_change_has_a_placeholder_of_its_type() {
+    let columns = [ID, Made("t", 25, false, true), Made("b", 17, false, true), Made("n", 1700, false, true)];
+    for (lines, expected) in [
+        ("", r#"{"id":1,"t":"__debezium_unavailable_value","b":"X19kZWJleml1bV91bmF2YWlsYWJsZV92YWx1ZQ==","n":null}"#),
+        ("unavailable_value = \"?\"\nbinary = \"hex\"", r#"{"id":1,"t":"?","b":"?","n":null}"#),
+        ("unavailable_value = \"?\"\nbinary = \"base64\"", r#"{"id":1,"t":"?","b":null,"n":null}"#),
+    ] {
+        let mut session = Session::new(lines, b'd', &columns, |facts| facts.primary_key = names(&["id"]));
+        let record = session.update(None, "1,^,^,^").remove(0);
+        assert_eq!(record.json()["after"].to_string(), expected);
+        assert_eq!(record.header("walrelay.unchanged"), Some(r#"["t","b","n"]"#));
+    }
+    // The whole old row has it.
+    let mut session = Session::new("", b'f', &[Made("id", 23, true, false), Made("t", 25, true, true)], |facts| {
+        facts.primary_key = names(&["id"]);
+    });
+    let records = session.update(Some((b'O', "1,large")), "2,^");
+    assert_eq!(records[2].json()["after"]["t"], "large");
+    assert!(records.iter().all(|record| record.header("walrelay.unchanged").is_none()));
+}
+
+#[test]
+fn the_headers_of_a_changed_key_are_not_its_json() {
+    let columns = [Made("k", 1700, true, false), Made("s", 25, true, false), Made("f", 701, true, false)];
+    let mut session = Session::new("", b'd', &columns, |facts| facts.primary_key = names(&["k", "s", "f"]));
+    let records = session.update(Some((b'K', "1,a,1")), "1.50,😀\",NaN");
+    assert_eq!(records.len(), 3);
+    let expected = Some(r#"{"k":{"scale":1,"value":"Dw=="},"s":"😀\"","f":NaN}"#);
+    assert_eq!((records[0].header("__debezium.newkey"), records[1].header("__debezium.newkey")), (expected, expected));
+    assert_eq!(records[1].value, None);
+    let old = Some(r#"{"k":{"scale":0,"value":"AQ=="},"s":"a","f":1.0}"#);
+    assert_eq!(records[2].header("__debezium.oldkey"), old);
+    assert_eq!(records[2].key.as_deref(), Some(r#"{"k":{"scale":1,"value":"Dw=="},"s":"\uD83D\uDE00\"","f":"NaN"}"#));
+}
+
+#[test]
+fn columns_are_left_out_of_rows_but_not_of_keys() {
+    let key = |facts: &mut TableFacts| facts.primary_key = names(&["id"]);
+    let columns = || [ID, Made("a", 25, false, true)];
+    for (lines, expected) in [
+        ("column_exclude = [\"public.t.id\"]", r#"{"a":"x"}"#),
+        ("column_include = [\"public.t.a\"]", r#"{"a":"x"}"#),
+        ("column_exclude = [\"public.t.*\"]", "{}"),
+    ] {
+        let record = Session::new(lines, b'd', &columns(), key).insert("1,x").remove(0);
+        assert_eq!(
+            (record.key.as_deref(), record.json()["after"].to_string().as_str()),
+            (Some(r#"{"id":1}"#), expected)
+        );
+    }
+    let mut session = Session::new("column_exclude = [\"public.t.a\"]", b'd', &columns(), key);
+    assert_eq!(session.update(None, "1,y")[0].json()["op"], "u");
+}
+
+#[test]
+fn masks_cover_texts_and_refuse_what_they_cannot_cover() {
+    let columns = || [ID, Made("a", 25, false, true)];
+    let mask = |with: &str| format!("[[pipeline.sink.mask]]\ncolumns = [\"public.t.a\"]\nwith = \"{with}\"");
+    for (with, row, expected) in [
+        ("fixed:***", "1,secret", Some("***")),
+        ("truncate:3", "1,ééééé", Some("ééé")),
+        ("truncate:9", "1,short", Some("short")),
+        ("fixed:***", "1,~", None),
+    ] {
+        let record = Session::new(&mask(with), b'd', &columns(), |_| {}).insert(row).remove(0);
+        assert_eq!(record.json()["after"]["a"].as_str(), expected, "{with}");
+    }
+    let record = Session::new(&mask("hash"), b'd', &columns(), |_| {}).insert("1,x").remove(0);
+    let found = record.json()["after"]["a"].as_str().unwrap().to_owned();
+    assert!(found.len() == 64 && found.starts_with("2d711642b726b044"), "{found}");
+    let mut session =
+        Session { encoder: encoder("shop", &mask("hash").replace(".a\"", ".id\"")), keeper: Keeper::default() };
+    session.begin(1, 1);
+    let error = session.describe("t", 1, b'd', &columns(), |_| {}).unwrap_err().to_string();
+    assert!(error.contains("id of public.t") && error.contains("column_exclude"), "{error}");
+}
+
+#[test]
+fn topics_are_those_of_routes_or_the_template_and_never_meet_by_accident() {
+    let lines = "[[pipeline.sink.route]]\ntables = [\"public.order_*\"]\ntopic = \"{prefix}.orders\"";
+    let encoder_of = encoder("shop", lines);
+    for (table, topic) in [("order_1", "shop.orders"), ("order_2", "shop.orders"), ("t ö", "shop.public.t__")] {
+        assert_eq!(encoder_of.topic_of(&QualifiedName::new("public", table)), topic);
+    }
+    let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
+    session.begin(1, 1);
+    for (oid, name) in [(1, "order_1"), (2, "order_2"), (3, "a-b"), (4, "a_b"), (5, "a$b")] {
+        let result = session.describe(name, oid, b'd', &[ID], |_| {});
+        match (name, result) {
+            ("a$b", Err(error)) => assert!(error.to_string().contains("public.a_b and public.a$b"), "{error}"),
+            (_, result) => result.unwrap(),
+        }
+    }
+}
+
+#[test]
+fn a_row_of_the_outbox_is_the_message_it_holds() {
+    let lines = "[pipeline.sink.outbox]\ntable = \"public.t\"\nheaders = [\"id\", \"kind:eventType\"]";
+    let columns = [
+        ID,
+        Made("aggregatetype", 25, false, false),
+        Made("aggregateid", 25, false, false),
+        Made("kind", 25, false, false),
+        Made("payload", 3802, false, true),
+    ];
+    let mut session = Session::new(lines, b'd', &columns, |_| {});
+    let record = session.insert("1,order,42,created,{\"a\": 1}").remove(0);
+    assert_eq!((record.topic.as_str(), record.key.as_deref()), ("outbox.event.order", Some("42")));
+    assert_eq!(record.value.as_deref(), Some("{\"a\": 1}"));
+    assert_eq!((record.header("id"), record.header("eventType")), (Some("1"), Some("created")));
+    assert_eq!(session.insert("2,order,42,created,~")[0].value, None);
+    assert!(session.delete(b'K', "1,~,~,~,~").is_empty());
+    let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
+    session.begin(1, 1);
+    let error = session.describe("t", 1, b'd', &[ID], |_| {}).unwrap_err().to_string();
+    assert!(error.contains("no column \"aggregatetype\""), "{error}");
+}
+
+#[test]
+fn a_truncate_goes_to_every_partition_or_is_counted() {
+    let truncate = b"T\0\0\0\x01\0\0\0\0\x01";
+    let mut session = Session::new("skipped_operations = []", b'd', &[ID], |_| {});
+    let record = session.change(truncate).remove(0);
+    assert_eq!((record.placement, record.key.as_ref()), (Placement::EveryPartition, None));
+    assert_eq!((record.json()["op"].as_str(), record.json()["after"].is_null()), (Some("t"), true));
+    for lines in ["", "format = \"plain\"\nskipped_operations = []"] {
+        let mut session = Session::new(lines, b'd', &[ID], |_| {});
+        assert!(session.change(truncate).is_empty());
+        assert_eq!(session.encoder.counters().skipped_truncates, 1);
+    }
+    let mut session = Session::new("transaction_topic = true", b'd', &[ID], |_| {});
+    session.change(truncate);
+    session.encoder.end(&mut session.keeper).unwrap();
+    let end = session.keeper.0[0].json();
+    assert_eq!((end["event_count"].as_u64(), end["data_collections"].to_string()), (Some(0), "[]".to_owned()));
+}
+
+#[test]
+fn a_lone_message_is_a_unit_of_its_own() {
+    let mut session = Session::new("transaction_topic = true\ncontext_headers = true", b'd', &[ID], |_| {});
+    session.encoder.end(&mut session.keeper).unwrap();
+    session.keeper.0.clear();
+    let mut payload = b"M\0".to_vec();
+    payload.extend(200u64.to_be_bytes());
+    payload.extend(b"now\0\0\0\0\x02\0\xff");
+    let Message::Logical(message) = decode(&payload, Context::default()).unwrap() else { panic!("no message") };
+    session.encoder.outside_message(&message, &mut session.keeper).unwrap();
+    let record = std::mem::take(&mut session.keeper.0).remove(0);
+    let value = record.json();
+    assert_eq!((record.topic.as_str(), record.key.as_deref()), ("shop.message", Some(r#"{"prefix":"now"}"#)));
+    assert_eq!(value["message"], serde_json::json!({"prefix": "now", "content": "AP8="}));
+    assert!(value["transaction"].is_null() && value["source"]["txId"].is_null() && record.headers.is_empty());
+    assert_eq!(value["source"]["sequence"], r#"["108","200"]"#);
+    session.begin(8, 300);
+    assert_eq!(session.keeper.0.len(), 1);
+    session.keeper.0.clear();
+    assert_eq!(session.insert("1")[0].json()["source"]["sequence"], r#"["200","90"]"#);
+}
+
+#[test]
+fn a_relation_that_says_something_new_needs_the_catalog_again() {
+    let mut session = Session::new("", b'd', &[ID], |facts| facts.primary_key = names(&["id"]));
+    session
+        .describe("t", 1, b'd', &[ID, Made("b", 25, false, true)], |facts| facts.primary_key = names(&["id"]))
+        .unwrap();
+    assert_eq!(session.insert("1,x")[0].json()["after"], serde_json::json!({"id": 1, "b": "x"}));
+}
+
+/// A unique index does not show in the Relation message.
+#[test]
+fn a_repeated_relation_needs_the_catalog_again() {
+    let columns = || [Made("a", 23, true, false)];
+    let mut session = Session::new("", b'f', &columns(), |_| {});
+    assert_eq!(session.insert("1")[0].key, None);
+    let index = IndexFacts { name: "u".to_owned(), columns: names(&["a"]) };
+    session.describe("t", 1, b'f', &columns(), |facts| facts.unique_indexes = vec![index]).unwrap();
+    assert_eq!(session.insert("1")[0].key.as_deref(), Some("{\"a\":1}"));
+}
+
+#[test]
+fn a_plain_row_has_headers_for_what_the_envelope_said() {
+    let lines = "format = \"plain\"\nadd_fields = [\"op\", \"source.ts_ms\", \"lsn\"]";
+    let mut session = Session::new(lines, b'd', &[ID, Made("a", 25, false, true)], |_| {});
+    let record = session.insert("1,x").remove(0);
+    let expected = r#"{"id":1,"a":"x","__op":"c","__source_ts_ms":946684800000,"__lsn":90}"#;
+    assert_eq!(record.value.as_deref(), Some(expected));
+    for (name, value) in [("op", "c"), ("commit_lsn", "0/64"), ("seq", "1"), ("commit_time", "946684800000000")] {
+        assert_eq!(record.header(&format!("walrelay.{name}")), Some(value));
+    }
+    let deleted = session.delete(b'K', "1,~");
+    assert_eq!((deleted.len(), deleted[0].value.as_ref(), deleted[0].header("walrelay.op")), (1, None, Some("d")));
+    let mut session = Session::new(
+        "format = \"plain\"\ndelete_handling = \"rewrite\"",
+        b'd',
+        &[ID, Made("a", 25, false, true)],
+        |_| {},
+    );
+    let deleted = session.delete(b'K', "1,~");
+    assert_eq!((deleted.len(), deleted[0].value.as_deref()), (1, Some(r#"{"id":1,"a":null,"__deleted":"true"}"#)));
+}

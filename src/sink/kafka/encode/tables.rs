@@ -1,0 +1,130 @@
+//! The tables of one replication session: what Relation messages and the catalog said, and the plan made of both. Asks nobody.
+
+use std::collections::HashMap;
+
+use crate::config::KafkaSink;
+use crate::decode::{DecodeError, RelationBody};
+use crate::model::{QualifiedName, Relation};
+
+use super::super::super::SinkError;
+use super::facts::TableFacts;
+use super::outbox::OutboxPlan;
+use super::plan::{Knowledge, Plan};
+use super::topic::{is_routed, topic_of};
+use super::{Origin, Step};
+
+/// What becomes of a table's changes.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// It is not one of the pipeline's tables.
+    Unwanted,
+    Rows(Box<Plan>),
+    Outbox(Box<OutboxPlan>),
+}
+
+#[derive(Debug)]
+struct Known {
+    relation: Relation,
+    target: Target,
+}
+
+/// What the catalog said, whether a Relation message has used it already, and whether it differs from what it said before.
+#[derive(Debug)]
+struct Described {
+    facts: Option<TableFacts>,
+    is_fresh: bool,
+    is_changed: bool,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    known: HashMap<u32, Known>,
+    described: HashMap<QualifiedName, Described>,
+    types: HashMap<u32, (String, String)>,
+    /// Topics that belong to one table alone.
+    owners: HashMap<String, QualifiedName>,
+}
+
+impl Tables {
+    pub(super) fn describe(&mut self, name: QualifiedName, facts: Option<TableFacts>) {
+        let is_changed = self.described.get(&name).is_none_or(|before| before.facts != facts);
+        self.described.insert(name, Described { facts, is_fresh: true, is_changed });
+    }
+
+    pub(super) fn note_type(&mut self, oid: u32, schema: &[u8], name: &[u8]) {
+        let schema =
+            if schema.is_empty() { "pg_catalog".to_owned() } else { String::from_utf8_lossy(schema).into_owned() };
+        self.types.insert(oid, (schema, String::from_utf8_lossy(name).into_owned()));
+    }
+
+    /// Notes a Relation message. The server sends one first, and again after the table's description in its caches was
+    /// invalidated: each needs the catalog's answer of after it was read, since defaults, unique indexes, or a primary key beside
+    /// REPLICA IDENTITY FULL do not show in it.
+    pub(super) fn note_relation(
+        &mut self,
+        body: &RelationBody<'_>,
+        settings: &KafkaSink,
+        origin: &Origin,
+    ) -> Result<Step, SinkError> {
+        let relation = body.to_relation();
+        if !origin.tables.contains(&relation.name) {
+            self.known.insert(relation.oid, Known { relation, target: Target::Unwanted });
+            return Ok(Step::Done);
+        }
+        let Some(described) = self.described.get_mut(&relation.name).filter(|described| described.is_fresh) else {
+            return Ok(Step::NeedFacts(relation.name));
+        };
+        described.is_fresh = false;
+        let is_known = self.known.get(&relation.oid).is_some_and(|known| known.relation == relation);
+        if is_known && !described.is_changed {
+            return Ok(Step::Done);
+        }
+        let target = self.target_of(&relation, settings)?;
+        self.known.insert(relation.oid, Known { relation, target });
+        Ok(Step::Done)
+    }
+
+    fn target_of(&mut self, relation: &Relation, settings: &KafkaSink) -> Result<Target, SinkError> {
+        let facts = self.described.get(&relation.name).and_then(|described| described.facts.as_ref());
+        // Another table of the same name: it was dropped and made anew meanwhile.
+        let facts = facts.filter(|facts| facts.oid == relation.oid);
+        let outbox = settings.outbox.as_ref().filter(|outbox| outbox.table == relation.name);
+        if let Some(outbox) = outbox {
+            return Ok(Target::Outbox(Box::new(OutboxPlan::new(relation, outbox)?)));
+        }
+        let plan = Plan::new(relation, &Knowledge { settings, facts, types: &self.types })?;
+        self.claim(&relation.name, settings)?;
+        Ok(Target::Rows(Box::new(plan)))
+    }
+
+    /// Two tables meet in one topic only where a route says so.
+    pub(super) fn claim(&mut self, name: &QualifiedName, settings: &KafkaSink) -> Result<(), SinkError> {
+        let topic = topic_of(name, settings);
+        if is_routed(name, settings) {
+            return Ok(());
+        }
+        match self.owners.get(&topic) {
+            Some(owner) if owner != name => Err(SinkError::Refused(format!(
+                "the tables {owner} and {name} would both go to the topic \"{topic}\": give one of them a topic of its own with \
+                 [[pipeline.sink.route]], or route both there"
+            ))),
+            Some(_) => Ok(()),
+            None => {
+                self.owners.insert(topic, name.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// What becomes of a change.
+    #[inline]
+    pub(super) fn target(&self, oid: u32) -> Result<&Target, SinkError> {
+        Ok(&self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?.target)
+    }
+
+    /// The name behind an OID of this session.
+    pub(super) fn name(&self, oid: u32) -> Result<&QualifiedName, SinkError> {
+        Ok(&self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?.relation.name)
+    }
+}
