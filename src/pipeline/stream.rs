@@ -20,8 +20,8 @@ use tracing::Instrument;
 use crate::ack::{Arrived, IdleRecords, Ledger};
 use crate::assemble::{Arrival, Assembler, Spool};
 use crate::model::{Lsn, MemoryBudget, Positions, State, Timestamp, Transaction};
-use crate::sink::worker::{self, Worker};
-use crate::sink::{AnySink, Batch, Receipt, SinkError};
+use crate::sink::worker::Worker;
+use crate::sink::{AnySink, Batch, Receipt};
 use crate::source::{SourceError, Stream};
 
 use super::monitor::{self, View};
@@ -84,7 +84,7 @@ pub(super) async fn run(
         in_flight: None,
         idle: IdleRecords::default(),
         positions,
-        worker: worker::start(sink),
+        worker: Worker::new(sink),
         reporter,
         target,
         may_hurry,
@@ -148,7 +148,7 @@ impl Flow<'_> {
             tokio::select! {
                 biased;
                 // 1. What is durable is confirmed before anything else.
-                receipt = self.worker.receipts.recv() => self.receipt(receipt)?,
+                receipt = self.worker.receipt() => self.receipt(receipt?),
                 // 2. A lost connection ends everything that was pending.
                 ended = &mut source => return Err(ended_source(ended)),
                 () = stop.cancelled(), if !is_draining => tracing::info!(waiting = self.waiting.len(), "draining"),
@@ -164,7 +164,9 @@ impl Flow<'_> {
                 },
                 () = self.budget.released(), if !is_draining && !may_take => {}
             }
+            // The sink gets its work before the primary is told of what arrived: a commit that waits for the sink gains by it.
             self.dispatch().await;
+            self.confirm();
         }
         source_stop.cancel();
         let _ = source.await;
@@ -212,7 +214,6 @@ impl Flow<'_> {
                 }
             }
         }
-        self.confirm();
         Ok(())
     }
 
@@ -247,8 +248,7 @@ impl Flow<'_> {
     async fn hand_over(&mut self, batch: Batch, first_commit_time: Option<Timestamp>) {
         self.idle.recorded(Instant::now());
         self.in_flight = Some(first_commit_time);
-        // A worker that has ended says why through its receipts.
-        let _ = self.worker.batches.send(batch).await;
+        self.worker.begin(batch).await;
     }
 
     /// When the idle position, if there is one and nothing is under way, is to be recorded.
@@ -257,9 +257,7 @@ impl Flow<'_> {
         is_idle.then(|| self.idle.due(Instant::now()))
     }
 
-    fn receipt(&mut self, receipt: Option<Result<Receipt, SinkError>>) -> Result<(), PipelineError> {
-        let receipt =
-            receipt.unwrap_or_else(|| Err(SinkError::Refused("the sink's task ended without a word".to_owned())))?;
+    fn receipt(&mut self, receipt: Receipt) {
         self.ledger.receipt(receipt.applied, receipt.durable);
         self.in_flight = None;
         self.confirm();
@@ -272,7 +270,6 @@ impl Flow<'_> {
         if is_reached && self.reporter.current_state() == State::CatchingUp && self.lag_seconds() < CURRENT_SECONDS {
             self.reporter.state(State::Streaming);
         }
-        Ok(())
     }
 
     /// Tells the source what may be confirmed, if that has changed.

@@ -21,6 +21,13 @@ pub struct Batch {
     pub position: Lsn,
 }
 
+impl Batch {
+    /// Bytes of its transactions, as received.
+    pub fn size_bytes(&self) -> u64 {
+        self.transactions.iter().map(|transaction| transaction.size_bytes).sum()
+    }
+}
+
 /// What a sink promises after a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {

@@ -25,6 +25,9 @@ use super::{ReceivePolicy, SourceError};
 
 /// A status message goes out at least this often: a primary that newly lists us releases its waiters only when one arrives.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// A mere receipt waits this long for the promise that mostly follows it, and goes out with it: the message of its own would
+/// cost both ends more than `remote_write` gains by it. (Postgres' own apply worker tells a receipt only after the commit.)
+const RECEIPT_DELAY: Duration = Duration::from_millis(1);
 /// Without any message for this long we ask for one.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Without any message for this long the connection is taken as lost.
@@ -78,6 +81,9 @@ pub struct Stream {
     policy: ReceivePolicy,
     last_message: Instant,
     is_ping_outstanding: bool,
+    last_sent: Positions,
+    /// When the receipt of what is not yet durable is told at the latest.
+    receipt_due: Option<Instant>,
 }
 
 impl Stream {
@@ -107,6 +113,8 @@ impl Stream {
             policy: ReceivePolicy::new(options.adaptive_receive, now),
             last_message: now,
             is_ping_outstanding: false,
+            last_sent: Positions { write: options.start, flush: options.start, apply: options.start },
+            receipt_due: None,
         })
     }
 
@@ -126,7 +134,7 @@ impl Stream {
         status_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held: Option<Bytes> = None;
         loop {
-            let look_at = self.policy.look_at();
+            let (look_at, receipt_due) = (self.policy.look_at(), self.receipt_due);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.finish(&mut positions).await,
@@ -134,6 +142,13 @@ impl Stream {
                     if changed.is_err() {
                         return Ok(());
                     }
+                    if self.is_promise(&positions) {
+                        self.send_status(&mut positions, false).await?;
+                    } else {
+                        self.receipt_due.get_or_insert_with(|| Instant::now() + RECEIPT_DELAY);
+                    }
+                }
+                () = sleep_until(receipt_due.unwrap_or_else(Instant::now).into()), if receipt_due.is_some() => {
                     self.send_status(&mut positions, false).await?;
                 }
                 _ = status_timer.tick() => {
@@ -148,7 +163,7 @@ impl Stream {
                     self.policy.looked(Instant::now());
                     self.set_low_water(1);
                 }
-                chunk = self.connection.read_chunk(), if held.is_none() => {
+                chunk = self.connection.read_burst(ends_a_unit), if held.is_none() => {
                     let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
                     held = self.received(chunk, &mut positions).await?;
                 }
@@ -185,8 +200,16 @@ impl Stream {
         }
     }
 
+    /// Whether what is durable or applied has moved since the last status message.
+    fn is_promise(&self, positions: &watch::Receiver<Positions>) -> bool {
+        let now = *positions.borrow();
+        (now.flush, now.apply) != (self.last_sent.flush, self.last_sent.apply)
+    }
+
     async fn send_status(&mut self, positions: &mut watch::Receiver<Positions>, ping: bool) -> Result<(), SourceError> {
         let now = *positions.borrow_and_update();
+        self.last_sent = now;
+        self.receipt_due = None;
         replication::status_update(&now, Timestamp::now(), ping, self.connection.outgoing());
         self.connection.flush().await.map_err(SourceError::wire("sending a status message to the primary"))
     }
@@ -233,6 +256,19 @@ struct Read {
     wants_reply: bool,
     /// Of the last transaction that begins in it.
     sent_after_commit: Option<Duration>,
+}
+
+/// Whether the walsender writes nothing further of the same unit behind this message: it sends a transaction message by message,
+/// and each of them would wake us.
+fn ends_a_unit(message: frame::Frame<'_>) -> bool {
+    if message.body.first() != Some(&b'w') {
+        return true;
+    }
+    // Commit, stream commit, stream abort; prepare, its likes, and what stands alone.
+    !matches!(
+        message.body.get(replication::XLOG_DATA_HEADER_BYTES),
+        Some(b'B' | b'b' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T' | b'S')
+    )
 }
 
 /// How long after its commit a Begin message was sent (int64 commit LSN, int64 commit time behind the tag), by the primary's

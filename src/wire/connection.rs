@@ -17,6 +17,10 @@ use super::frame::{self, HEADER_BYTES};
 use super::transport::Transport;
 use super::{ServerError, WireError, connect};
 
+/// A read shorter than this may be the beginning of a unit that is still being written.
+const BURST_BYTES: usize = 16 * 1024;
+/// How often the rest of such a unit is looked for in vain.
+const BURST_LOOKS: usize = 2;
 /// The read buffer starts with this.
 const READ_BYTES: usize = 64 * 1024;
 /// A read buffer that is filled grows up to this, so that a flood is read in few calls.
@@ -202,6 +206,34 @@ impl Connection {
     /// Cancel safe.
     pub async fn read_chunk(&mut self) -> Result<Bytes, WireError> {
         poll_fn(|context| self.poll_chunk(context)).await
+    }
+
+    /// Like `read_chunk`, for a sender that writes one unit in several small messages: where a short read does not end with a
+    /// message that `ends` a unit, the processor is given away, so that a sender that shares it can finish, and what came
+    /// meanwhile joins the chunk. One waking instead of one a message; elsewhere it costs a look at the socket. Cancel safe.
+    pub async fn read_burst(&mut self, ends: impl Fn(frame::Frame<'_>) -> bool) -> Result<Bytes, WireError> {
+        poll_fn(|context| {
+            let end = loop {
+                match frame::whole_messages_bytes(&self.incoming)? {
+                    0 => ready!(self.poll_fill(context))?,
+                    end => break end,
+                }
+            };
+            let (mut end, mut idle_looks) = (end, 0);
+            while end < BURST_BYTES && idle_looks < BURST_LOOKS {
+                if matches!(frame::frames(&self.incoming[..end]).last(), Some(Ok(last)) if ends(last)) {
+                    break;
+                }
+                std::thread::yield_now();
+                match self.poll_fill(context) {
+                    Poll::Ready(result) => result?,
+                    Poll::Pending => idle_looks += 1,
+                }
+                end = frame::whole_messages_bytes(&self.incoming)?;
+            }
+            Poll::Ready(Ok(self.incoming.split_to(end).freeze()))
+        })
+        .await
     }
 
     /// Writes what is outgoing and reads what arrives until a whole message is there, so that neither side's full buffer

@@ -9,4 +9,5 @@
 mod harness;
 
 mod brokers;
+mod left_open;
 mod takeover;

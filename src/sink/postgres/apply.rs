@@ -27,10 +27,10 @@ impl PostgresSink {
     /// owns the pipeline: an earlier apply session of it is ended.
     pub async fn open(url: &ServerUrl, opening: Opening, heartbeat: Heartbeat) -> Result<Option<Self>, SinkError> {
         let mut connection = open_apply_session(url, &opening.pipeline).await?;
-        let Some(progress) = store::durable_progress(&mut connection, &opening.pipeline).await? else {
+        let Some((progress, place)) = store::durable_row(&mut connection, &opening.pipeline).await? else {
             return Ok(None);
         };
-        let applier = Applier::new(Pipelined::new(connection), opening.pipeline.as_str())?;
+        let applier = Applier::new(Pipelined::new(connection), opening.pipeline.as_str(), place.into())?;
         Ok(Some(Self { applier: Some(applier), tables: Tables::new(opening), progress, heartbeat }))
     }
 

@@ -35,6 +35,8 @@ pub(super) struct Applier {
     pipeline: String,
     plans: Plans,
     form: Form,
+    /// Where the last move left the progress row (`ctid` as text).
+    progress_place: Bytes,
 }
 
 /// The transaction under way.
@@ -53,11 +55,17 @@ struct Tally {
 }
 
 impl Applier {
-    pub(super) fn new(mut session: Pipelined, pipeline: &str) -> Result<Self, SinkError> {
+    pub(super) fn new(mut session: Pipelined, pipeline: &str, progress_place: Bytes) -> Result<Self, SinkError> {
         // Sent with the first batch.
         let prepared = session.parse(PROGRESS_STATEMENT, MOVE_PROGRESS, MOVE_PROGRESS_TYPES);
         prepared.map_err(SinkError::wire("preparing statements on the standby"))?;
-        Ok(Self { session, pipeline: pipeline.to_owned(), plans: Plans::default(), form: Form::default() })
+        Ok(Self {
+            session,
+            pipeline: pipeline.to_owned(),
+            plans: Plans::default(),
+            form: Form::default(),
+            progress_place,
+        })
     }
 
     /// Applies the batch and moves the progress row on from `progress`. After an error the session must be dropped.
@@ -99,6 +107,9 @@ impl Applier {
         }
         self.move_progress(progress, position, commit_time)?;
         self.session.sync().await?;
+        if let Some(place) = self.session.take_progress_place() {
+            self.progress_place = place;
+        }
         let rows = tally.rows;
         Ok(Receipt { applied: Applied(position), durable: Durable(position), transactions, rows, commit_time })
     }
@@ -120,6 +131,7 @@ impl Applier {
             Value::Binary(&from),
             Value::Text(progress.system_identifier.as_bytes()),
             Value::Text(progress.slot.as_str().as_bytes()),
+            Value::Text(&self.progress_place),
         ];
         Ok(self.session.execute(PROGRESS_STATEMENT, values.into_iter(), Purpose::Progress)?)
     }

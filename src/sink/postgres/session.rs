@@ -43,11 +43,20 @@ pub(super) struct Pipelined {
     divergence: Option<SinkError>,
     /// Rows of the query under way.
     rows: Vec<Bytes>,
+    /// What the last compare-and-set of the progress row answered.
+    progress_row: Option<Bytes>,
 }
 
 impl Pipelined {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, in_flight: VecDeque::new(), in_flight_bytes: 0, divergence: None, rows: Vec::new() }
+        Self {
+            connection,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            divergence: None,
+            rows: Vec::new(),
+            progress_row: None,
+        }
     }
 
     /// Prepares a statement under `name`.
@@ -132,6 +141,14 @@ impl Pipelined {
         self.divergence.take()
     }
 
+    /// Where the last compare-and-set left the progress row, once.
+    pub(super) fn take_progress_place(&mut self) -> Option<Bytes> {
+        let row = self.progress_row.take()?;
+        let length = row.get(2..6).and_then(<[u8]>::first_chunk::<4>).map(|bytes| u32::from_be_bytes(*bytes))?;
+        let end = 6usize.checked_add(length as usize).filter(|end| *end <= row.len())?;
+        Some(row.slice(6..end))
+    }
+
     async fn next_answer(&mut self) -> Result<bool, Failure> {
         loop {
             if let Some(message) = self.connection.try_next_message()? {
@@ -151,6 +168,9 @@ impl Pipelined {
                 }
             }
             b'D' if matches!(self.in_flight.front(), Some(Purpose::Query)) => self.rows.push(message.body.clone()),
+            b'D' if matches!(self.in_flight.front(), Some(Purpose::Progress)) => {
+                self.progress_row = Some(message.body.clone());
+            }
             b'E' => {
                 let error = WireError::Server(Box::new(ServerError::parse(&message.body)));
                 // Answers come in order, so the first outstanding statement is the one that failed, be it at its Parse.

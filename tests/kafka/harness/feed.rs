@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use serde_json::Value;
@@ -93,6 +93,16 @@ impl Feed {
         }
         let made = self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
         made.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+    }
+
+    /// Changes settings of a topic while it is in use; what is not named goes back to its default.
+    pub async fn set_topic(&self, name: &str, config: &[(&str, &str)]) {
+        let mut change = AlterConfig::new(ResourceSpecifier::Topic(name));
+        for (key, value) in config {
+            change = change.set(key, value);
+        }
+        let changed = self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
+        changed.into_iter().for_each(|outcome| drop(outcome.unwrap()));
     }
 
     pub async fn delete_topics(&self, names: &[&str]) {

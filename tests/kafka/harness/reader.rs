@@ -2,6 +2,8 @@
 //! joins a group.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
@@ -109,12 +111,38 @@ impl Reader {
     /// Every record of these topics that is committed by now: partition by partition in order of their offsets. A topic that is
     /// not there has no record.
     pub async fn read(&self, topics: &[&str]) -> Vec<Record> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.each(topics, move |message| sender.send(Record::of(message)).unwrap()).await;
+        let mut records: Vec<Record> = receiver.into_iter().collect();
+        records.sort_by(|one, other| {
+            (&one.topic, one.partition, one.offset).cmp(&(&other.topic, other.partition, other.offset))
+        });
+        records
+    }
+
+    /// How many records of one topic are committed; keeps none of them.
+    pub async fn count(&self, topic: &str) -> u64 {
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
+        self.each(&[topic], move |_| {
+            let _ = counted.fetch_add(1, Ordering::Relaxed);
+        })
+        .await;
+        count.load(Ordering::Relaxed)
+    }
+
+    /// Gives each committed record of these topics to `take`.
+    async fn each(&self, topics: &[&str], mut take: impl FnMut(&BorrowedMessage<'_>) + Send + 'static) {
         let wanted: BTreeSet<&str> = topics.iter().copied().collect();
         let partitions: Vec<(String, i32)> =
             self.partitions().await.into_iter().filter(|(topic, _)| wanted.contains(topic.as_str())).collect();
         let settings = self.settings.clone();
-        let read = move |(topic, count): &(String, i32)| read_to_the_end(&settings, topic, *count);
-        blocking(move || partitions.iter().flat_map(read).collect()).await
+        blocking(move || {
+            for (topic, count) in &partitions {
+                read_to_the_end(&settings, topic, *count, &mut take);
+            }
+        })
+        .await;
     }
 
     /// Every record of one topic with one partition, or of several partitions one after the other.
@@ -159,7 +187,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Topic by topic, because librdkafka's end-of-partition names no topic.
-fn read_to_the_end(settings: &ClientConfig, topic: &str, partitions: i32) -> Vec<Record> {
+fn read_to_the_end(settings: &ClientConfig, topic: &str, partitions: i32, take: &mut impl FnMut(&BorrowedMessage<'_>)) {
     let mut assignment = TopicPartitionList::new();
     for partition in 0..partitions {
         assignment.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
@@ -167,7 +195,6 @@ fn read_to_the_end(settings: &ClientConfig, topic: &str, partitions: i32) -> Vec
     let consumer: BaseConsumer = settings.create().unwrap();
     consumer.assign(&assignment).unwrap();
     let mut open: BTreeSet<i32> = (0..partitions).collect();
-    let mut records = Vec::new();
     let mut last = Instant::now();
     while !open.is_empty() {
         match consumer.poll(Duration::from_millis(200)) {
@@ -175,7 +202,7 @@ fn read_to_the_end(settings: &ClientConfig, topic: &str, partitions: i32) -> Vec
                 last = Instant::now();
                 // What arrives behind an end that was seen belongs to the next reading.
                 if open.contains(&message.partition()) {
-                    records.push(Record::of(&message));
+                    take(&message);
                 }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
@@ -185,6 +212,4 @@ fn read_to_the_end(settings: &ClientConfig, topic: &str, partitions: i32) -> Vec
             }
         }
     }
-    records.sort_by_key(|record| (record.partition, record.offset));
-    records
 }

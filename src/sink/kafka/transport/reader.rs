@@ -24,15 +24,35 @@ const PARTITION: i32 = 0;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// The whole reading, and the wait for another pipeline's transaction that stands open in the topic.
 const READ_LIMIT: Duration = Duration::from_secs(120);
+/// The same for a mere look, which decides nothing: what a killed producer left open is settled only by its successor, who looks
+/// first.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// Pause while that is waited for.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What the topic says of the pipeline; nothing when the topic does not exist.
+/// What the topic says of the pipeline, once its own transactions are decided; nothing when the topic does not exist.
 ///
 /// A reader sees nothing behind the first open transaction in the partition, be it another pipeline's. So the reading
 /// begins only when nothing is open below the end that the topic had when it was asked: a record of ours that was committed
 /// before is then surely seen.
 pub(super) fn read_records(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt) -> Result<Records, SinkError> {
+    read(sink, pipeline, halt, Undecided::Waits)
+}
+
+/// The same before anybody was fenced off. Where a transaction stays open, its record counts as if it were committed: whoever
+/// left it open may be dead, and its successor has to see whose it is before it settles it.
+pub(super) fn look_at_records(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt) -> Result<Records, SinkError> {
+    read(sink, pipeline, halt, Undecided::Counts)
+}
+
+/// What a record in an open transaction means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Undecided {
+    Waits,
+    Counts,
+}
+
+fn read(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt, undecided: Undecided) -> Result<Records, SinkError> {
     let events = Events::default();
     let topic = sink.progress_topic.as_str();
     let failed =
@@ -48,13 +68,22 @@ pub(super) fn read_records(sink: &KafkaSink, pipeline: &PipelineName, halt: &Hal
     let everything = open("read_uncommitted").map_err(failed)?;
     let (first, end) =
         everything.fetch_watermarks(topic, PARTITION, ANSWER_LIMIT).map_err(Fault::from).map_err(failed)?;
-    drop(everything);
     let deadline = Instant::now() + READ_LIMIT;
-    wait_until_decided(&committed, topic, end, deadline, halt).map_err(failed)?;
+    let consumer = match undecided {
+        Undecided::Waits => {
+            wait_until_decided(&committed, topic, end, deadline, halt).map_err(failed)?;
+            committed
+        }
+        Undecided::Counts => match wait_until_decided(&committed, topic, end, Instant::now() + LOOK_LIMIT, halt) {
+            Ok(()) => committed,
+            Err(fault) if fault.code == Some(Code::OperationTimedOut) && !halt.is_halted() => everything,
+            Err(fault) => return Err(failed(fault)),
+        },
+    };
     let keeps_furthest = sink.delivery == Delivery::AtLeastOnce;
     let mut reading = Reading::new(pipeline, &sink.transactional_id, keeps_furthest);
     if first < end {
-        read_to_end(&committed, topic, deadline, halt, &mut reading, failed)?;
+        read_to_end(&consumer, topic, deadline, halt, &mut reading, failed)?;
     }
     reading.finish()
 }
@@ -86,7 +115,7 @@ fn wait_until_decided(
             return Err(Fault::from(Code::OperationTimedOut));
         }
         if !std::mem::replace(&mut is_told, true) {
-            tracing::info!(topic, "waiting for an open transaction in the progress topic to end");
+            tracing::debug!(topic, "waiting for an open transaction in the progress topic to end");
         }
         std::thread::sleep(PAUSE);
     }

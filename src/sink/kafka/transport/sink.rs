@@ -55,7 +55,7 @@ impl Drop for HaltOnDrop {
 /// Reads what the progress topic says of a pipeline, without fencing anybody.
 pub async fn read_records(settings: &Settings, pipeline: &PipelineName) -> Result<Records, SinkError> {
     let (settings, pipeline) = (settings.clone(), pipeline.clone());
-    in_background(move |halt| reader::read_records(&settings, &pipeline, halt)).await
+    in_background(move |halt| reader::look_at_records(&settings, &pipeline, halt)).await
 }
 
 /// Runs what blocks where that is allowed; it is told to halt when nobody waits for it any more.
