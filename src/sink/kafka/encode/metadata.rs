@@ -12,6 +12,10 @@ use super::schema::MetadataSchemas;
 use super::writer::{Writer, count, now_nanos, push_transaction};
 use super::{Outlet, Placement, Record};
 
+/// Messages are no table. Debezium names them by a Java class, with an address behind it that nobody can use; this is the class.
+const PACKAGE: &str = "io.debezium.connector.postgresql";
+const MESSAGES: &str = "LogicalDecodingMessageMonitor$LogicalDecodingMessageId";
+
 /// A transaction between `begin` and `end`.
 #[derive(Clone, Debug)]
 pub(super) struct Transaction {
@@ -135,8 +139,7 @@ impl Writer {
     ) -> Result<(), SinkError> {
         let topic = self.settings.message_topic_name();
         if let Some(transaction) = &mut self.transaction {
-            transaction
-                .count(&QualifiedName::new(&self.settings.topic_prefix, "message"), self.settings.transaction_topic);
+            transaction.count(&QualifiedName::new(PACKAGE, MESSAGES), self.settings.transaction_topic);
         }
         let schemas = MetadataSchemas::of(&self.settings);
         schemas.open_key(MetadataSchemas::message_key, &mut self.key);
