@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use walrelay::config::{Environment, Sink, read};
 use walrelay::decode::{Context, Message, decode};
-use walrelay::model::{Lsn, PipelineName, Timestamp};
+use walrelay::model::{Lsn, PipelineName, QualifiedName, Timestamp};
 use walrelay::sink::SinkError;
-use walrelay::sink::kafka::encode::{Encoder, Origin, Outlet, Record, Step, TransactionMark, read_facts};
+use walrelay::sink::kafka::encode::{Encoder, Origin, Outlet, Record, Step, TableFacts, TransactionMark, read_facts};
 use walrelay::sink::postgres::TableFilter;
 
 const ROWS: u32 = 2_000_000;
@@ -64,7 +64,10 @@ fn measure(name: &str, lines: &str, table: &str) -> Result<(), Box<dyn Error>> {
         tables: TableFilter::All,
     };
     let mut encoder = Encoder::new(*settings, origin);
-    read_facts(FACTS.lines())?.into_iter().for_each(|facts| encoder.describe(facts));
+    let facts = read_facts(FACTS.lines())?;
+    let find = |name: &QualifiedName| -> Result<TableFacts, String> {
+        facts.iter().find(|facts| facts.qualified_name() == *name).cloned().ok_or_else(|| format!("no facts of {name}"))
+    };
     let mut outlet = Counting::default();
     let mut insert = None;
     let mut wanted = 0;
@@ -79,7 +82,9 @@ fn measure(name: &str, lines: &str, table: &str) -> Result<(), Box<dyn Error>> {
                 {
                     wanted = body.oid;
                 }
-                assert_eq!(encoder.note(&message)?, Step::Done);
+                while let Step::NeedFacts(name) = encoder.note(&message)? {
+                    encoder.describe(find(&name)?);
+                }
             }
             Message::Insert { relation_oid, .. } if relation_oid == wanted && insert.is_none() => {
                 insert = Some(payload)

@@ -369,6 +369,44 @@ fn a_relation_that_says_something_new_needs_the_catalog_again() {
     assert_eq!(session.insert("1,x")[0].json()["after"], serde_json::json!({"id": 1, "b": "x"}));
 }
 
+#[test]
+fn a_null_stays_null_unless_its_default_is_wanted() {
+    let columns = || [ID, Made("a", 23, false, true), Made("b", 1184, false, true)];
+    let change = |facts: &mut TableFacts| {
+        facts.columns[1].default = Some("6".to_owned());
+        facts.columns[2].default = Some("now()".to_owned());
+    };
+    for (lines, expected) in [
+        ("", r#"{"id":1,"a":null,"b":null}"#),
+        ("replace_null_with_default = true", r#"{"id":1,"a":6,"b":"1970-01-01T00:00:00.000000Z"}"#),
+    ] {
+        let record = Session::new(lines, b'd', &columns(), change).insert("1,~,~").remove(0);
+        assert_eq!(record.json()["after"].to_string(), expected);
+    }
+}
+
+#[test]
+fn types_that_debezium_drops_are_texts_or_left_out() {
+    for (lines, expected) in [("", r#"{"id":1,"a":"0/1"}"#), ("include_unknown_types = false", r#"{"id":1}"#)] {
+        let record = Session::new(lines, b'd', &[ID, Made("a", 3220, false, true)], |_| {}).insert("1,0/1").remove(0);
+        assert_eq!((record.json()["after"].to_string().as_str(), record.header("walrelay.lossy")), (expected, None));
+    }
+}
+
+#[test]
+fn a_replayed_transaction_names_its_origin() {
+    let mut session = Session::new("", b'd', &[ID], |_| {});
+    let mark = TransactionMark {
+        xid: 9,
+        commit_lsn: Lsn(300),
+        end_lsn: Lsn(308),
+        commit_time: Timestamp(0),
+        origin: Some("elsewhere"),
+    };
+    session.encoder.begin(mark, &mut session.keeper).unwrap();
+    assert_eq!(session.insert("1")[0].json()["source"]["origin"], "elsewhere");
+}
+
 /// A unique index does not show in the Relation message.
 #[test]
 fn a_repeated_relation_needs_the_catalog_again() {

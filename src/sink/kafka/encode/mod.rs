@@ -40,6 +40,8 @@ mod temporal;
 #[cfg(test)]
 mod testing;
 mod topic;
+#[cfg(test)]
+mod values;
 mod writer;
 
 use std::collections::HashMap;

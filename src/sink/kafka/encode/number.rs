@@ -11,7 +11,7 @@ struct Parts {
     is_negative: bool,
     digits: Vec<u8>,
     /// The number is 0.DIGITS × 10^exponent.
-    exponent: i32,
+    exponent: i64,
 }
 
 /// Buffers that are used again for every number.
@@ -36,7 +36,7 @@ impl Parts {
             Some(at) => {
                 let exponent = text.get(at + 1..).and_then(|text| std::str::from_utf8(text).ok());
                 let Some(exponent) = exponent.and_then(|text| text.parse::<i32>().ok()) else { return false };
-                (text.get(..at).unwrap_or(&[]), exponent)
+                (text.get(..at).unwrap_or(&[]), i64::from(exponent))
             }
             None => (text, 0),
         };
@@ -48,7 +48,7 @@ impl Parts {
             match byte {
                 b'0'..=b'9' => {
                     self.digits.push(*byte);
-                    before_point += i32::from(!is_fraction);
+                    before_point += i64::from(!is_fraction);
                 }
                 b'.' if !is_fraction => is_fraction = true,
                 _ => return false,
@@ -62,7 +62,7 @@ impl Parts {
         while self.digits.last() == Some(&b'0') {
             self.digits.pop();
         }
-        self.exponent = if self.digits.is_empty() { 0 } else { exponent + before_point - zeros as i32 };
+        self.exponent = if self.digits.is_empty() { 0 } else { exponent + before_point - zeros as i64 };
         true
     }
 

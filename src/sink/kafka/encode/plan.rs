@@ -273,7 +273,13 @@ pub(super) fn filler_of(form: &Form, modifier: i32) -> Vec<u8> {
 }
 
 /// Debezium's placeholder in the form of the type.
-fn unavailable_of(form: &Form, base: &TypeFacts, modifier: i32, is_nullable: bool, settings: &KafkaSink) -> Vec<u8> {
+pub(super) fn unavailable_of(
+    form: &Form,
+    base: &TypeFacts,
+    modifier: i32,
+    is_nullable: bool,
+    settings: &KafkaSink,
+) -> Vec<u8> {
     let placeholder = settings.unavailable_value.as_bytes();
     let mut out = Vec::new();
     match form {

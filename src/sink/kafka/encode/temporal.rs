@@ -181,11 +181,14 @@ impl Moment {
     }
 }
 
+/// Most digits of a number in a date, a time or an interval: so that nothing that is made of it can overflow.
+const MOST_DIGITS: usize = 11;
+
 /// Digits up to the first other byte.
 fn read_number(text: &[u8]) -> Option<(i64, &[u8])> {
     let length = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let (digits, rest) = text.split_at(length);
-    if digits.is_empty() || digits.len() > 18 {
+    if digits.is_empty() || digits.len() > MOST_DIGITS {
         return None;
     }
     Some((digits.iter().fold(0, |number, digit| number * 10 + i64::from(digit - b'0')), rest))
@@ -220,7 +223,7 @@ fn read_offset(text: &[u8]) -> Option<i64> {
             rest = behind;
         }
     }
-    rest.is_empty().then_some(sign * seconds)
+    (rest.is_empty() && seconds < 100 * 3600).then_some(sign * seconds)
 }
 
 /// Days since 1970 of a date; H. Hinnant's formula over eras of 400 years that begin in March.
