@@ -58,7 +58,7 @@ async fn every_version_tells_keys_types_and_defaults() {
         assert_eq!(column("n").default.as_deref(), Some("1.5"));
         assert!(column("s").is_counting && column("i").is_counting && !column("g").is_counting);
         assert_eq!(column("g").default, None);
-        assert_eq!(of("It's").identity_index, ["k"]);
+        assert_eq!((of("It's").identity_index[0].as_str(), of("It's").replica_identity.as_str()), ("k", "i"));
         assert_eq!(of("p").primary_key, ["id"]);
         assert!(of("empty").columns.is_empty());
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout)]
 
 mod beginning;
+mod events;
 mod finding;
 mod missing;
 mod primary;
@@ -79,6 +80,9 @@ async fn examine(config: &Config) -> Findings {
     let Some(primary) = primary::examine_server(config, &mut findings).await else { return findings };
     for pipeline in &config.pipelines {
         let tables = primary::examine_pipeline(&primary, config, pipeline, &mut findings).await;
+        if let config::Sink::Kafka(sink) = &pipeline.sink {
+            events::examine(&primary, pipeline, sink, &tables, &mut findings).await;
+        }
         let record = match &pipeline.sink {
             config::Sink::Postgres(sink) => standby::examine(&primary, pipeline, sink, &tables, &mut findings).await,
             config::Sink::Kafka(_) => {

@@ -135,6 +135,7 @@ fn facts(name: &str, oid: u32, columns: &[Made]) -> TableFacts {
         schema: "public".to_owned(),
         name: name.to_owned(),
         oid,
+        replica_identity: String::new(),
         columns: columns.collect(),
         primary_key: Vec::new(),
         identity_index: Vec::new(),

@@ -18,6 +18,9 @@ pub struct TableFacts {
     pub name: String,
     /// `pg_class.oid`.
     pub oid: u32,
+    /// `relreplident`: d, n, f, i.
+    #[serde(default)]
+    pub replica_identity: String,
     /// In the table's order, dropped ones left out.
     pub columns: Vec<ColumnFacts>,
     /// Columns of the primary key in the key's own order; empty if there is none.
@@ -137,7 +140,7 @@ const FROM: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oi
 
 /// The facts of a table `c` in schema `n`, as JSON. Names are those of `TableFacts`.
 const FACTS: &str = "pg_catalog.json_build_object(
-  'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8,
+  'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'replica_identity', c.relreplident,
   'columns', COALESCE((
     SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
       'name', a.attname, 'type_oid', a.atttypid::int8, 'type_modifier', a.atttypmod,

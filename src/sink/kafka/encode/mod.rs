@@ -32,6 +32,7 @@ mod number;
 mod outbox;
 mod plain;
 mod plan;
+mod review;
 mod row;
 mod schema;
 mod source;
@@ -61,6 +62,7 @@ use tables::{Tables, Target};
 use writer::Writer;
 
 pub use facts::{ColumnFacts, IndexFacts, TableFacts, TypeFacts, catalog_query, read_facts};
+pub use review::{Remark, review};
 
 /// One header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
