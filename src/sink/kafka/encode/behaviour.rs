@@ -395,6 +395,15 @@ fn types_that_debezium_drops_are_texts_or_left_out() {
 }
 
 #[test]
+fn the_memory_of_a_large_row_is_given_back() {
+    let mut session = Session::new("", b'd', &[ID, Made("a", 25, false, true)], |_| {});
+    session.insert(&format!("1,{}", "x".repeat(3 << 20)));
+    assert!(session.encoder.writer.value.capacity() > 3 << 20);
+    session.encoder.end(&mut session.keeper).unwrap();
+    assert!(session.encoder.writer.value.capacity() <= 1 << 20);
+}
+
+#[test]
 fn a_replayed_transaction_names_its_origin() {
     let mut session = Session::new("", b'd', &[ID], |_| {});
     let mark = TransactionMark {

@@ -321,6 +321,7 @@ impl Encoder {
     /// The transaction ends.
     pub fn end(&mut self, outlet: &mut dyn Outlet) -> Result<(), SinkError> {
         self.writer.frame(true, outlet)?;
+        self.writer.trim();
         if let Some(transaction) = self.writer.transaction.take() {
             self.previous_end = Some(transaction.end_lsn);
         }
@@ -378,7 +379,9 @@ impl Encoder {
             self.writer.transaction = None;
             self.snapshot_source = Some((point, mark));
         }
-        self.writer.insert(plan, point.lsn, b'r', values, outlet)
+        self.writer.insert(plan, point.lsn, b'r', values, outlet)?;
+        self.writer.trim();
+        Ok(())
     }
 }
 

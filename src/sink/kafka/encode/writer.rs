@@ -22,6 +22,9 @@ use super::{Counters, Header, Outlet, Placement, Record};
 /// Most headers that a record of ours can have.
 const HEADERS: usize = 12;
 
+/// Room that a buffer may keep for the next record, bytes; a larger one was for a rare value.
+const KEPT_BYTES: usize = 1 << 20;
+
 /// Which headers speak of a key that changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyChange {
@@ -78,6 +81,17 @@ impl Writer {
             notes: Notes::default(),
             room: Room::default(),
             outbox: OutboxMessage::default(),
+        }
+    }
+
+    /// Gives the memory back that a large record took.
+    pub(super) fn trim(&mut self) {
+        if self.value.capacity() > KEPT_BYTES || self.key.capacity() > KEPT_BYTES {
+            for buffer in [&mut self.value, &mut self.key, &mut self.other_key, &mut self.header_key] {
+                *buffer = Vec::new();
+            }
+            self.room = Room::default();
+            self.outbox = OutboxMessage::default();
         }
     }
 
