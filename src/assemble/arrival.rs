@@ -42,9 +42,8 @@ pub struct LogicalMessage {
 }
 
 impl LogicalMessage {
-    /// As a unit of its own among transactions: no transaction id, no rows, and one message as its body. It is sent again
-    /// unless the confirmed position is beyond the start of its record, which is `lsn`
-    /// (`logicalmsg_decode` in `src/backend/replication/logical/decode.c`).
+    /// As a unit of its own among transactions: no transaction id, no rows, and one message as its body. `lsn` is the end of its
+    /// record; it is sent again unless the confirmed position is beyond the record's start.
     pub fn into_unit(self, received: Timestamp) -> Transaction {
         let payload_bytes = 1 + 1 + 8 + self.prefix.len() + 1 + 4 + self.content.len();
         let mut body = BytesMut::with_capacity(HEADER_BYTES + ENVELOPE_BYTES + payload_bytes);
@@ -63,7 +62,7 @@ impl LogicalMessage {
         Transaction {
             xid: 0,
             commit_lsn: self.lsn,
-            end_lsn: Lsn(self.lsn.0 + 1),
+            end_lsn: self.lsn,
             commit_time: received,
             origin: None,
             streamed: false,
@@ -102,7 +101,7 @@ mod tests {
         };
         let mut unit = message.into_unit(Timestamp(7));
         assert!(unit.is_outside_message());
-        assert_eq!((unit.commit_lsn, unit.end_lsn, unit.rows), (Lsn(0x1F), Lsn(0x20), 0));
+        assert_eq!((unit.commit_lsn, unit.end_lsn, unit.rows), (Lsn(0x1F), Lsn(0x1F), 0));
         let chunk = unit.next_chunk().unwrap().unwrap();
         let frame = frames(&chunk).next().unwrap().unwrap();
         let ReplicationMessage::XLogData { start, payload, .. } = parse(frame.body).unwrap() else { panic!("no data") };

@@ -20,6 +20,7 @@ use crate::source::{
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
 
+use super::adoption::adoption;
 use super::monitor::primary_session;
 use super::ownership::{self, Ownership};
 use super::resume::{Beginning, Facts, beginning};
@@ -201,7 +202,11 @@ impl Attempt<'_> {
             holder: self.holder(),
             switch_point,
         };
-        beginning(&facts).map_err(PipelineError::Refused)
+        let begun = beginning(&facts).and_then(|begun| match &self.settings.pipeline.sink {
+            config::Sink::Kafka(sink) => adoption(&facts, begun, sink.start_lsn),
+            config::Sink::Postgres(_) | config::Sink::Stdout => Ok(begun),
+        });
+        begun.map_err(PipelineError::Refused)
     }
 
     /// Makes what is missing: slot, record, guards, copy. Returns what the copy already holds.

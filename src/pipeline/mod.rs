@@ -8,6 +8,7 @@
 //!   └─ another daemon owns it: wait   └─ refused: failed, until a person acts
 //! ```
 
+mod adoption;
 mod attempt;
 mod create;
 mod error;
@@ -36,6 +37,7 @@ use crate::config;
 use crate::config::ServerUrl;
 use crate::model::{PipelineReport, Retry, State};
 
+pub use adoption::adoption;
 pub use error::PipelineError;
 pub use removal::{Removed, remove};
 pub use resume::{Beginning, Facts, beginning};

@@ -1,14 +1,15 @@
 //! The way to a started stream towards Kafka. The order matters: own the pipeline, read the record without fencing anybody and
 //! refuse a stranger's, only then take the producer over, read again, and stream from there.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::assemble::Spool;
 use crate::config::KafkaSink as SinkConfig;
-use crate::model::{Lsn, Progress};
+use crate::model::{Lsn, Progress, State};
 use crate::sink::AnySink;
 use crate::sink::kafka::transport::{KafkaSink, Opening, Records, Start, read_records, refuse_unfinished};
 use crate::sink::postgres::TableFilter;
+use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, PreparedKafka};
 use crate::source::{Publication, SnapshotUse, identify, slot_facts};
 
 use super::PipelineError;
@@ -25,21 +26,23 @@ impl Attempt<'_> {
         spool: Spool,
     ) -> Result<(Ownership, Streaming), PipelineError> {
         refuse_unfinished(sink)?;
+        let wants_copy = self.settings.pipeline.initial_copy;
         let mut primary = self.primary().await?;
         let slot = self.settings.pipeline.slot_name();
         let ownership =
             ownership::own_on_primary(&self.settings.primary, &primary.sql, self.name(), &slot, self.reporter).await?;
-        self.reporter.state(crate::model::State::Starting);
+        self.reporter.state(State::Starting);
         self.refuse_used_slot(&primary).await?;
         let before = read_records(sink, self.name()).await?;
         // Asked again after the lock was waited for: the primary went on meanwhile.
         primary.identity = identify(&mut primary.replication).await?;
-        let first_look = self.kafka_beginning(&mut primary, before.progress.as_ref(), sink).await?;
+        let first_look = self.beginning(&mut primary, before.progress.as_ref(), wants_copy).await?;
         let publication = self.publication(&primary, self.additions(&primary, first_look).await?).await?;
-        let (mut opened, records) = KafkaSink::open(self.kafka_opening(sink, &publication)).await?;
+        let opening = self.kafka_opening(sink, &publication);
+        let (mut opened, records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
-        let beginning = self.kafka_beginning(&mut primary, records.progress.as_ref(), sink).await?;
-        let start = self.settle_kafka(&mut primary, &mut opened, beginning, records, &publication).await?;
+        let beginning = self.beginning(&mut primary, records.progress.as_ref(), wants_copy).await?;
+        let start = self.settle_kafka(&mut primary, &mut opened, beginning, records, &opening, &publication).await?;
         let position = start.progress.lsn;
         opened.start(start).await?;
         let sink = AnySink::Kafka(Box::new(opened));
@@ -76,76 +79,76 @@ impl Attempt<'_> {
         }
     }
 
-    /// The rules of resume, and that a slot is adopted only where the position is named.
-    async fn kafka_beginning(
-        &self,
-        primary: &mut Primary,
-        progress: Option<&Progress>,
-        sink: &SinkConfig,
-    ) -> Result<Beginning, PipelineError> {
-        let beginning = self.beginning(primary, progress, self.settings.pipeline.initial_copy).await?;
-        let (name, slot) = (self.name(), self.settings.pipeline.slot_name());
-        let refused = |text: String| Err(PipelineError::Refused(text));
-        match (beginning, sink.start_lsn) {
-            (Beginning::Adopt(confirmed), None) => refused(format!(
-                "the slot \"{slot}\" exists on the primary (confirmed to {confirmed}), but the topic \"{}\" has no progress record of \
-                 \"{name}\". To adopt the slot, say from where on with start_lsn = \"{confirmed}\" (or the position where its former \
-                 reader stopped); to start over: walrelay drop {name}",
-                sink.progress_topic
-            )),
-            (Beginning::Adopt(confirmed), Some(start)) if start < confirmed => refused(format!(
-                "start_lsn = \"{start}\" lies before {confirmed}, up to which the slot \"{slot}\" is confirmed: what is between cannot \
-                 be sent again. Name a position from {confirmed} on"
-            )),
-            (Beginning::Adopt(_), Some(start)) if start > primary.identity.flushed_lsn => refused(format!(
-                "start_lsn = \"{start}\" lies behind the end of the primary's WAL ({}): what it writes next would be passed over",
-                primary.identity.flushed_lsn
-            )),
-            (Beginning::Adopt(_), Some(start)) => Ok(Beginning::Adopt(start)),
-            (Beginning::Fresh, Some(start)) if progress.is_none() => refused(format!(
-                "start_lsn = \"{start}\" adopts an existing slot, and the slot \"{slot}\" does not exist: name the slot with `slot`, or \
-                 leave start_lsn out"
-            )),
-            (beginning, _) => Ok(beginning),
-        }
-    }
-
-    /// Makes what is missing: slot, record. Returns where the stream begins.
+    /// Makes what is missing: slot, record, copy. Returns where the stream begins.
     async fn settle_kafka(
         &self,
         primary: &mut Primary,
         opened: &mut KafkaSink,
         beginning: Beginning,
         records: Records,
+        opening: &Opening,
         publication: &Publication,
     ) -> Result<Start, PipelineError> {
-        let progress = match beginning {
-            Beginning::Resume(_) => {
-                let kept = records.progress.unwrap_or_else(|| self.record(primary, Lsn::ZERO));
-                Progress { timeline: primary.identity.timeline, ..kept }
-            }
-            Beginning::Adopt(lsn) | Beginning::Unrecorded(lsn) => {
-                let progress = self.record(primary, lsn);
-                opened.record(progress.clone()).await?;
-                progress
-            }
-            Beginning::Fresh if self.settings.pipeline.initial_copy => {
-                return Err(PipelineError::Refused(format!(
-                    "the initial copy to Kafka is not done by this version of walrelay: set initial_copy = false for \"{}\"",
-                    self.name()
-                )));
-            }
-            Beginning::Fresh => {
-                // At 0/0 while the slot is made: a start that is cut off here goes on instead of refusing.
-                opened.record(self.record(primary, Lsn::ZERO)).await?;
-                let (lsn, _) = self.create_slot(primary, SnapshotUse::Nothing).await?;
-                let progress = self.record(primary, lsn);
-                opened.record(progress.clone()).await?;
-                progress
+        let is_fresh = beginning == Beginning::Fresh;
+        if is_fresh && !records.skip_until().is_empty() {
+            return Err(PipelineError::Refused(format!(
+                "tables of an earlier \"{name}\" were sent to Kafka (records in the topic \"{}\"), but its slot is gone: what was committed \
+                 since is missing. Start over: walrelay drop {name}",
+                opening.sink.progress_topic,
+                name = self.name()
+            )));
+        }
+        let copy_progress = Arc::new(CopyProgress::default());
+        let identity = primary.identity.clone();
+        let mut prepared = match self.settings.pipeline.initial_copy {
+            false => None,
+            true => {
+                let copy = KafkaCopy {
+                    pipeline: &self.settings.pipeline,
+                    primary: &self.settings.primary,
+                    publication: &publication.name,
+                    tables: &publication.tables,
+                    identity: &identity,
+                    earlier: &records.copied,
+                    smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
+                    progress: Arc::clone(&copy_progress),
+                    cancel: self.stop.clone(),
+                };
+                Some(self.reported(&copy_progress, snapshot::prepare_kafka(copy)).await?)
             }
         };
-        let skip_until: HashMap<_, _> =
-            records.copied.into_iter().map(|(table, copied)| (table, copied.snapshot_lsn)).collect();
+        let planned = prepared.as_ref().map(PreparedKafka::tables).unwrap_or_default();
+        let (progress, exported) = match beginning {
+            Beginning::Resume(_) => {
+                let kept = records.progress.clone().unwrap_or_else(|| self.record(primary, Lsn::ZERO));
+                (Progress { timeline: primary.identity.timeline, ..kept }, None)
+            }
+            Beginning::Adopt(lsn) | Beginning::Unrecorded(lsn) => (self.record(primary, lsn), None),
+            Beginning::Fresh => {
+                // At 0/0 while the slot is made: a start that is cut off here goes on instead of refusing.
+                opened.record(self.record(primary, Lsn::ZERO), Vec::new()).await?;
+                let snapshot = if prepared.is_some() { SnapshotUse::Export } else { SnapshotUse::Nothing };
+                let (lsn, name) = self.create_slot(primary, snapshot).await?;
+                (self.record(primary, lsn), name.map(|name| ExportedSnapshot { name, lsn }))
+            }
+        };
+        if let Some(prepared) = prepared.as_mut() {
+            self.reported(&copy_progress, async {
+                match &exported {
+                    Some(snapshot) => prepared.import(snapshot).await,
+                    None => prepared.import_own_snapshot().await,
+                }
+            })
+            .await?;
+        }
+        if !matches!(beginning, Beginning::Resume(_)) || !planned.is_empty() {
+            opened.record(progress.clone(), planned.clone()).await?;
+        }
+        let mut skip_until = records.skip_until();
+        if let Some(prepared) = prepared.filter(|_| !planned.is_empty()) {
+            self.reporter.state(State::Copying);
+            skip_until.extend(self.reported(&copy_progress, prepared.run(opening)).await?);
+        }
         Ok(Start { progress, skip_until, tables: publication.tables.clone() })
     }
 }

@@ -26,6 +26,12 @@ pub(super) fn copy_out(table: &PublishedTable, range: Option<PageRange>, format:
     format!("COPY {what} TO STDOUT WITH (FORMAT {})", format.sql())
 }
 
+/// A SELECT of the published rows, in text form by the session's settings.
+#[cfg(feature = "kafka")]
+pub(super) fn select_rows(table: &PublishedTable, range: Option<PageRange>) -> String {
+    format!("SELECT {} FROM {}{}", column_list(table), from_item(table), condition(table, range))
+}
+
 /// `COPY … FROM STDIN` on the standby, with the columns in the primary's order.
 pub(super) fn copy_in(table: &PublishedTable, format: Format) -> String {
     format!("COPY {} ({}) FROM STDIN WITH (FORMAT {})", table.name.sql(), column_list(table), format.sql())

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::model::{QualifiedName, Retry};
+use crate::sink::SinkError;
 use crate::source::SourceError;
 use crate::wire::{ServerError, WireError};
 
@@ -41,6 +42,9 @@ pub enum SnapshotError {
     /// The slot that gives the snapshot.
     #[error("initial copy: {0}")]
     Slot(#[from] SourceError),
+    /// The sink.
+    #[error("initial copy: {0}")]
+    Sink(#[from] SinkError),
     /// Tables on the standby that cannot take the rows: every fault, one by one.
     #[error(
         "initial copy: the standby cannot take the published tables: {}. Create them there as they are on the primary \
@@ -72,6 +76,7 @@ impl SnapshotError {
         match self {
             SnapshotError::Server { source, .. } => source.retry(),
             SnapshotError::Slot(source) => source.retry(),
+            SnapshotError::Sink(source) => source.retry(),
             SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_) | SnapshotError::Refused(_) => Retry::Never,
             SnapshotError::Disturbed(_) | SnapshotError::Cancelled => Retry::Later,
         }

@@ -29,6 +29,8 @@ mod pump;
 mod session;
 mod standby;
 pub mod store;
+#[cfg(feature = "kafka")]
+mod to_kafka;
 mod worker;
 
 use std::cmp::Reverse;
@@ -54,6 +56,8 @@ use worker::{Sessions, TableWork, Work};
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
+#[cfg(feature = "kafka")]
+pub use to_kafka::{KafkaCopy, PreparedKafka, prepare_kafka};
 
 /// Where walrelay keeps its own records on a standby. A primary that is itself some relay's standby has it too; copying it
 /// would overwrite the records of the relay that writes here.

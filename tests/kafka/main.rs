@@ -9,5 +9,6 @@
 mod harness;
 
 mod brokers;
+mod delivery;
 mod left_open;
 mod takeover;

@@ -3,7 +3,7 @@
 
 use crate::config::{self, Config};
 use crate::model::Progress;
-use crate::pipeline::{Facts, beginning};
+use crate::pipeline::{Facts, adoption, beginning};
 use crate::source::{SourceError, identify, slot_facts, timeline_switch_point};
 use crate::wire::{Connection, Session};
 
@@ -55,11 +55,10 @@ async fn refusal(
     let slot_name = pipeline.slot_name();
     let slot = slot_facts(&primary.sql, &slot_name).await?;
     // Without a record to compare with, the slot alone is judged.
+    let is_known = matches!(record, Record::Read(_));
     let (progress, initial_copy) = match record {
         Record::Unknown => (None, false),
-        Record::Read(progress) => {
-            (progress, pipeline.initial_copy && matches!(pipeline.sink, config::Sink::Postgres(_)))
-        }
+        Record::Read(progress) => (progress, pipeline.initial_copy && !matches!(pipeline.sink, config::Sink::Stdout)),
     };
     let switch_point = match &progress {
         Some(progress) if progress.timeline < identity.timeline => {
@@ -74,8 +73,12 @@ async fn refusal(
         slot: slot.as_ref(),
         progress: progress.as_ref(),
         initial_copy,
-        holder: "the standby",
+        holder: if matches!(pipeline.sink, config::Sink::Kafka(_)) { "the Kafka cluster" } else { "the standby" },
         switch_point,
     };
-    Ok(beginning(&facts).err())
+    let begun = beginning(&facts).and_then(|begun| match &pipeline.sink {
+        config::Sink::Kafka(sink) if is_known => adoption(&facts, begun, sink.start_lsn),
+        _ => Ok(begun),
+    });
+    Ok(begun.err())
 }

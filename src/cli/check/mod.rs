@@ -4,6 +4,8 @@
 mod beginning;
 mod events;
 mod finding;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod missing;
 mod primary;
 mod row_security;
@@ -85,13 +87,14 @@ async fn examine(config: &Config) -> Findings {
         }
         let record = match &pipeline.sink {
             config::Sink::Postgres(sink) => standby::examine(&primary, pipeline, sink, &tables, &mut findings).await,
+            #[cfg(feature = "kafka")]
+            config::Sink::Kafka(sink) => kafka::examine(pipeline, sink, &tables, &mut findings).await,
+            #[cfg(not(feature = "kafka"))]
             config::Sink::Kafka(_) => {
-                findings.push(Finding::error(
-                    pipeline.name.as_str(),
-                    "this build of walrelay reads the configuration of a Kafka sink and carries nothing to it yet",
-                    "use a sink of type postgres or stdout",
-                ));
-                Record::Read(None)
+                let message = "this walrelay was built without its Kafka client";
+                let remedy = "build it with the cargo feature \"kafka\" (on by default)";
+                findings.push(Finding::error(pipeline.name.as_str(), message, remedy));
+                Record::Unknown
             }
             config::Sink::Stdout => Record::Read(None),
         };

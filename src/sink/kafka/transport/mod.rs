@@ -11,6 +11,7 @@
 mod carrier;
 mod catalog;
 mod client;
+mod copy;
 mod fault;
 mod open;
 mod opening;
@@ -21,11 +22,14 @@ mod remove;
 mod session;
 mod sink;
 mod skipping;
+mod survey;
 mod topics;
 
+pub use copy::{CopyWriter, FirstRow, Piece, PieceEnd};
 pub use open::refuse_unfinished;
 pub use opening::Opening;
 pub use progress::{CopiedTable, Records};
 pub use remove::remove;
 pub use session::Start;
 pub use sink::{KafkaSink, read_records};
+pub use survey::{Survey, TopicSurvey, survey};

@@ -1,5 +1,6 @@
 //! From a configuration to a producer that may begin: topics made, earlier producers fenced off, what they left in doubt settled.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -12,11 +13,14 @@ use crate::config::KafkaSink;
 use crate::config::kafka::{ApplyMeans, Delivery, OnLargeTransaction, OnOversized};
 
 use super::client::{self, Events};
+use super::fault::Fault;
 use super::opening::Opening;
 use super::producer::{Halt, Producer};
-use super::topics::Topics;
+use super::topics::{Topics, listed};
+use crate::model::{PipelineName, QualifiedName};
 use crate::sink::SinkError;
 use crate::sink::kafka::encode::{Encoder, Origin};
+use crate::sink::postgres::TableFilter;
 
 /// The brokers answer within this, or the attempt is over.
 const INIT_LIMIT: Duration = Duration::from_secs(60);
@@ -50,9 +54,9 @@ pub fn refuse_unfinished(sink: &KafkaSink) -> Result<(), SinkError> {
 pub(super) fn open(opening: &Opening, runtime: Handle, halt: &Halt) -> Result<Opened, SinkError> {
     let sink = &opening.sink;
     refuse_unfinished(sink)?;
-    let mut topics = Topics::new(sink, runtime.clone())?;
+    let mut topics = Topics::new(sink, runtime.clone());
     topics.ensure_progress()?;
-    topics.ensure(&topics_of(opening))?;
+    topics.ensure(&topics_of(sink, &opening.pipeline, &opening.tables))?;
     let smallest = topics.smallest_record_bytes();
     if sink.delivery == Delivery::ExactlyOnce {
         let Transactional { producer, timeout } =
@@ -64,6 +68,19 @@ pub(super) fn open(opening: &Opening, runtime: Handle, halt: &Halt) -> Result<Op
     settings.set("message.timeout.ms", "0");
     let producer = new_producer(&settings, halt)?;
     Ok(Opened { producer, topics, timeout: sink.transaction_timeout })
+}
+
+/// Says so where topics hold records that no progress record tells of.
+pub(super) fn warn_of_foreign_records(opening: &Opening, topics: &Topics) {
+    let names = topics_of(&opening.sink, &opening.pipeline, &opening.tables);
+    match topics.holding_records(&names) {
+        Ok(found) if !found.is_empty() => tracing::warn!(
+            "{} already hold records, and there is no progress record: somebody else sent them, and consumers will find ours behind",
+            listed(&found)
+        ),
+        Ok(_) => {}
+        Err(fault) => tracing::debug!(%fault, "the topics could not be looked at"),
+    }
 }
 
 /// A producer that has fenced off every earlier one of its transactional id.
@@ -116,19 +133,13 @@ fn new_producer(settings: &ClientConfig, halt: &Halt) -> Result<Producer, SinkEr
 }
 
 /// Topics that records will go to, as far as they can be known.
-fn topics_of(opening: &Opening) -> Vec<String> {
-    let sink = &opening.sink;
-    let origin = Origin {
-        pipeline: opening.pipeline.clone(),
-        database: String::new(),
-        previous_end: None,
-        tables: opening.filter.clone(),
-    };
+pub(super) fn topics_of(sink: &KafkaSink, pipeline: &PipelineName, tables: &[QualifiedName]) -> Vec<String> {
+    let origin =
+        Origin { pipeline: pipeline.clone(), database: String::new(), previous_end: None, tables: TableFilter::All };
     let encoder = Encoder::new(sink.clone(), origin);
-    let is_outbox =
-        |table: &crate::model::QualifiedName| sink.outbox.as_ref().is_some_and(|outbox| outbox.table == *table);
+    let is_outbox = |table: &QualifiedName| sink.outbox.as_ref().is_some_and(|outbox| outbox.table == *table);
     let mut names: Vec<String> =
-        opening.tables.iter().filter(|table| !is_outbox(table)).map(|table| encoder.topic_of(table)).collect();
+        tables.iter().filter(|table| !is_outbox(table)).map(|table| encoder.topic_of(table)).collect();
     if sink.transaction_topic {
         names.push(sink.transaction_topic_name());
     }
@@ -142,13 +153,19 @@ fn topics_of(opening: &Opening) -> Vec<String> {
 
 /// `transaction.max.timeout.ms` of a broker, where it may be read.
 fn most_timeout(sink: &KafkaSink, runtime: &Handle) -> Option<Duration> {
-    let admin = AdminClient::from_config_and_context(&client::settings(sink), Events::default()).ok()?;
-    let metadata = admin.inner().fetch_metadata(Some(&sink.progress_topic), ANSWER_LIMIT).ok()?;
-    let broker = metadata.brokers().first()?.id();
+    let settings = broker_settings(sink, runtime).ok()?;
+    let most = settings.get("transaction.max.timeout.ms").and_then(|text| text.parse().ok());
+    most.map(Duration::from_millis).or(Some(DEFAULT_MOST_TIMEOUT))
+}
+
+/// The settings of one broker.
+pub(super) fn broker_settings(sink: &KafkaSink, runtime: &Handle) -> Result<HashMap<String, String>, Fault> {
+    let admin = AdminClient::from_config_and_context(&client::settings(sink), Events::default())?;
+    let metadata = admin.inner().fetch_metadata(Some(&sink.progress_topic), ANSWER_LIMIT)?;
+    let Some(broker) = metadata.brokers().first() else { return Ok(HashMap::new()) };
     let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
-    let wanted = [ResourceSpecifier::Broker(broker)];
-    let resources = runtime.block_on(admin.describe_configs(&wanted, &options)).ok()?;
-    let resource = resources.into_iter().next()?.ok()?;
-    let text = resource.get("transaction.max.timeout.ms").and_then(|entry| entry.value.clone());
-    text.and_then(|text| text.parse().ok()).map(Duration::from_millis).or(Some(DEFAULT_MOST_TIMEOUT))
+    let wanted = [ResourceSpecifier::Broker(broker.id())];
+    let resources = runtime.block_on(admin.describe_configs(&wanted, &options))?;
+    let Some(resource) = resources.into_iter().next() else { return Ok(HashMap::new()) };
+    Ok(resource?.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
 }

@@ -30,16 +30,17 @@ struct ProgressValue<'a> {
 struct CopiedValue {
     schema: String,
     table: String,
-    snapshot_lsn: String,
+    /// `null` while the table is planned and not finished.
+    snapshot_lsn: Option<String>,
     rows: u64,
     version: u32,
 }
 
-/// A table that was sent whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A table of the initial copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopiedTable {
-    /// Changes whose commit record starts below are in it.
-    pub snapshot_lsn: Lsn,
+    /// Sent whole: changes whose commit record starts below are in it. `None`: planned, and not finished.
+    pub snapshot_lsn: Option<Lsn>,
     /// Its rows.
     pub rows: u64,
 }
@@ -49,8 +50,20 @@ pub struct CopiedTable {
 pub struct Records {
     /// The progress record.
     pub progress: Option<Progress>,
-    /// Tables whose copy is finished.
+    /// Tables of the initial copy, finished and planned.
     pub copied: HashMap<QualifiedName, CopiedTable>,
+}
+
+impl Records {
+    /// What the stream skips: changes that the finished tables hold already.
+    pub fn skip_until(&self) -> HashMap<QualifiedName, Lsn> {
+        self.copied.iter().filter_map(|(table, copied)| Some((table.clone(), copied.snapshot_lsn?))).collect()
+    }
+
+    /// Whether the copy was begun and has not come to its end.
+    pub fn is_unfinished(&self) -> bool {
+        self.copied.values().any(|copied| copied.snapshot_lsn.is_none())
+    }
 }
 
 /// Appends the progress record's value.
@@ -68,18 +81,17 @@ pub(super) fn write_progress(progress: &Progress, out: &mut Vec<u8>) -> Result<(
         .map_err(|error| SinkError::Refused(format!("the progress record cannot be written: {error}")))
 }
 
-/// Key of a finished table's record.
+/// Key of a table's record.
 pub(super) fn copied_key(transactional_id: &str, table: &QualifiedName) -> Vec<u8> {
     serde_json::json!([transactional_id, table.schema, table.name]).to_string().into_bytes()
 }
 
-/// Value of a finished table's record.
-#[cfg_attr(not(test), expect(dead_code, reason = "written by the initial copy"))]
+/// Value of a table's record.
 pub(super) fn copied_value(table: &QualifiedName, copied: CopiedTable) -> Vec<u8> {
     let value = CopiedValue {
         schema: table.schema.clone(),
         table: table.name.clone(),
-        snapshot_lsn: copied.snapshot_lsn.to_string(),
+        snapshot_lsn: copied.snapshot_lsn.map(|lsn| lsn.to_string()),
         rows: copied.rows,
         version: VERSION,
     };
@@ -179,7 +191,8 @@ impl<'a> Reading<'a> {
     fn read_copied(&self, value: &[u8]) -> Result<CopiedTable, SinkError> {
         let read: CopiedValue = serde_json::from_slice(value).map_err(|_| self.unreadable("value"))?;
         self.check_version(read.version)?;
-        let snapshot_lsn = read.snapshot_lsn.parse().map_err(|_| self.unreadable("snapshot_lsn"))?;
+        let snapshot_lsn = read.snapshot_lsn.map(|lsn| lsn.parse()).transpose();
+        let snapshot_lsn = snapshot_lsn.map_err(|_| self.unreadable("snapshot_lsn"))?;
         Ok(CopiedTable { snapshot_lsn, rows: read.rows })
     }
 }
@@ -244,10 +257,14 @@ mod tests {
     #[test]
     fn finished_tables_are_read_and_forgotten() {
         let table = QualifiedName::new("public", "o\"dd");
-        let copied = CopiedTable { snapshot_lsn: Lsn(9), rows: 3 };
+        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), rows: 3 };
         let (key, value) = (copied_key("walrelay.shop.a", &table), copied_value(&table, copied));
         let records = read(false, &[(&key, Some(&value))]).unwrap();
-        assert_eq!(records.copied, HashMap::from([(table, copied)]));
+        assert_eq!(records.skip_until(), HashMap::from([(table.clone(), Lsn(9))]));
+        assert!(!records.is_unfinished());
+        let planned = copied_value(&table, CopiedTable::default());
+        let records = read(false, &[(&key, Some(&planned))]).unwrap();
+        assert!(records.is_unfinished() && records.skip_until().is_empty());
         assert_eq!(read(false, &[(&key, Some(&value)), (&key, None)]).unwrap(), Records::default());
     }
 

@@ -26,7 +26,7 @@ fn remove_now(
     runtime: Handle,
     halt: &Halt,
 ) -> Result<Vec<String>, SinkError> {
-    let mut topics = Topics::new(sink, runtime.clone())?;
+    let mut topics = Topics::new(sink, runtime.clone());
     if !topics.look_up(std::slice::from_ref(&sink.progress_topic))?.is_empty() {
         return Ok(Vec::new());
     }

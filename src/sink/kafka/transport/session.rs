@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use rdkafka::error::RDKafkaErrorCode as Code;
+
 use crate::config::kafka::Delivery;
 use crate::decode::{Context, Message, decode};
 use crate::model::{Applied, Durable, Lsn, Progress, QualifiedName, Transaction};
@@ -17,10 +19,11 @@ use crate::wire::replication::{ReplicationMessage, parse};
 
 use super::carrier::Carrier;
 use super::catalog::Catalog;
+use super::fault::Fault;
 use super::open::Opened;
 use super::opening::Opening;
 use super::producer::{Outgoing, TopicHandle};
-use super::progress::write_progress;
+use super::progress::{CopiedTable, copied_key, copied_value, write_progress};
 use super::skipping::{Skip, Skipping};
 use crate::sink::kafka::encode::{Encoder, Origin, Step, TransactionMark};
 use crate::sink::{Batch, Receipt, SinkError};
@@ -72,9 +75,17 @@ impl Session {
         Ok(Self { opening, carrier, catalog, progress_topic, timeout, buffer: Vec::new(), streaming: None })
     }
 
-    /// Writes a record that no event belongs to, durably.
-    pub(super) fn record(&mut self, progress: &Progress) -> Result<(), SinkError> {
-        self.in_transaction(|session| session.produce_progress(progress))
+    /// Writes a record that no event belongs to, durably, together with the plan of a copy: tables that are not finished.
+    pub(super) fn record(&mut self, progress: &Progress, planned: &[QualifiedName]) -> Result<(), SinkError> {
+        self.in_transaction(|session| {
+            for table in planned {
+                session.produce_record(
+                    &copied_key(&session.opening.sink.transactional_id, table),
+                    &copied_value(table, CopiedTable::default()),
+                )?;
+            }
+            session.produce_progress(progress)
+        })
     }
 
     /// Makes the encoder.
@@ -134,47 +145,80 @@ impl Session {
 
     /// Runs `work` inside a Kafka transaction, if there are any, and waits until its outcome cannot change any more.
     fn in_transaction(&mut self, work: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), SinkError> {
-        if !self.is_exactly_once() {
-            work(self)?;
-            return self
-                .carrier
-                .producer
-                .flush()
-                .map_err(|fault| self.carrier.failed(fault, "waiting for the progress record"));
-        }
-        let begun = self.carrier.producer.begin();
-        begun.map_err(|fault| self.carrier.failed(fault, "beginning a Kafka transaction"))?;
-        self.carrier.set_limit(Some(self.timeout - self.timeout / COMMIT_PART));
-        let result = work(self).and_then(|()| {
-            let committed = self.carrier.producer.commit(self.timeout);
-            committed.map_err(|fault| self.carrier.failed(fault, "committing a Kafka transaction"))
-        });
-        self.carrier.set_limit(None);
+        self.begin()?;
+        let result = work(self).and_then(|()| self.commit());
         if result.is_err() {
-            // Replayed from the slot; if the abort does not succeed either, the next producer's beginning settles it.
-            if let Err(fault) = self.carrier.producer.abort(ABORT_LIMIT) {
-                tracing::debug!(%fault, "the Kafka transaction could not be aborted");
-            }
+            self.give_up(true);
         }
         result
     }
 
-    /// Without transactions, the record may follow only what was delivered.
-    fn settle_deliveries(&mut self) -> Result<(), SinkError> {
-        if self.is_exactly_once() {
+    /// Begins a Kafka transaction, if there are any.
+    pub(super) fn begin(&mut self) -> Result<(), SinkError> {
+        if !self.is_exactly_once() {
             return Ok(());
         }
+        let begun = self.carrier.producer.begin();
+        begun.map_err(|fault| self.carrier.failed(fault, "beginning a Kafka transaction"))?;
+        self.carrier.set_limit(Some(self.timeout - self.timeout / COMMIT_PART));
+        Ok(())
+    }
+
+    /// Waits until the outcome of what was sent cannot change any more.
+    pub(super) fn commit(&mut self) -> Result<(), SinkError> {
+        if self.is_exactly_once() {
+            let committed = self.carrier.producer.commit(self.timeout);
+            committed.map_err(|fault| self.carrier.failed(fault, "committing a Kafka transaction"))?;
+            self.carrier.set_limit(None);
+            Ok(())
+        } else {
+            self.flush()
+        }
+    }
+
+    /// Aborts what was sent: it is replayed from the slot. If the abort does not succeed either, the next producer's beginning
+    /// settles it.
+    pub(super) fn give_up(&mut self, is_in_transaction: bool) {
+        if is_in_transaction
+            && self.is_exactly_once()
+            && let Err(fault) = self.carrier.producer.abort(ABORT_LIMIT)
+        {
+            tracing::debug!(%fault, "the Kafka transaction could not be aborted");
+        }
+    }
+
+    /// Without transactions, a record that tells of others may follow only what was delivered.
+    pub(super) fn settle_deliveries(&mut self) -> Result<(), SinkError> {
+        if self.is_exactly_once() { Ok(()) } else { self.flush() }
+    }
+
+    fn flush(&self) -> Result<(), SinkError> {
         let flushed = self.carrier.producer.flush();
         flushed.map_err(|fault| self.carrier.failed(fault, "waiting for the delivery of records"))
+    }
+
+    /// The outlet of an encoder.
+    pub(super) fn carrier(&mut self) -> &mut Carrier {
+        &mut self.carrier
+    }
+
+    /// Work is done.
+    pub(super) fn beat(&self) {
+        self.opening.heartbeat.beat();
     }
 
     fn produce_progress(&mut self, progress: &Progress) -> Result<(), SinkError> {
         self.buffer.clear();
         write_progress(progress, &mut self.buffer)?;
+        self.produce_record(self.opening.sink.transactional_id.as_bytes(), &self.buffer)
+    }
+
+    /// A record of the progress topic.
+    pub(super) fn produce_record(&self, key: &[u8], value: &[u8]) -> Result<(), SinkError> {
         let record = Outgoing {
             partition: PROGRESS_PARTITION,
-            key: Some(self.opening.sink.transactional_id.as_bytes()),
-            value: Some(&self.buffer),
+            key: Some(key),
+            value: Some(value),
             headers: &[],
             timestamp_ms: 0,
         };
@@ -216,6 +260,9 @@ impl Session {
         let broken = || SinkError::wire("reading a received transaction");
         while let Some(chunk) = transaction.next_chunk().map_err(SinkError::Spool)? {
             self.opening.heartbeat.beat();
+            if self.carrier.is_late() {
+                return Err(self.carrier.failed(Fault::from(Code::MessageTimedOut), "sending a transaction's records"));
+            }
             for frame in frames(&chunk) {
                 let frame = frame.map_err(broken())?;
                 let ReplicationMessage::XLogData { start, payload, .. } = parse(frame.body).map_err(broken())? else {

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::KafkaSink as Settings;
-use crate::model::{Lsn, PipelineName, Progress, Retry};
+use crate::model::{Lsn, PipelineName, Progress, QualifiedName, Retry};
 
 use super::catalog::Catalog;
 use super::open;
@@ -24,7 +24,7 @@ const ORDERS_LIMIT: usize = 1;
 type Answer<T> = oneshot::Sender<Result<T, SinkError>>;
 
 enum Order {
-    Record(Progress, Answer<()>),
+    Record(Progress, Vec<QualifiedName>, Answer<()>),
     Start(Box<Start>, Answer<()>),
     Apply(Batch, Answer<Receipt>),
 }
@@ -88,9 +88,9 @@ impl KafkaSink {
         Ok((sink, records))
     }
 
-    /// Writes the first record, durably, before anything is streamed.
-    pub async fn record(&mut self, progress: Progress) -> Result<(), SinkError> {
-        self.order(|answer| Order::Record(progress, answer)).await
+    /// Writes a record that no event belongs to, durably, together with the plan of a copy: tables that are not finished.
+    pub async fn record(&mut self, progress: Progress, planned: Vec<QualifiedName>) -> Result<(), SinkError> {
+        self.order(|answer| Order::Record(progress, planned, answer)).await
     }
 
     /// Makes it ready for batches behind this record.
@@ -123,6 +123,9 @@ fn work(opening: Opening, runtime: Handle, halt: &Halt, opened: Answer<Records>,
     let catalog = Catalog::new(runtime.clone(), opening.primary.clone(), &opening.pipeline);
     let begun = open::open(&opening, runtime, halt).and_then(|open| {
         let records = reader::read_records(&opening.sink, &opening.pipeline, halt)?;
+        if records.progress.is_none() {
+            open::warn_of_foreign_records(&opening, &open.topics);
+        }
         Ok((Session::new(opening, open, catalog)?, records))
     });
     let mut session = match begun {
@@ -139,7 +142,7 @@ fn work(opening: Opening, runtime: Handle, halt: &Halt, opened: Answer<Records>,
     };
     while let Some(order) = orders.blocking_recv() {
         let is_broken = match order {
-            Order::Record(progress, answer) => answered(session.record(&progress), answer),
+            Order::Record(progress, planned, answer) => answered(session.record(&progress, &planned), answer),
             Order::Start(start, answer) => answered(session.start(*start), answer),
             Order::Apply(batch, answer) => answered(session.apply(batch), answer),
         };
@@ -154,10 +157,10 @@ fn answered<T>(result: Result<T, SinkError>, answer: Answer<T>) -> bool {
     answer.send(result).is_err() || is_error
 }
 
-fn ended() -> SinkError {
+pub(super) fn ended() -> SinkError {
     broken_down("it ended without a word".to_owned())
 }
 
-fn broken_down(reason: String) -> SinkError {
+pub(super) fn broken_down(reason: String) -> SinkError {
     SinkError::Kafka { context: "the Kafka client's thread".to_owned(), source: reason.into(), retry: Retry::Later }
 }

@@ -45,27 +45,28 @@ pub(super) struct TopicFacts {
     pub(super) settings: HashMap<String, String>,
 }
 
-/// What is known of the topics.
+/// What is known of the topics. Its clients live only while they are asked: one that nobody serves would gather what it has to
+/// say about its connections.
 pub(super) struct Topics {
     sink: KafkaSink,
-    reader: BaseConsumer<Events>,
-    admin: AdminClient<Events>,
     events: Events,
     runtime: Handle,
     known: HashMap<String, TopicFacts>,
 }
 
 impl Topics {
-    /// Connects when it is first asked.
-    pub(super) fn new(sink: &KafkaSink, runtime: Handle) -> Result<Self, SinkError> {
-        let events = Events::default();
-        let failed = |fault: Fault| fault.while_doing("setting up the Kafka client", None);
-        let reader =
-            BaseConsumer::from_config_and_context(&client::reader_settings(sink, "read_committed"), events.clone())
-                .map_err(|error| failed(error.into()))?;
-        let admin = AdminClient::from_config_and_context(&client::settings(sink), events.clone())
-            .map_err(|error| failed(error.into()))?;
-        Ok(Self { sink: sink.clone(), reader, admin, events, runtime, known: HashMap::new() })
+    pub(super) fn new(sink: &KafkaSink, runtime: Handle) -> Self {
+        Self { sink: sink.clone(), events: Events::default(), runtime, known: HashMap::new() }
+    }
+
+    fn reader(&self) -> Result<BaseConsumer<Events>, Fault> {
+        let settings = client::reader_settings(&self.sink, "read_committed");
+        Ok(BaseConsumer::from_config_and_context(&settings, self.events.clone())?)
+    }
+
+    fn admin(&self) -> Result<AdminClient<Events>, SinkError> {
+        let admin = AdminClient::from_config_and_context(&client::settings(&self.sink), self.events.clone());
+        admin.map_err(|error| Fault::from(error).while_doing("setting up the Kafka client", None))
     }
 
     /// What was found or made.
@@ -120,6 +121,27 @@ impl Topics {
         self.create(&missing, create.partitions, create.replication_factor, &settings)
     }
 
+    /// Which of the known topics hold a record; only some are looked at.
+    pub(super) fn holding_records(&self, names: &[String]) -> Result<Vec<String>, Fault> {
+        let reader = self.reader()?;
+        let holds = |name: &String| -> Result<bool, Fault> {
+            for partition in 0..self.known(name).map_or(0, |facts| facts.partitions) {
+                let (first, end) = reader.fetch_watermarks(name, partition, ANSWER_LIMIT)?;
+                if first < end {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        let mut found = Vec::new();
+        for name in names.iter().take(SINGLE_LOOKUPS_LIMIT) {
+            if holds(name)? {
+                found.push(name.clone());
+            }
+        }
+        Ok(found)
+    }
+
     /// Sees to it that the progress topic exists, with one partition.
     pub(super) fn ensure_progress(&mut self) -> Result<(), SinkError> {
         let name = self.sink.progress_topic.clone();
@@ -157,7 +179,8 @@ impl Topics {
             .collect();
         let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT)).operation_timeout(Some(ANSWER_LIMIT));
         let failed = |fault: Fault| fault.while_doing(context(), self.events.connection());
-        let results = self.runtime.block_on(self.admin.create_topics(&topics, &options));
+        let admin = self.admin()?;
+        let results = self.runtime.block_on(admin.create_topics(&topics, &options));
         for result in results.map_err(|error| failed(error.into()))? {
             match result {
                 Ok(name) => tracing::info!(topic = name, "created the topic"),
@@ -181,6 +204,7 @@ impl Topics {
 
     /// Partitions and replicas of those that exist and have leaders.
     fn counts(&self, names: &[String]) -> Result<HashMap<String, (i32, usize)>, Fault> {
+        let reader = self.reader()?;
         let mut found = HashMap::new();
         let mut note = |topic: &rdkafka::metadata::MetadataTopic| -> Result<(), Fault> {
             match topic.error().map(Code::from) {
@@ -196,13 +220,13 @@ impl Topics {
             Ok(())
         };
         if names.len() > SINGLE_LOOKUPS_LIMIT {
-            let metadata = self.reader.fetch_metadata(None, ANSWER_LIMIT)?;
+            let metadata = reader.fetch_metadata(None, ANSWER_LIMIT)?;
             for topic in metadata.topics().iter().filter(|topic| names.iter().any(|name| name == topic.name())) {
                 note(topic)?;
             }
         } else {
             for name in names {
-                let metadata = self.reader.fetch_metadata(Some(name), ANSWER_LIMIT)?;
+                let metadata = reader.fetch_metadata(Some(name), ANSWER_LIMIT)?;
                 metadata.topics().iter().try_for_each(&mut note)?;
             }
         }
@@ -217,7 +241,8 @@ impl Topics {
         let wanted: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         let options = AdminOptions::new().request_timeout(Some(ANSWER_LIMIT));
         let context = || "reading the topics' settings".to_owned();
-        let results = self.runtime.block_on(self.admin.describe_configs(&wanted, &options));
+        let admin = self.admin()?;
+        let results = self.runtime.block_on(admin.describe_configs(&wanted, &options));
         let results = results.map_err(|error| Fault::from(error).while_doing(context(), self.events.connection()))?;
         let mut settings = HashMap::new();
         for result in results {
@@ -240,7 +265,7 @@ impl Topics {
 }
 
 /// `the topic "a"`, `the topics "a", "b" and 3 more`.
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     const SHOWN: usize = 5;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("\"{name}\"")).collect();
     let more = names.len().saturating_sub(SHOWN);

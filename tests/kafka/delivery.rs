@@ -1,0 +1,254 @@
+//! What arrives, and how often: events of whole transactions, logical messages, oversized records, both kinds of delivery, an
+//! initial copy, a broker that goes and comes back.
+
+use std::process::Command;
+
+use serde_json::Value;
+use walrelay::throwaway::{BrokerOptions, Options};
+
+use super::harness::{Feed, Record, Relay, Tables, eventually, fails_with, streams, value};
+
+const TOPIC: &str = "shop.public.t";
+
+async fn with_table(feed: &Feed) {
+    feed.on_primary("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+}
+
+/// The rows of the feed are those of the table, and no event came twice or out of order.
+async fn agrees(feed: &Feed) {
+    feed.caught_up().await;
+    let tables = Tables::of(&feed.reader().read_one(TOPIC).await);
+    assert!(tables.faults.is_empty(), "{:?}", &tables.faults[..tables.faults.len().min(5)]);
+    let found = tables.rows(TOPIC);
+    let query = "SELECT coalesce(json_agg(t), '[]')::text FROM (SELECT id, v FROM t) t";
+    let text = value(&feed.primary, "shop", query).await;
+    let mut expected: Vec<Value> = serde_json::from_str(&text).unwrap();
+    expected.sort_by_key(Value::to_string);
+    assert_eq!(found.len(), expected.len());
+    assert_eq!(found, expected);
+}
+
+fn operations(records: &[Record]) -> Vec<String> {
+    let events = records.iter().filter(|record| record.value.is_some());
+    events.map(|record| record.json()["op"].as_str().unwrap_or("").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_transaction_arrives_once_whatever_dies() {
+    let mut feed = Feed::start().await;
+    with_table(&feed).await;
+    let mut relay = feed.relay("").await;
+    for round in 0..4 {
+        let writing = feed.in_background(&format!(
+            "DO $$ BEGIN FOR i IN 1..400 LOOP \
+             INSERT INTO t VALUES ({round} * 1000 + i, 'a'); UPDATE t SET v = v || 'b' WHERE id = {round} * 1000 + i; \
+             IF i % 3 = 0 THEN DELETE FROM t WHERE id = {round} * 1000 + i; END IF; COMMIT; END LOOP; END $$"
+        ));
+        if round % 2 == 0 {
+            eventually("some were applied", || async {
+                let report = relay.report("feed1").await?;
+                (report["transactions"].as_u64()? > 20).then_some(())
+            })
+            .await;
+            relay.kill9();
+            relay.start_again().await;
+        } else {
+            feed.broker.kill9();
+            feed.broker.start_again().await.unwrap();
+        }
+        writing.await.unwrap();
+        streams(&relay).await;
+    }
+    agrees(&feed).await;
+    // An orderly stop in between loses and repeats nothing either.
+    relay.stop().await;
+    feed.on_primary("INSERT INTO t VALUES (-1, 'while away')").await;
+    relay.start_again().await;
+    agrees(&feed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_outside_transactions_arrives_once() {
+    let feed = Feed::start().await;
+    with_table(&feed).await;
+    let mut relay = feed.relay("").await;
+    for round in 0..6 {
+        feed.on_primary(&format!("SELECT pg_logical_emit_message(false, 'mine', 'm{round}')")).await;
+        if round % 2 == 1 {
+            feed.on_primary(&format!("INSERT INTO t VALUES ({round}, 'x')")).await;
+        }
+        let count = round + 1;
+        feed.reader().read_count(&["shop.message"], count).await;
+        relay.kill9();
+        relay.start_again().await;
+        streams(&relay).await;
+    }
+    feed.caught_up().await;
+    let records = feed.reader().read_one("shop.message").await;
+    assert_eq!(records.len(), 6, "{records:?}");
+    assert!(records.iter().all(|record| record.json()["op"] == "m"), "{records:?}");
+    agrees(&feed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversized_record_stops_or_goes_to_the_dead_letters() {
+    let feed = Feed::start().await;
+    with_table(&feed).await;
+    feed.create_topic(TOPIC, 1, &[("max.message.bytes", "20000")]).await;
+    let mut relay = feed.relay("").await;
+    feed.on_primary("INSERT INTO t VALUES (1, 'small')").await;
+    feed.on_primary("INSERT INTO t VALUES (2, 'x'), (3, repeat('x', 30000)), (4, 'y')").await;
+    fails_with(&relay, &["shop.public.t", "max.message.bytes = 20000", "dead_letter"]).await;
+    assert_eq!(feed.reader().read_one(TOPIC).await.len(), 1, "a part of a transaction is seen");
+    relay.rewrite_config(&feed.config("initial_copy = false", "on_oversized = \"dead_letter\""));
+    relay.kill9();
+    relay.start_again().await;
+    streams(&relay).await;
+    feed.caught_up().await;
+    assert_eq!(feed.reader().read_one(TOPIC).await.len(), 3);
+    let letters = feed.reader().read_one("shop.dead_letter").await;
+    assert_eq!(letters.len(), 1);
+    let letter = letters[0].json();
+    assert_eq!((letter["topic"].as_str(), letter["key"].as_str()), (Some(TOPIC), Some("{\"id\":3}")));
+    assert!(letter["bytes"].as_u64().unwrap() > 30_000 && letter["xid"].as_u64().is_some(), "{letter}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delivery_may_be_switched_and_keeps_the_position() {
+    let feed = Feed::start().await;
+    with_table(&feed).await;
+    let mut relay = feed.relay("delivery = \"at_least_once\"").await;
+    feed.on_primary("INSERT INTO t SELECT i, 'a' FROM generate_series(1, 500) i").await;
+    agrees(&feed).await;
+    for delivery in ["exactly_once", "at_least_once", "exactly_once"] {
+        relay.stop().await;
+        relay.rewrite_config(&feed.config("initial_copy = false", &format!("delivery = \"{delivery}\"")));
+        feed.on_primary("UPDATE t SET v = v || 'b' WHERE id % 50 = 0").await;
+        relay.start_again().await;
+        streams(&relay).await;
+        agrees(&feed).await;
+    }
+    assert_eq!(feed.reader().read_one(TOPIC).await.len(), 530, "an event came twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn existing_rows_are_sent_once_and_precede_the_stream() {
+    let feed = Feed::start().await;
+    with_table(&feed).await;
+    feed.on_primary("INSERT INTO t SELECT i, 'row ' || i FROM generate_series(1, 20000) i").await;
+    feed.on_primary(
+        "CREATE TABLE empty (id int PRIMARY KEY); CREATE TABLE one (id int PRIMARY KEY); INSERT INTO one VALUES (1)",
+    )
+    .await;
+    let writing = feed.in_background(
+        "DO $$ BEGIN FOR i IN 1..300 LOOP UPDATE t SET v = 'changed' WHERE id = i * 7; COMMIT; END LOOP; END $$",
+    );
+    let mut relay = feed.relay_with("initial_copy = true\ncopy_workers = 2", "").await;
+    writing.await.unwrap();
+    let report = relay.report("feed1").await.unwrap();
+    assert_eq!((&report["copy"]["tables_done"], &report["copy"]["tables_total"]), (&3.into(), &3.into()), "{report}");
+    agrees(&feed).await;
+    let records = feed.reader().read_one(TOPIC).await;
+    let operations = operations(&records);
+    let reads = operations.iter().filter(|operation| *operation == "r").count();
+    assert_eq!(reads, 20_000);
+    let mark = |record: &Record| record.json()["source"]["snapshot"].as_str().unwrap_or("").to_owned();
+    let last = records.iter().rfind(|record| record.json()["op"] == "r").unwrap();
+    assert!(["last_in_data_collection", "last"].contains(&mark(last).as_str()), "{}", mark(last));
+    let one = feed.reader().read_one("shop.public.one").await;
+    assert!(["last_in_data_collection", "last"].contains(&mark(&one[0]).as_str()), "{}", mark(&one[0]));
+    // A restart repeats no finished table.
+    relay.kill9();
+    feed.on_primary("UPDATE t SET v = 'after' WHERE id = 1").await;
+    relay.start_again().await;
+    streams(&relay).await;
+    agrees(&feed).await;
+    let records = feed.reader().read_one(TOPIC).await;
+    assert_eq!(records.iter().filter(|record| record.json()["op"] == "r").count(), 20_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_cut_off_begins_again_and_keeps_finished_tables() {
+    let feed = Feed::start().await;
+    with_table(&feed).await;
+    feed.on_primary("CREATE TABLE a_small (id int PRIMARY KEY); INSERT INTO a_small SELECT generate_series(1, 10)")
+        .await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 100000) i").await;
+    let mut relay = Relay::start(&feed.config("copy_workers = 2", "")).await;
+    relay.wait("feed1", "a table is done", |report| report["copy"]["tables_done"].as_u64() >= Some(1)).await;
+    relay.kill9();
+    feed.on_primary("UPDATE t SET v = 'changed' WHERE id <= 100; DELETE FROM t WHERE id > 99000").await;
+    relay.start_again().await;
+    streams(&relay).await;
+    agrees(&feed).await;
+    assert_eq!(feed.reader().read_one("shop.public.a_small").await.len(), 10, "a finished table was sent again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_larger_than_memory_streams_through_one_kafka_transaction() {
+    let options = Options::default().with("logical_decoding_work_mem", "1MB");
+    let feed = Feed::with(options, BrokerOptions::default()).await;
+    with_table(&feed).await;
+    let relay = feed.relay_with("initial_copy = false\nmemory_limit = \"4MB\"", "").await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 100000) i").await;
+    agrees(&feed).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", relay.process_id())).unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let kib: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(kib < 150 * 1024, "resident set {kib} KiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_tells_what_makes_the_promise_hollow() {
+    let feed =
+        Feed::with(Options::default(), BrokerOptions::default().with("unclean.leader.election.enable", "true")).await;
+    with_table(&feed).await;
+    feed.create_topic(TOPIC, 3, &[]).await;
+    let check = |pipeline: &str, sink: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("walrelay.toml");
+        std::fs::write(&path, feed.config(pipeline, sink)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_walrelay"))
+            .args(["check", "--json", "--config"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    let found = check("initial_copy = false", "create_topics = { partitions = 6 }");
+    let text = found["findings"].to_string();
+    assert_eq!(found["ok"], true, "{text}");
+    for part in ["one replica only", "unclean.leader.election.enable", "create_topics.partitions is 6", TOPIC] {
+        assert!(text.contains(part), "\"{part}\" is not in {text}");
+    }
+    for (sink, part) in [
+        ("on_large_transaction = \"split\"", "split"),
+        ("create_topics = false", "not there"),
+        ("start_lsn = \"0/1\"", "adopts an existing slot"),
+    ] {
+        feed.on_primary("CREATE TABLE IF NOT EXISTS other (id int PRIMARY KEY)").await;
+        let found = check("initial_copy = false", sink);
+        assert_eq!(found["ok"], false, "{found}");
+        assert!(found["findings"].to_string().contains(part), "{found}");
+    }
+    feed.broker.address();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_longer_than_its_time_stops_the_feed_and_shows_nothing() {
+    let broker = BrokerOptions::default().with("transaction.max.timeout.ms", "2000");
+    let feed = Feed::with(Options::default(), broker).await;
+    with_table(&feed).await;
+    let relay = feed.relay_with("initial_copy = false\nmemory_limit = \"1MB\"", "").await;
+    assert!(relay.log().contains("longer than the broker allows"), "{}", relay.log());
+    feed.on_primary("INSERT INTO t VALUES (-1, 'before')").await;
+    feed.caught_up().await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 300000) i").await;
+    fails_with(
+        &relay,
+        &["too large for one Kafka transaction", "transaction_timeout (2 s)", "nothing of it was published"],
+    )
+    .await;
+    assert_eq!(feed.reader().read_one(TOPIC).await.len(), 1);
+}
