@@ -70,7 +70,7 @@ pub(super) fn kafka(
     initial_copy: bool,
     environment: &Environment,
 ) -> Result<KafkaSink, ConfigError> {
-    refuse_other_names(sink)?;
+    refuse_other_names(sink, KAFKA_SINK)?;
     sink.only(KAFKA_SINK, "a sink of type kafka")?;
     let topic_prefix = prefix(sink)?;
     let format = format(sink)?;
@@ -167,17 +167,25 @@ pub(super) fn kafka(
     })
 }
 
+/// Keys that are tables themselves.
+const TABLES: &[&str] = &["create_topics", "message_key", "route", "mask", "outbox", "client"];
+
 /// Debezium's names get ours; librdkafka's get the table they belong to.
-fn refuse_other_names(sink: &Section<'_>) -> Result<(), ConfigError> {
-    let mut others = sink.keys().filter(|key| !KAFKA_SINK.contains(key));
-    if let Some((key, instead)) = others.find_map(|key| Some((key, instead_of(key)?))) {
-        return Err(sink.error(key, None, format!("is Debezium's name; walrelay's is {instead}")));
+pub(super) fn refuse_other_names(section: &Section<'_>, known: &[&str]) -> Result<(), ConfigError> {
+    let names = section.dotted_keys();
+    let is_ours = |name: &str| {
+        let first = name.split('.').next().unwrap_or(name);
+        known.contains(&name) || TABLES.contains(&first) || first == "sink"
+    };
+    let mut others = names.iter().map(String::as_str).filter(|name| !is_ours(name));
+    if let Some((name, instead)) = others.clone().find_map(|name| Some((name, instead_of(name)?))) {
+        return Err(section.error(name, None, format!("is Debezium's name; walrelay's is {instead}")));
     }
-    if let Some(key) = sink.keys().find(|key| key.contains('.')) {
+    if let Some(name) = others.find(|name| name.contains('.')) {
         let rule = format!(
-            "is not a key of walrelay; a property of librdkafka stands in [pipeline.sink.client] as \"{key}\" = …"
+            "is not a key of walrelay; a property of librdkafka stands in [pipeline.sink.client] as \"{name}\" = …"
         );
-        return Err(sink.error(key, None, rule));
+        return Err(section.error(name, None, rule));
     }
     Ok(())
 }

@@ -137,8 +137,16 @@ fn debezium_names_get_an_error_that_names_ours() {
         ("\"provide.transaction.metadata\"", "transaction_topic"),
         ("\"value.converter.schemas.enable\"", "schemas_value"),
         ("\"linger.ms\"", "[pipeline.sink.client]"),
+        ("decimal.handling.mode", "decimal.handling.mode: is Debezium's name; walrelay's is decimal"),
+        ("topic.prefix", "walrelay's is topic_prefix"),
+        ("database.hostname", "url of [primary]"),
     ] {
         check(&format!("{key} = \"x\""), &["pipeline.feed1.sink", ours]);
+    }
+    for key in ["snapshot.mode", "\"slot.name\"", "table.include.list"] {
+        let text = SMALLEST.replace("initial_copy = false", &format!("{key} = \"x\""));
+        let error = read(Path::new("walrelay.toml"), &text, &Environment::default()).unwrap_err().to_string();
+        assert!(error.contains("is Debezium's name") && error.contains("of the [[pipeline]]"), "{error}");
     }
 }
 

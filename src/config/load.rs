@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use super::environment::Environment;
 use super::error::{ConfigError, nearest};
-use super::kafka_read::{KAFKA_SINK, kafka};
+use super::kafka_read::{KAFKA_SINK, kafka, refuse_other_names};
 use super::origin::Origin;
 use super::overrides::override_from;
 use super::section::Section;
@@ -206,6 +206,9 @@ fn refuse_collision(section: &Section<'_>, others: &[Pipeline], pipeline: &Pipel
 fn pipeline(section: &mut Section<'_>, environment: &Environment) -> Result<Pipeline, ConfigError> {
     if let Some(name) = section.peek("name").and_then(|name| PipelineName::new(name).ok()) {
         section.rename(format!("pipeline.{name}"));
+    }
+    if section.peek_inside("sink", "type") == Some("kafka") {
+        refuse_other_names(section, PIPELINE)?;
     }
     section.only(PIPELINE, "[[pipeline]]")?;
     let name = section.required_string("name", "it is the application_name that the primary lists")?;

@@ -43,9 +43,19 @@ impl<'a> Section<'a> {
         self.table.get(key).and_then(Value::as_str)
     }
 
-    /// The keys that are there.
-    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.table.keys().map(String::as_str)
+    /// Every name with its dots: TOML takes `a.b = 1` without quotation marks for a table in a table.
+    pub(super) fn dotted_keys(&self) -> Vec<String> {
+        fn gather(before: &str, table: &Table, names: &mut Vec<String>) {
+            for (name, value) in table {
+                match value {
+                    Value::Table(inner) if !inner.is_empty() => gather(&joined(before, name), inner, names),
+                    _ => names.push(joined(before, name)),
+                }
+            }
+        }
+        let mut names = Vec::new();
+        gather("", &self.table, &mut names);
+        names
     }
 
     /// Whether the key is there.
