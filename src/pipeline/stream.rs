@@ -31,8 +31,6 @@ use super::{PipelineError, Settings};
 
 /// Chunks read ahead of the assembler.
 const CHUNKS_LIMIT: usize = 8;
-/// Most transactions in one batch.
-const BATCH_TRANSACTIONS_LIMIT: usize = 1000;
 /// A batch takes no further transaction beyond this size.
 const BATCH_BYTES_LIMIT: u64 = 8 * 1024 * 1024;
 /// Most complete transactions that wait for the sink.
@@ -84,6 +82,7 @@ pub(super) async fn run(
         in_flight: None,
         idle: IdleRecords::default(),
         positions,
+        batch_limit: sink.batch_limit(),
         worker: Worker::new(sink),
         reporter,
         target,
@@ -116,6 +115,7 @@ struct Flow<'a> {
     in_flight: Option<Option<Timestamp>>,
     idle: IdleRecords,
     positions: watch::Sender<Positions>,
+    batch_limit: usize,
     worker: Worker,
     reporter: &'a Reporter,
     target: Lsn,
@@ -225,8 +225,7 @@ impl Flow<'_> {
         let mut transactions = Vec::new();
         let mut size_bytes = 0;
         while let Some(next) = self.waiting.front() {
-            let is_full =
-                transactions.len() >= BATCH_TRANSACTIONS_LIMIT || size_bytes + next.size_bytes > BATCH_BYTES_LIMIT;
+            let is_full = transactions.len() >= self.batch_limit || size_bytes + next.size_bytes > BATCH_BYTES_LIMIT;
             if is_full && !transactions.is_empty() {
                 break;
             }

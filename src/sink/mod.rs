@@ -56,6 +56,15 @@ pub enum AnySink {
 }
 
 impl AnySink {
+    /// Most transactions of one batch. A Kafka transaction costs the same however many it holds.
+    pub fn batch_limit(&self) -> usize {
+        match self {
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => 20_000,
+            AnySink::Postgres(_) | AnySink::Stdout(_) => 1000,
+        }
+    }
+
     /// Whether logical messages mean something to it.
     pub fn takes_messages(&self) -> bool {
         match self {
