@@ -97,6 +97,7 @@ async fn an_oversized_record_stops_or_goes_to_the_dead_letters() {
     feed.create_topic(TOPIC, 1, &[("max.message.bytes", "20000")]).await;
     let mut relay = feed.relay("").await;
     feed.on_primary("INSERT INTO t VALUES (1, 'small')").await;
+    feed.caught_up().await;
     feed.on_primary("INSERT INTO t VALUES (2, 'x'), (3, repeat('x', 30000)), (4, 'y')").await;
     fails_with(&relay, &["shop.public.t", "max.message.bytes = 20000", "dead_letter"]).await;
     assert_eq!(feed.reader().read_one(TOPIC).await.len(), 1, "a part of a transaction is seen");
@@ -251,4 +252,16 @@ async fn a_transaction_longer_than_its_time_stops_the_feed_and_shows_nothing() {
     )
     .await;
     assert_eq!(feed.reader().read_one(TOPIC).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_while_streaming_gets_its_topic_and_small_batches_where_it_takes_no_larger_ones() {
+    let feed = Feed::start().await;
+    let relay = feed.relay("create_topics = { partitions = 2, config = { \"max.message.bytes\" = \"5000\" } }").await;
+    with_table(&feed).await;
+    feed.on_primary("ALTER PUBLICATION walrelay_feed1 ADD TABLE t").await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 500) i").await;
+    agrees(&feed).await;
+    assert!(feed.reader().partitions().await.contains(&(TOPIC.to_owned(), 2)));
+    assert_eq!(relay.report("feed1").await.unwrap()["last_error"], Value::Null);
 }

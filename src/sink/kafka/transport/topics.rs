@@ -74,9 +74,11 @@ impl Topics {
         self.known.get(name)
     }
 
-    /// The least `max.message.bytes` among the known topics.
+    /// The least `max.message.bytes` among the known topics and those that will be made later.
     pub(super) fn smallest_record_bytes(&self) -> usize {
-        self.known.values().map(|facts| facts.record_bytes).min().unwrap_or(DEFAULT_RECORD_BYTES)
+        let made = self.sink.create_topics.as_ref().and_then(|create| create.config.get("max.message.bytes"));
+        let made = made.and_then(|text| text.parse().ok());
+        self.known.values().map(|facts| facts.record_bytes).chain(made).min().unwrap_or(DEFAULT_RECORD_BYTES)
     }
 
     /// Looks the topics up, without making any; gives the names that do not exist.
