@@ -43,6 +43,8 @@ struct Daemon {
     environment: Environment,
     spool_dir: PathBuf,
     pipelines: BTreeMap<PipelineName, (Settings, Running)>,
+    /// Asked to stop by a reload, and not yet seen to end.
+    leaving: Vec<Running>,
     board: Arc<Board>,
     notifier: Notifier,
     log_level: LogLevel,
@@ -80,6 +82,7 @@ pub async fn run(
         environment,
         spool_dir: spool_dir.unwrap_or_default(),
         pipelines: BTreeMap::new(),
+        leaving: Vec::new(),
         board,
         notifier,
         log_level,
@@ -88,7 +91,14 @@ pub async fn run(
     daemon.notifier.ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pipelines = daemon.pipelines.len(), "walrelay runs");
     while wishes.next().await == Wish::Reload {
-        daemon.reload().await;
+        // A stop does not wait for a reload that drains.
+        let is_stopped = tokio::select! {
+            () = daemon.reload() => false,
+            () = until_stop(&mut wishes) => true,
+        };
+        if is_stopped {
+            break;
+        }
     }
     daemon.stop(&mut wishes).await;
     stop_http.cancel();
@@ -154,21 +164,24 @@ impl Daemon {
             .filter(|(name, (settings, running))| is_to_stop(name, settings, running))
             .map(|(name, _)| name.clone())
             .collect();
-        let limit = self.config.shutdown_timeout;
         for name in leaving {
             if let Some((_, running)) = self.pipelines.remove(&name) {
                 tracing::info!(pipeline = %name, "stopping; its slot and its guards stay");
                 running.stop.cancel();
-                end(running, limit).await;
-                self.board.remove(&name);
+                self.leaving.push(running);
             }
+        }
+        let limit = self.config.shutdown_timeout;
+        futures_util::future::join_all(self.leaving.iter_mut().map(|running| end(running, limit))).await;
+        for running in std::mem::take(&mut self.leaving) {
+            self.board.remove(&running.report.borrow().name);
         }
         self.start_missing();
         tracing::info!(pipelines = self.pipelines.len(), "the configuration was read again");
     }
 
     /// Drains all pipelines at once, within the time limit.
-    async fn stop(self, wishes: &mut Wishes) {
+    async fn stop(mut self, wishes: &mut Wishes) {
         self.notifier.stopping();
         let limit = self.config.shutdown_timeout;
         tracing::info!(limit_seconds = limit.as_secs_f64(), "stopping");
@@ -176,22 +189,26 @@ impl Daemon {
             running.stop.cancel();
         }
         let all = async {
-            let ends = self.pipelines.into_values().map(|(_, running)| end(running, limit));
-            futures_util::future::join_all(ends).await;
+            let running = self.pipelines.values_mut().map(|(_, running)| running).chain(&mut self.leaving);
+            futures_util::future::join_all(running.map(|running| end(running, limit))).await;
         };
-        let again = async { while wishes.next().await != Wish::Stop {} };
         tokio::select! {
             () = all => {}
-            () = again => tracing::warn!("asked to stop again: ending at once; what was not confirmed is sent again at the next start"),
+            () = until_stop(wishes) => tracing::warn!("asked to stop again: ending at once; what was not confirmed is sent again at the next start"),
         }
     }
 }
 
-async fn end(running: Running, limit: Duration) {
+/// Until SIGTERM or SIGINT; other wishes are too late.
+async fn until_stop(wishes: &mut Wishes) {
+    while wishes.next().await != Wish::Stop {}
+}
+
+async fn end(running: &mut Running, limit: Duration) {
     let name = running.report.borrow().name.clone();
-    let abort = running.task.abort_handle();
-    if timeout(limit, running.task).await.is_err() {
-        abort.abort();
+    // A task that ended must not be asked again: a reload that was cut off may have seen it.
+    if !running.task.is_finished() && timeout(limit, &mut running.task).await.is_err() {
+        running.task.abort();
         tracing::warn!(
             pipeline = %name,
             "not drained within shutdown_timeout; what was not confirmed is sent again at the next start"

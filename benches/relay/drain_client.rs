@@ -21,7 +21,7 @@ pub fn main(arguments: &[String]) {
     let (url, target): (String, Lsn) = (url.clone(), target.parse().unwrap());
     let options = StreamOptions {
         slot: SlotName::new(slot).unwrap(),
-        publication: publication.clone(),
+        publications: vec![publication.clone()],
         start: Lsn(0),
         binary: true,
         messages: false,

@@ -31,7 +31,12 @@ pub(super) fn run(args: &DropArgs) -> Exit {
     };
     let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
     let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name.as_str() == args.name) else {
-        complain(&format!("the configuration has no pipeline \"{}\"; it has {}", args.name, names.join(", ")));
+        complain(&format!(
+            "the configuration has no pipeline \"{}\"; it has {}. A pipeline that was taken out of the file must stand in it, or in \
+             another one given with --config, to be dropped: it says where the standby is",
+            args.name,
+            names.join(", ")
+        ));
         return Exit::Usage;
     };
     if !args.yes {

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Environment, TablePattern, TableSet, parse_url};
+use crate::config::{Environment, Log, LogFormat, TablePattern, TableSet, parse_url};
 use crate::model::Retry;
 use crate::pipeline::{PipelineError, tail};
 use crate::shutdown::{Wish, Wishes};
 use crate::sink::SinkError;
+use crate::telemetry;
 
 use super::{Exit, complain};
 
@@ -34,6 +35,10 @@ pub(super) struct TailArgs {
 }
 
 pub(super) fn run(args: &TailArgs) -> Exit {
+    if let Err(error) = telemetry::start(&Log { level: "warn".to_owned(), format: LogFormat::Text }) {
+        complain(&error);
+        return Exit::Internal;
+    }
     let environment = Environment::of_process();
     let primary = match parse_url(&args.primary, &environment) {
         Ok(primary) => primary,

@@ -15,13 +15,14 @@ use crate::sink::stdout::StdoutSink;
 use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
 use crate::source::{
     self, Additions, Publication, SnapshotUse, SourceError, ensure_publication, identify, lists_standby, slot_facts,
-    timeline_switch_point,
+    synchronous_standby_names, timeline_switch_point,
 };
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
 
 use super::adoption::adoption;
 use super::monitor::primary_session;
+use super::origin;
 use super::ownership::{self, Ownership};
 use super::resume::{Beginning, Facts, beginning};
 use super::stream::{self, Streaming};
@@ -114,13 +115,14 @@ impl Attempt<'_> {
 
     /// New tables are added once commits cannot wait for this pipeline while their copy waits for the commits.
     pub(super) async fn additions(&self, primary: &Primary, beginning: Beginning) -> Result<Additions, PipelineError> {
-        if beginning == Beginning::Fresh || !self.settings.pipeline.initial_copy {
+        if beginning == Beginning::Fresh {
             return Ok(Additions::Now);
         }
-        let query = "SELECT pg_catalog.current_setting('synchronous_standby_names')";
-        let row = primary.sql.query_one(query, &[]).await;
-        let names: String = row.map_err(SourceError::sql("reading synchronous_standby_names"))?.get(0);
-        Ok(if lists_standby(&names, self.name().as_str()) { Additions::Later } else { Additions::Now })
+        if !self.settings.pipeline.initial_copy {
+            return Ok(Additions::IfAllowed);
+        }
+        let names = synchronous_standby_names(&primary.sql).await?;
+        Ok(if lists_standby(&names, self.name().as_str()) { Additions::Later } else { Additions::IfAllowed })
     }
 
     /// Everything up to an open sink and a started stream.
@@ -129,6 +131,7 @@ impl Attempt<'_> {
         let slot_name = self.settings.pipeline.slot_name();
         let mut ownership = ownership::own(&sink.url, &primary.sql, self.name(), &slot_name, self.reporter).await?;
         self.reporter.state(State::Starting);
+        origin::check_origin(&mut ownership.connection, sink, self.name()).await?;
         store::ensure_store(&mut ownership.connection).await?;
         let progress = store::durable_progress(&mut ownership.connection, self.name()).await?;
         // Asked again after the record was read: a spare has waited meanwhile, and the primary went on.
@@ -159,7 +162,7 @@ impl Attempt<'_> {
         let is_same_server =
             target_identifier(&mut ownership.connection).await?.as_deref() == Some(&primary.identity.system_identifier);
         let streaming =
-            self.start_stream(&primary, &publication.name, start, AnySink::Postgres(Box::new(opened)), spool).await?;
+            self.start_stream(primary, &publication.name, start, AnySink::Postgres(Box::new(opened)), spool).await?;
         Ok((ownership, Streaming { may_hurry: !is_same_server, ..streaming }))
     }
 
@@ -173,7 +176,7 @@ impl Attempt<'_> {
             Beginning::Unrecorded(lsn) | Beginning::Adopt(lsn) | Beginning::Resume(lsn) => lsn,
         };
         let sink = AnySink::Stdout(StdoutSink::new());
-        self.start_stream(&primary, &publication.name, start, sink, spool).await
+        self.start_stream(primary, &publication.name, start, sink, spool).await
     }
 
     /// The rules of resume, over what both servers say now.
@@ -352,20 +355,24 @@ impl Attempt<'_> {
 
     pub(super) async fn start_stream(
         &self,
-        primary: &Primary,
+        primary: Primary,
         publication: &str,
         start: Lsn,
         sink: AnySink,
         spool: Spool,
     ) -> Result<Streaming, PipelineError> {
         let takes_messages = sink.takes_messages();
+        // Its walsender must not be the one too many where only one is free (max_wal_senders).
+        let Primary { replication, identity, sql } = primary;
+        replication.close().await;
+        drop(sql);
         let session = Session::replication(self.name().as_str());
         let connection = Connection::connect(&self.settings.primary, &session)
             .await
             .map_err(SourceError::wire("connecting to the primary"))?;
         let options = source::StreamOptions {
             slot: self.settings.pipeline.slot_name(),
-            publication: publication.to_owned(),
+            publications: vec![publication.to_owned()],
             start,
             binary: false,
             messages: takes_messages,
@@ -377,7 +384,7 @@ impl Attempt<'_> {
             settings: self.settings.clone(),
             stream,
             start,
-            target: primary.identity.flushed_lsn,
+            target: identity.flushed_lsn,
             sink,
             spool,
             may_hurry: true,

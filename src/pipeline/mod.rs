@@ -15,6 +15,7 @@ mod error;
 #[cfg(feature = "kafka")]
 mod forget_kafka;
 mod monitor;
+mod origin;
 mod ownership;
 mod removal;
 mod reporter;
@@ -78,17 +79,24 @@ pub fn start(settings: Settings) -> Running {
     let (reporter, receiver) = Reporter::new(report);
     let stop = CancellationToken::new();
     let span = tracing::info_span!("pipeline", pipeline = %name);
-    let task = tokio::spawn(supervise(settings, reporter, stop.clone()).instrument(span));
+    let token = stop.clone();
+    let life = async move {
+        tokio::select! {
+            () = supervise(&settings, &reporter, token) => {}
+            () = monitor::watch_while_away(&settings, &reporter) => {}
+        }
+    };
+    let task = tokio::spawn(life.instrument(span));
     Running { report: receiver, stop, task }
 }
 
 /// Attempts until stopped.
-async fn supervise(settings: Settings, reporter: Reporter, stop: CancellationToken) {
+async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     while !stop.is_cancelled() {
         let began = tokio::time::Instant::now();
         let applied_before = reporter.transactions();
-        let attempt = Attempt { settings: &settings, reporter: &reporter, stop: &stop };
+        let attempt = Attempt { settings, reporter, stop: &stop };
         let error = match attempt.run().await {
             Ok(()) | Err(PipelineError::Stopped) => break,
             Err(error) => error,
@@ -101,21 +109,18 @@ async fn supervise(settings: Settings, reporter: Reporter, stop: CancellationTok
         }
         if error.retry() == Retry::Never {
             tracing::error!(%error, "the pipeline stops: it needs a person");
-            fail(&reporter, &error);
+            fail(reporter, &error);
             stop.cancelled().await;
             break;
         }
-        wait_after(&reporter, &error, backoff.next_delay(), &stop).await;
+        wait_after(reporter, &error, backoff.next_delay(), &stop).await;
     }
 }
 
 fn fail(reporter: &Reporter, error: &PipelineError) {
     reporter.state(State::Failed);
-    reporter.update(|report| {
-        report.last_error = Some(error.to_string());
-        report.sync_state = None;
-        report.is_busy = false;
-    });
+    reporter.update(|report| report.last_error = Some(error.to_string()));
+    reporter.interrupted();
 }
 
 async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration, stop: &CancellationToken) {
@@ -131,11 +136,8 @@ async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration,
             format!("another attempt after: {error}")
         }
     };
-    reporter.update(|report| {
-        report.waiting_for = Some(what);
-        report.sync_state = None;
-        report.is_busy = false;
-    });
+    reporter.update(|report| report.waiting_for = Some(what));
+    reporter.interrupted();
     tokio::select! {
         () = stop.cancelled() => {}
         () = tokio::time::sleep(delay) => {}

@@ -1,5 +1,5 @@
-//! What the primary says of us, asked once a second on a SQL session: state, positions, lags, what the slot retains. Also
-//! whether the apply session waits for a lock on the standby. Changes nothing anywhere.
+//! What the primary says of us, asked on a SQL session: once a second while we stream (state, positions, lags, what the slot
+//! retains), and now and then while we do not, for what the slot retains grows most when nobody reads it. Changes nothing anywhere.
 
 use std::time::Duration;
 
@@ -8,12 +8,18 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::config::ServerUrl;
 use crate::model::{Lsn, PipelineName, SlotName};
-use crate::source::SourceError;
+use crate::source::{SourceError, lists_standby};
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Session, WireError};
 
-/// How often.
+use super::{Reporter, Settings};
+
+/// How often while we stream.
 const EVERY: Duration = Duration::from_secs(1);
+/// How often while we do not.
+const EVERY_AWAY: Duration = Duration::from_secs(2);
+/// Pause after an attempt that failed while we do not stream: a primary that refuses us must not be asked every moment.
+const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// An answer that takes longer is given up, and the session with it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -31,18 +37,27 @@ pub(super) struct View {
     pub(super) retained_wal_bytes: Option<u64>,
     pub(super) wal_status: Option<String>,
     pub(super) safe_wal_size_bytes: Option<i64>,
+    /// Whether the primary lists our walsender, but hides what it says of it.
+    is_hidden: bool,
+    /// Whether `synchronous_standby_names` lists us.
+    is_named: bool,
 }
 
 impl View {
-    /// Whether commits may wait for us: a potential standby may become one at any moment.
+    /// Whether commits may wait for us: a potential standby may become one at any moment, and where the role may not see what
+    /// the primary made of us, the setting alone decides.
     pub(super) fn is_listed(&self) -> bool {
-        matches!(self.sync_state.as_deref(), Some("sync" | "quorum" | "potential"))
+        match self.sync_state.as_deref() {
+            Some(state) => matches!(state, "sync" | "quorum" | "potential"),
+            None => self.is_named,
+        }
     }
 }
 
 const QUERY: &str = "SELECT r.state, r.sync_state, r.sent_lsn::text, r.write_lsn::text, r.flush_lsn::text, r.replay_lsn::text,
   EXTRACT(epoch FROM r.write_lag)::float8, EXTRACT(epoch FROM r.flush_lag)::float8, EXTRACT(epoch FROM r.replay_lag)::float8,
-  c.lsn::text, pg_catalog.pg_wal_lsn_diff(c.lsn, s.restart_lsn)::int8, s.wal_status, s.safe_wal_size
+  c.lsn::text, pg_catalog.pg_wal_lsn_diff(c.lsn, s.restart_lsn)::int8, s.wal_status, s.safe_wal_size,
+  r.pid IS NOT NULL AND r.state IS NULL, pg_catalog.current_setting('synchronous_standby_names')
   FROM (SELECT pg_catalog.pg_current_wal_lsn() AS lsn) c
   LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = $1
   LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = $2";
@@ -69,10 +84,18 @@ pub(super) async fn watch_primary(
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut session = None;
+    let mut is_told = false;
     loop {
         ticks.tick().await;
         match timeout(ANSWER_LIMIT, look(primary, pipeline, slot, walsender_process_id, &mut session)).await {
             Ok(Ok(new)) => {
+                if new.is_hidden && !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(
+                        "the role may not see pg_stat_replication: sync_state and sent_lsn stay unknown; on the primary: GRANT \
+                         pg_read_all_stats TO {}",
+                        postgres_protocol::escape::escape_identifier(&primary.user)
+                    );
+                }
                 view.send_if_modified(|old| std::mem::replace(old, new.clone()) != new);
             }
             Ok(Err(error)) => {
@@ -80,6 +103,35 @@ pub(super) async fn watch_primary(
                 session = None;
             }
             Err(_) => session = None,
+        }
+    }
+}
+
+/// While the pipeline does not stream: what the slot retains, and how far the standby falls behind. Runs until dropped.
+pub(super) async fn watch_while_away(settings: &Settings, reporter: &Reporter) {
+    let slot = settings.pipeline.slot_name();
+    let mut session = None;
+    loop {
+        tokio::time::sleep(EVERY_AWAY).await;
+        if reporter.is_in_stream() {
+            session = None;
+            continue;
+        }
+        let looking = look(&settings.primary, &settings.pipeline.name, &slot, 0, &mut session);
+        let view = timeout(ANSWER_LIMIT, looking).await.ok().and_then(Result::ok);
+        if !reporter.is_in_stream() {
+            let view = view.as_ref();
+            reporter.update(|report| {
+                let current = view.and_then(|view| view.current_lsn);
+                report.lag_bytes = current.zip(report.replay_lsn).map(|(current, replay)| current.bytes_since(replay));
+                report.retained_wal_bytes = view.and_then(|view| view.retained_wal_bytes);
+                report.safe_wal_size_bytes = view.and_then(|view| view.safe_wal_size_bytes);
+                report.wal_status = view.and_then(|view| view.wal_status.clone());
+            });
+        }
+        if view.is_none() {
+            session = None;
+            tokio::time::sleep(AFTER_FAILURE).await;
         }
     }
 }
@@ -121,5 +173,7 @@ async fn look(
         retained_wal_bytes: row.get::<_, Option<i64>>(10).map(|bytes| bytes.max(0) as u64),
         wal_status: row.get(11),
         safe_wal_size_bytes: row.get(12),
+        is_hidden: row.get(13),
+        is_named: lists_standby(row.get(14), pipeline.as_str()),
     })
 }

@@ -4,7 +4,7 @@
 use crate::config::{self, Config, PostgresSink};
 use crate::model::PipelineName;
 use crate::sink::postgres::{self, open_session};
-use crate::source::{SourceError, drop_publication, drop_slot, lists_standby, slot_facts};
+use crate::source::{SourceError, drop_publication, drop_slot, lists_standby, slot_facts, synchronous_standby_names};
 use crate::wire::Connection;
 use crate::wire::sql::{self, SqlClient};
 
@@ -91,14 +91,13 @@ async fn refuse_running(sql: &SqlClient, pipeline: &config::Pipeline) -> Result<
     };
     Err(PipelineError::Refused(format!(
         "the slot \"{slot}\" is in use (walsender process {process_id} on the primary): a daemon streams \"{}\". Stop it first, or take \
-         the pipeline out of its configuration and send it SIGHUP",
+         the pipeline out of its configuration, send it SIGHUP, and drop with a file that still has it (--config)",
         pipeline.name
     )))
 }
 
 async fn warn_if_listed(sql: &SqlClient, name: &PipelineName) -> Result<Option<Removed>, PipelineError> {
-    let row = sql.query_one("SELECT pg_catalog.current_setting('synchronous_standby_names')", &[]).await;
-    let names: String = row.map_err(SourceError::sql("reading synchronous_standby_names"))?.get(0);
+    let names = synchronous_standby_names(sql).await?;
     Ok(lists_standby(&names, name.as_str()).then(|| {
         Removed::Left(format!(
             "synchronous_standby_names on the primary is '{names}' and lists \"{name}\": commits wait for it until you take it out \

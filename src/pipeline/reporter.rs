@@ -74,6 +74,27 @@ impl Reporter {
         self.report.borrow().transactions
     }
 
+    /// Whether a stream runs, which tells its own numbers.
+    pub(super) fn is_in_stream(&self) -> bool {
+        matches!(self.current_state(), State::CatchingUp | State::Streaming)
+    }
+
+    /// What only a stream knows is unknown from now on; what the standby holds stays.
+    pub(super) fn interrupted(&self) {
+        self.update(|report| {
+            report.sync_state = None;
+            report.sent_lsn = None;
+            report.lag_bytes = None;
+            report.lag_seconds = None;
+            report.server_lags_seconds = [None; 3];
+            report.transactions_per_second = 0.0;
+            report.rows_per_second = 0.0;
+            report.memory_bytes = 0;
+            report.spool_bytes = 0;
+            report.is_busy = false;
+        });
+    }
+
     /// Current state.
     pub(super) fn current_state(&self) -> State {
         self.report.borrow().state

@@ -12,10 +12,7 @@ use crate::config::{ServerUrl, TableSet};
 use crate::model::{MemoryBudget, PipelineName, SlotName};
 use crate::sink::Batch;
 use crate::sink::stdout::StdoutSink;
-use crate::source::{
-    SnapshotUse, SourceError, Stream, StreamOptions, create_publication, create_slot, drop_publication,
-    publishable_tables,
-};
+use crate::source::{PassingPublications, SnapshotUse, SourceError, Stream, StreamOptions, create_slot};
 use crate::wire::sql;
 use crate::wire::{Connection, Session};
 
@@ -26,6 +23,8 @@ use super::monitor::primary_session;
 const MEMORY_LIMIT_BYTES: u64 = 64 << 20;
 /// Chunks read ahead.
 const CHUNKS_LIMIT: usize = 8;
+/// Somebody's lock on a table is not waited for any longer.
+const LOCK_TIMEOUT: &str = "10s";
 
 /// Streams the tables' changes to `output` until `stop`, or until the output says that it wants no more
 /// (`ErrorKind::BrokenPipe`).
@@ -35,30 +34,32 @@ pub async fn tail(
     output: Box<dyn Write + Send>,
     stop: CancellationToken,
 ) -> Result<(), PipelineError> {
-    let name = PipelineName::new(&format!("tail_{}", std::process::id()))
-        .map_err(|error| PipelineError::Refused(error.to_string()))?;
-    let connecting = || SourceError::wire("connecting to the primary");
-    let sql = sql::connect(primary, &primary_session(&name, "tail")).await.map_err(connecting())?;
-    let publication = name.owned_name();
-    let wanted = publishable_tables(&sql, tables).await?;
-    if wanted.is_empty() {
-        return Err(PipelineError::Refused(
-            "no table of the primary matches; patterns are schema.table, e.g. --tables 'public.*'".into(),
-        ));
+    // Not the process's id alone: in containers everybody has the same.
+    let suffix = format!("{}_{:08x}", std::process::id(), rand::random::<u32>());
+    let name =
+        PipelineName::new(&format!("tail_{suffix}")).map_err(|error| PipelineError::Refused(error.to_string()))?;
+    let session = primary_session(&name, "tail").with("lock_timeout", LOCK_TIMEOUT);
+    let sql = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        sql = sql::connect(primary, &session) => sql.map_err(SourceError::wire("connecting to the primary"))?,
+    };
+    let publications = PassingPublications::create(&sql, &suffix, tables).await?;
+    for table in &publications.inserts_only {
+        tracing::warn!(%table, "without a replica identity: its UPDATEs and DELETEs are not shown, for the primary would refuse them");
     }
-    create_publication(&sql, &publication, &wanted).await?;
     let streamed = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        streamed = stream(primary, &name, &publication, output, &stop) => streamed,
+        streamed = stream(primary, &name, &publications, output, &stop) => streamed,
     };
-    drop_publication(&sql, &publication).await?;
-    streamed
+    let dropped = publications.drop(&sql).await;
+    streamed?;
+    Ok(dropped?)
 }
 
 async fn stream(
     primary: &ServerUrl,
     name: &PipelineName,
-    publication: &str,
+    publications: &PassingPublications,
     output: Box<dyn Write + Send>,
     stop: &CancellationToken,
 ) -> Result<(), PipelineError> {
@@ -69,7 +70,7 @@ async fn stream(
     let created = create_slot(&mut connection, &slot, SnapshotUse::Nothing, true).await?;
     let options = StreamOptions {
         slot,
-        publication: publication.to_owned(),
+        publications: publications.names.clone(),
         start: created.consistent_point,
         binary: false,
         messages: false,

@@ -46,7 +46,7 @@ impl Attempt<'_> {
         let position = start.progress.lsn;
         opened.start(start).await?;
         let sink = AnySink::Kafka(Box::new(opened));
-        let streaming = self.start_stream(&primary, &publication.name, position, sink, spool).await?;
+        let streaming = self.start_stream(primary, &publication.name, position, sink, spool).await?;
         Ok((ownership, streaming))
     }
 

@@ -2,6 +2,7 @@
 
 mod error;
 mod identity;
+mod passing_publications;
 mod publication;
 mod receive;
 mod slot;
@@ -11,12 +12,12 @@ mod tables;
 
 pub use error::SourceError;
 pub use identity::{identify, timeline_switch_point};
+pub use passing_publications::PassingPublications;
 pub use publication::{
-    Additions, Publication, create_publication, create_publication_sql, drop_publication, ensure_publication,
-    missing_tables_sql,
+    Additions, Publication, create_publication_sql, drop_publication, ensure_publication, missing_tables_sql,
 };
 pub use receive::ReceivePolicy;
 pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};
-pub use standby_names::lists_standby;
+pub use standby_names::{lists_standby, synchronous_standby_names};
 pub use stream::{Stream, StreamOptions};
 pub use tables::{PublishableTable, publishable_tables, published_tables};

@@ -27,8 +27,10 @@ pub struct Publication {
 /// What to do with tables that have come into the set of a managed publication since it was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Additions {
-    /// Publish them now.
+    /// Publish them now; a role that may not is refused.
     Now,
+    /// Publish them now; where the role may not, only warn: what already streams goes on.
+    IfAllowed,
     /// Only warn. Their rows must be copied under a new snapshot, which waits for every running transaction; while commits may
     /// wait for us as their synchronous standby, that would keep us from streaming for ever.
     Later,
@@ -116,7 +118,7 @@ fn table_list<'a>(tables: impl Iterator<Item = &'a PublishableTable>) -> String 
 }
 
 /// Makes a publication of these tables, or says who must.
-pub async fn create_publication(sql: &SqlClient, name: &str, wanted: &[PublishableTable]) -> Result<(), SourceError> {
+async fn create_publication(sql: &SqlClient, name: &str, wanted: &[PublishableTable]) -> Result<(), SourceError> {
     let command = create_publication_sql(name, wanted);
     tracing::info!(publication = name, tables = wanted.len(), "creating the publication");
     run_or_refuse(sql, &command, &format!("creating the publication \"{name}\"")).await
@@ -194,11 +196,19 @@ async fn add_missing(
     }
     let command = add_command(name, &missing);
     let context = format!("adding {} tables to the publication \"{name}\"", missing.len());
-    if !existing.is_owned {
-        return Err(refused_for_rights(&context, "the role does not own it", &command));
+    let added = if existing.is_owned {
+        tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
+        run_or_refuse(sql, &command, &context).await
+    } else {
+        Err(refused_for_rights(&context, "the role does not own it", &command))
+    };
+    match added {
+        Err(SourceError::Refused(reason)) if additions == Additions::IfAllowed => {
+            tracing::warn!(publication = name, reason, "new tables are not replicated");
+            Ok(())
+        }
+        added => added,
     }
-    tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
-    run_or_refuse(sql, &command, &context).await
 }
 
 async fn run_or_refuse(sql: &SqlClient, command: &str, context: &str) -> Result<(), SourceError> {

@@ -1,4 +1,15 @@
-//! Reads `synchronous_standby_names`. Pure; the grammar is `src/backend/replication/syncrep_gram.y`.
+//! Reads `synchronous_standby_names`: asks the primary, and takes the value apart as `src/backend/replication/syncrep_gram.y`
+//! does. Never changes it.
+
+use crate::wire::sql::SqlClient;
+
+use super::SourceError;
+
+/// The setting's value, which every role may read.
+pub async fn synchronous_standby_names(sql: &SqlClient) -> Result<String, SourceError> {
+    let row = sql.query_one("SELECT pg_catalog.current_setting('synchronous_standby_names')", &[]).await;
+    Ok(row.map_err(SourceError::sql("reading synchronous_standby_names"))?.get(0))
+}
 
 /// Whether the setting's value lists `name` (case does not count, as in `SyncRepGetStandbyPriority`) or the wildcard `*`.
 pub fn lists_standby(setting: &str, name: &str) -> bool {

@@ -40,8 +40,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct StreamOptions {
     /// The slot.
     pub slot: SlotName,
-    /// The publication.
-    pub publication: String,
+    /// The publications.
+    pub publications: Vec<String>,
     /// The sink's own durable position.
     pub start: Lsn,
     /// Binary values where the type has a send function.
@@ -60,10 +60,11 @@ impl StreamOptions {
             150_000..160_000 => 3,
             160_000.. => 4,
         };
-        // The publication's name is an identifier inside a literal: quoted twice.
-        let publication = escape_literal(&escape_identifier(&self.publication));
+        // The publications' names are identifiers inside a literal: quoted twice.
+        let names: Vec<String> = self.publications.iter().map(|name| escape_identifier(name)).collect();
+        let publications = escape_literal(&names.join(","));
         let mut options =
-            format!("proto_version '{protocol}', publication_names {}, streaming 'on'", publication.trim_start());
+            format!("proto_version '{protocol}', publication_names {}, streaming 'on'", publications.trim_start());
         if self.binary {
             options.push_str(", binary 'true'");
         }
@@ -337,7 +338,7 @@ mod tests {
     fn the_newest_protocol_of_each_server_is_asked_for() {
         let options = StreamOptions {
             slot: SlotName::new("walrelay_a").unwrap(),
-            publication: "Odd's".to_owned(),
+            publications: vec!["Odd's".to_owned()],
             start: Lsn(0x16_B374_D848),
             binary: false,
             messages: false,

@@ -21,6 +21,8 @@ use super::{ServerError, WireError, connect};
 const BURST_BYTES: usize = 16 * 1024;
 /// How often the rest of such a unit is looked for in vain.
 const BURST_LOOKS: usize = 2;
+/// A server that has not closed within this was told all the same.
+const CLOSE_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
 /// The read buffer starts with this.
 const READ_BYTES: usize = 64 * 1024;
 /// A read buffer that is filled grows up to this, so that a flood is read in few calls.
@@ -298,6 +300,17 @@ impl Connection {
             }
         }
         failure.map_or(Ok(results), Err)
+    }
+
+    /// Says good-bye and waits, for a short while, until the server has closed: its process has left the server's lists then.
+    pub async fn close(mut self) {
+        let farewell = async {
+            postgres_protocol::message::frontend::terminate(&mut self.outgoing);
+            if self.flush().await.is_ok() {
+                while self.next_message().await.is_ok() {}
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_LIMIT, farewell).await;
     }
 
     fn note_parameter(&mut self, body: &[u8]) {

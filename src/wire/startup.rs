@@ -125,7 +125,7 @@ fn password(url: &ServerUrl) -> Result<&Secret, WireError> {
 pub(super) fn no_password(url: &ServerUrl) -> WireError {
     WireError::Authentication(format!(
         "the server asks for a password of \"{}\" and none is given: put it into password_file, a systemd credential, \
-         PGPASSWORD or the password file ~/.pgpass",
+         PGPASSWORD or the password file ~/.pgpass (which does not count while others may read it: chmod 600)",
         url.user
     ))
 }

@@ -1,20 +1,27 @@
-//! kill -9 at random moments of relay, standby and primary under load: both sides equal at the end, and every commit that
-//! returned under `remote_apply` was on the standby at that moment. `WALRELAY_TEST_KILLS` and `WALRELAY_TEST_SEED` set the run.
+//! kill -9 at random moments of relay, standby and primary under pgbench and clients that look: both sides equal at the end, and
+//! every commit that returned to a looking client under `remote_apply` was on the standby at that moment. `WALRELAY_TEST_KILLS`
+//! and `WALRELAY_TEST_SEED` set the run.
 
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use walrelay::config::ServerUrl;
-use walrelay::throwaway::Options;
+use walrelay::config::{Environment, ServerUrl};
+use walrelay::throwaway::{Options, Server, find_tool};
 use walrelay::wire::Session;
 use walrelay::wire::sql::connect;
 
 use super::harness::{Pair, eventually, value, values};
 
-const CLIENTS: u64 = 4;
+/// Clients that look at the standby after each commit.
+const CLIENTS: u64 = 2;
+/// Clients of pgbench, which do not.
+const PGBENCH_CLIENTS: &str = "4";
+const PGBENCH_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
 const TABLES: &str = "CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL);
     CREATE TABLE history (id bigint PRIMARY KEY, client int NOT NULL, amount int NOT NULL, filler text)";
 
@@ -32,7 +39,48 @@ struct Load {
     missing: AtomicU64,
 }
 
-/// One pgbench-like client: a transaction of four changes, then a look at the standby whether a commit that returned is there.
+/// pgbench with its own script, started again whenever a kill has ended its clients.
+struct Pgbench {
+    program: PathBuf,
+    server: String,
+}
+
+impl Pgbench {
+    fn new(server: &Server) -> Self {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let program = find_tool("pgbench", &Environment::of_process(), project);
+        Self { program: program.expect("scripts/fetch-servers tools brings pgbench"), server: server.url("shop") }
+    }
+
+    fn command(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.program);
+        if let Some(folder) = self.program.parent().and_then(Path::parent) {
+            command.env("LD_LIBRARY_PATH", folder.join("lib"));
+        }
+        command.env("PGOPTIONS", "-c synchronous_commit=remote_apply").stdin(Stdio::null()).kill_on_drop(true);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// `steps` as pgbench's own letters: d drop, t tables, g rows, p keys.
+    async fn make_tables(&self, steps: &str) {
+        let status = self.command().args(["-i", "-I", steps, "-s", "1", &self.server]).status().await.unwrap();
+        assert!(status.success(), "pgbench -i -I {steps} ended with {status}");
+    }
+
+    async fn run(self, load: Arc<Load>) {
+        while !load.stop.load(Ordering::Relaxed) {
+            let arguments = ["-n", "-c", PGBENCH_CLIENTS, "-T", "3600", &self.server];
+            let mut child = self.command().args(arguments).spawn().unwrap();
+            while !load.stop.load(Ordering::Relaxed) && child.try_wait().unwrap().is_none() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            let _ = child.kill().await;
+        }
+    }
+}
+
+/// One client like pgbench's: a transaction of four changes, then a look at the standby whether a commit that returned is there.
 /// A lost connection is opened again; a commit whose answer was lost is neither counted nor looked for.
 async fn client(load: Arc<Load>, client: u64, seed: u64) {
     let mut random = StdRng::seed_from_u64(seed ^ client);
@@ -92,6 +140,9 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
     let mut pair = Pair::with(18, quick(), 18, quick()).await;
     pair.on_both(TABLES).await;
     pair.on_primary("INSERT INTO accounts SELECT i, 0 FROM generate_series(1, 1000) i").await;
+    let pgbench = Pgbench::new(&pair.primary);
+    pgbench.make_tables("dtgp").await;
+    Pgbench::new(&pair.standby).make_tables("dtp").await;
     let mut relay = pair.relay("").await;
     pair.wait_for_standbys("FIRST 1 (standby1)").await;
     let load = Arc::new(Load {
@@ -102,7 +153,8 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
         verified: AtomicU64::new(0),
         missing: AtomicU64::new(0),
     });
-    let clients: Vec<_> = (1..=CLIENTS).map(|id| tokio::spawn(client(Arc::clone(&load), id, seed))).collect();
+    let mut clients: Vec<_> = (1..=CLIENTS).map(|id| tokio::spawn(client(Arc::clone(&load), id, seed))).collect();
+    clients.push(tokio::spawn(pgbench.run(Arc::clone(&load))));
     for round in 0..kills {
         // Some load passes between two kills, however slow the machine is; then any moment of it.
         let before = load.commits.load(Ordering::Relaxed);
@@ -145,6 +197,10 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
     assert!(verified > 10 * kills, "too few commits were looked for: {verified}");
     relay.wait_state("streaming").await;
     pair.equal_after_catching_up(&["accounts", "history"]).await;
+    pair.equal_after_catching_up(&PGBENCH_TABLES).await;
+    let by_pgbench: u64 = value(&pair.standby, "shop", "SELECT count(*) FROM pgbench_history").await.parse().unwrap();
+    println!("{by_pgbench} transactions of pgbench are on both sides");
+    assert!(by_pgbench > kills, "pgbench hardly ran: {by_pgbench}");
 }
 
 /// A transaction far larger than the memory limit, with subtransactions that roll back inside.

@@ -106,6 +106,69 @@ async fn a_stop_drains_confirms_and_ends_within_its_time() {
     assert!(relay.log().contains("not drained within shutdown_timeout"));
 }
 
+/// Pipelines that leave drain beside each other, and a SIGTERM meanwhile waits for no reload.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_reload_that_drains() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut leaving = String::new();
+    for name in ["second", "third"] {
+        values(&pair.standby, "postgres", &format!("CREATE DATABASE {name}")).await;
+        values(&pair.standby, name, TABLES).await;
+        leaving.push_str(&format!(
+            "[[pipeline]]\nname = \"{name}\"\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
+            pair.standby.url(name)
+        ));
+    }
+    let head = "shutdown_timeout = \"4s\"\n";
+    let mut relay = Relay::start(&format!("{head}{}{leaving}", pair.config(""))).await;
+    let mut blockers = Vec::new();
+    for name in ["second", "third"] {
+        relay.wait(name, "streaming", |report| report["state"] == "streaming").await;
+        let blocker = super::harness::client(&pair.standby, name).await;
+        blocker.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        blockers.push(blocker);
+    }
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'blocked')").await;
+    for name in ["second", "third"] {
+        relay.wait(name, "it waits for the lock", |report| report["waiting_for"] == "a lock on the standby").await;
+    }
+    relay.rewrite_config(&format!("{head}{}", pair.config("")));
+    relay.signal(libc::SIGHUP);
+    eventually("both are leaving", || async {
+        (relay.log().matches("its slot and its guards stay").count() == 2).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    assert!(relay.stop().await.success());
+    assert!(began.elapsed() < Duration::from_secs(6), "the stop took {:?}", began.elapsed());
+    assert_eq!(relay.log().matches("not drained within shutdown_timeout").count(), 2);
+}
+
+/// While the standby is away, what the slot retains grows: then it must be seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_that_waits_tells_what_grows_and_nothing_stale() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let relay = pair.relay("").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.caught_up("standby1").await;
+    pair.standby.stop_fast();
+    let waiting = relay.wait_state("waiting").await;
+    assert!(waiting["lag_seconds"].is_null() && waiting["sync_state"].is_null(), "{waiting}");
+    pair.on_primary("INSERT INTO orders SELECT i, repeat('x', 100) FROM generate_series(2, 20000) i").await;
+    let waiting = relay
+        .wait("standby1", "the numbers grow", |report| {
+            report["lag_bytes"].as_u64() > Some(1_000_000) && report["retained_wal_bytes"].as_u64() > Some(1_000_000)
+        })
+        .await;
+    assert!(waiting["state"] != "streaming" && waiting["last_error"].is_string(), "{waiting}");
+    pair.standby.start_again().await.unwrap();
+    relay.wait_state("streaming").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hot_spare_takes_over_when_the_first_daemon_dies() {
     let pair = Pair::start(18).await;

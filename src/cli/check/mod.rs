@@ -9,6 +9,7 @@ mod kafka;
 mod missing;
 mod primary;
 mod row_security;
+mod session;
 mod standby;
 
 use std::path::PathBuf;
@@ -79,14 +80,19 @@ fn session() -> Session {
 async fn examine(config: &Config) -> Findings {
     let mut findings = Findings::default();
     spool(config, &mut findings);
-    let Some(primary) = primary::examine_server(config, &mut findings).await else { return findings };
+    let primary = primary::examine_server(config, &mut findings).await;
+    let primary = primary.as_ref();
     for pipeline in &config.pipelines {
-        let tables = primary::examine_pipeline(&primary, config, pipeline, &mut findings).await;
-        if let config::Sink::Kafka(sink) = &pipeline.sink {
-            events::examine(&primary, pipeline, sink, &tables, &mut findings).await;
+        let tables = match primary {
+            Some(primary) => primary::examine_pipeline(primary, config, pipeline, &mut findings).await,
+            // The sink is looked at all the same: everything to mend in one answer.
+            None => Vec::new(),
+        };
+        if let (Some(primary), config::Sink::Kafka(sink)) = (primary, &pipeline.sink) {
+            events::examine(primary, pipeline, sink, &tables, &mut findings).await;
         }
         let record = match &pipeline.sink {
-            config::Sink::Postgres(sink) => standby::examine(&primary, pipeline, sink, &tables, &mut findings).await,
+            config::Sink::Postgres(sink) => standby::examine(primary, pipeline, sink, &tables, &mut findings).await,
             #[cfg(feature = "kafka")]
             config::Sink::Kafka(sink) => kafka::examine(pipeline, sink, &tables, &mut findings).await,
             #[cfg(not(feature = "kafka"))]
@@ -98,7 +104,9 @@ async fn examine(config: &Config) -> Findings {
             }
             config::Sink::Stdout => Record::Read(None),
         };
-        beginning::examine(&primary, config, pipeline, record, &mut findings).await;
+        if let Some(primary) = primary {
+            beginning::examine(primary, config, pipeline, record, &mut findings).await;
+        }
     }
     findings
 }

@@ -14,6 +14,7 @@ use crate::wire::sql::{self, SqlClient};
 
 use super::finding::{Finding, Findings, Level};
 use super::row_security;
+use super::session::no_session;
 
 /// Oldest minor version of each major one without known faults that lose data or hang.
 const SOUND_MINORS: &[(u32, u32)] = &[(14, 19), (15, 14), (16, 10), (17, 6)];
@@ -39,12 +40,7 @@ pub(super) async fn examine_server(config: &Config, findings: &mut Findings) -> 
     let sql = match sql::connect(&config.primary, &super::session()).await {
         Ok(sql) => sql,
         Err(error) => {
-            let finding = Finding::error(
-                PLACE,
-                format!("no session on {}: {error}", config.primary),
-                "check url, network, pg_hba.conf and password",
-            );
-            findings.push(if error.code().is_none() { finding.unreachable() } else { finding });
+            findings.push(no_session(PLACE, &config.primary, "LOGIN REPLICATION", &error));
             return None;
         }
     };
@@ -62,7 +58,8 @@ async fn facts(sql: SqlClient, findings: &mut Findings) -> Result<Primary, Sourc
                  current_setting('max_replication_slots')::int8 - (SELECT count(*) FROM pg_catalog.pg_replication_slots), \
                  current_setting('max_slot_wal_keep_size'), current_setting('synchronous_standby_names'), pg_catalog.pg_is_in_recovery(), \
                  current_setting('max_wal_senders')::int8 - (SELECT count(*) FROM pg_catalog.pg_stat_replication), \
-                 current_setting('max_replication_slots')::int8, current_setting('max_wal_senders')::int8 \
+                 current_setting('max_replication_slots')::int8, current_setting('max_wal_senders')::int8, \
+                 pg_catalog.pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') \
                  FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
     let row = sql.query_one(query, &[]).await.map_err(SourceError::sql("reading the primary's settings"))?;
     let (version, wal_level): (i32, String) = (row.get(0), row.get(1));
@@ -93,6 +90,13 @@ async fn facts(sql: SqlClient, findings: &mut Findings) -> Result<Primary, Sourc
         let sql = format!("ALTER SYSTEM SET max_wal_senders = {}", row.get::<_, i64>(11) + SPARE);
         let remedy = "raise it and restart the server, or stop another replica";
         findings.push(Finding::error(PLACE, message, remedy).with_sql([sql]));
+    }
+    if !row.get::<_, bool>(12) {
+        let message = format!(
+            "the role \"{role}\" may not see what pg_stat_replication says of it: sync_state and sent_lsn stay unknown in /status"
+        );
+        let sql = format!("GRANT pg_read_all_stats TO {}", escape_identifier(&role));
+        findings.push(Finding::warning(PLACE, message, "grant it").with_sql([sql]));
     }
     if row.get::<_, String>(6) == "-1" {
         let message = "max_slot_wal_keep_size is -1: while a standby is away, the slot may fill the disk".to_owned();
@@ -153,7 +157,7 @@ async fn try_pipeline(
 ) -> Result<Vec<QualifiedName>, SourceError> {
     let slot = slot_facts(&primary.sql, &pipeline.slot_name()).await?;
     examine_slot(primary, pipeline, slot.as_ref(), findings);
-    let tables = publication(primary, pipeline, findings).await?;
+    let tables = publication(primary, pipeline, slot.is_some(), findings).await?;
     examine_tables(primary, pipeline, &tables, findings).await?;
     Ok(tables)
 }
@@ -202,6 +206,7 @@ fn listed_too_early(name: &PipelineName, names: &str) -> Finding {
 async fn publication(
     primary: &Primary,
     pipeline: &config::Pipeline,
+    has_slot: bool,
     findings: &mut Findings,
 ) -> Result<Vec<QualifiedName>, SourceError> {
     let name = pipeline.publication_name();
@@ -234,7 +239,8 @@ async fn publication(
         }
         Some(row) => {
             if is_managed {
-                examine_managed(primary, &name, row.get(0), row.get(1), &wanted, findings).await?;
+                let level = if has_slot { Level::Warning } else { Level::Error };
+                examine_managed(primary, &name, row.get(0), row.get(1), (&wanted, level), findings).await?;
             }
             let mut published = published_tables(&primary.sql, &name).await?;
             let leaves = leaves_of(primary, &wanted.iter().map(|table| table.name.clone()).collect::<Vec<_>>()).await?;
@@ -244,13 +250,14 @@ async fn publication(
     }
 }
 
-/// A managed publication that is there already: all operations, all tables, or the right to add them.
+/// A managed publication that is there already: all operations, all tables, or the right to add them. What already streams
+/// goes on without tables that came later (`if_missing`).
 async fn examine_managed(
     primary: &Primary,
     name: &str,
     is_owned: bool,
     publishes_all_operations: bool,
-    wanted: &[PublishableTable],
+    (wanted, if_missing): (&[PublishableTable], Level),
     findings: &mut Findings,
 ) -> Result<(), SourceError> {
     if !publishes_all_operations {
@@ -265,7 +272,7 @@ async fn examine_managed(
         let message = format!(
             "the publication \"{name}\" does not cover every table of the pipeline, and the role may not add them"
         );
-        findings.push(Finding::error(PLACE, message, "let its owner add them").with_sql([sql]));
+        findings.push(Finding::new(if_missing, PLACE, message, "let its owner add them").with_sql([sql]));
     }
     Ok(())
 }

@@ -17,13 +17,14 @@ use super::finding::{Finding, Findings, Level};
 use super::missing::create_table_sql;
 use super::primary::Primary;
 use super::row_security;
+use super::session::no_session;
 
 /// What an apply session does to a table.
 const TABLE_RIGHTS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
 /// Examines the pipeline's standby.
 pub(super) async fn examine(
-    primary: &Primary,
+    primary: Option<&Primary>,
     pipeline: &Pipeline,
     sink: &PostgresSink,
     tables: &[QualifiedName],
@@ -33,12 +34,7 @@ pub(super) async fn examine(
     let standby = match sql::connect(&sink.url, &super::session()).await {
         Ok(standby) => standby,
         Err(error) => {
-            let finding = Finding::error(
-                place,
-                format!("no session on {}: {error}", sink.url),
-                "check url, network, pg_hba.conf and password",
-            );
-            findings.push(if error.code().is_none() { finding.unreachable() } else { finding });
+            findings.push(no_session(place, &sink.url, "LOGIN", &error));
             return Record::Unknown;
         }
     };
@@ -69,7 +65,7 @@ impl Look<'_> {
 
     async fn everything(
         &self,
-        primary: &Primary,
+        primary: Option<&Primary>,
         tables: &[QualifiedName],
         findings: &mut Findings,
     ) -> Result<Record, String> {
@@ -77,7 +73,9 @@ impl Look<'_> {
         if !self.server(findings).await.map_err(say)? {
             return Ok(Record::Unknown);
         }
-        self.tables(primary, tables, findings).await?;
+        if let Some(primary) = primary {
+            self.tables(primary, tables, findings).await?;
+        }
         self.record().await.map_err(say)
     }
 

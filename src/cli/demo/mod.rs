@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::Environment;
+use crate::shutdown::{Wish, Wishes};
 use crate::throwaway::{ThrowawayError, find_any};
 
 use super::{Exit, complain};
@@ -44,10 +45,11 @@ pub(super) fn run(args: &DemoArgs) -> Exit {
         }
     };
     let told = runtime.block_on(async {
+        let mut wishes = Wishes::listen()?;
         tokio::select! {
             told = story::tell(&programs, args.keep) => told,
             // Dropping the story ends its servers and its relay.
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            () = async { while wishes.next().await != Wish::Stop {} } => Ok(()),
         }
     });
     match told {

@@ -232,6 +232,10 @@ impl Stage {
         command
             .args(["run", "--config"])
             .arg(self.config_path())
+            // Whoever tries the demo may have WALRELAY__… set for servers of their own.
+            .env_clear()
+            // What a kill -9 leaves of its temporary folder goes with the stage.
+            .env("TMPDIR", self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);

@@ -42,16 +42,15 @@ impl Relay {
     }
 
     async fn wait_listening(&mut self) {
-        for _ in 0..3000 {
-            if TcpStream::connect(("127.0.0.1", self.port)).await.is_ok() {
-                return;
-            }
-            if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("walrelay ended with {status}:\n{}", self.log());
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let port = self.port;
+        let ended = eventually("walrelay listens", || {
+            let ended = self.child.try_wait().unwrap();
+            async move { TcpStream::connect(("127.0.0.1", port)).await.map(|_| None).ok().or(ended.map(Some)) }
+        })
+        .await;
+        if let Some(status) = ended {
+            panic!("walrelay ended with {status}:\n{}", self.log());
         }
-        panic!("walrelay does not listen:\n{}", self.log());
     }
 
     /// Starts it again with the same configuration and variables, after `kill9` or a stop.
@@ -143,13 +142,7 @@ impl Relay {
     /// SIGTERM, and how it ended.
     pub async fn stop(&mut self) -> ExitStatus {
         self.signal(libc::SIGTERM);
-        for _ in 0..3000 {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        panic!("walrelay does not stop:\n{}", self.log());
+        eventually("walrelay stops", || std::future::ready(self.child.try_wait().unwrap())).await
     }
 }
 

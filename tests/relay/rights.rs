@@ -1,0 +1,124 @@
+//! Roles with few rights and servers with little room: what streams goes on, and what is missing is named before work begins.
+
+use std::time::{Duration, Instant};
+
+use walrelay::throwaway::Options;
+
+use super::harness::{Pair, Relay, client, eventually, value, values};
+
+const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
+
+/// The pair's configuration with the roles `relay`, which have what the README grants except `pg_read_all_stats`.
+async fn with_few_rights(pair: &Pair) -> String {
+    pair.on_both("CREATE ROLE relay LOGIN").await;
+    pair.on_primary("ALTER ROLE relay REPLICATION; GRANT SELECT ON ALL TABLES IN SCHEMA public TO relay").await;
+    pair.on_primary("CREATE PUBLICATION walrelay_standby1 FOR TABLE orders").await;
+    pair.on_standby(
+        "CREATE SCHEMA walrelay AUTHORIZATION relay; GRANT SET ON PARAMETER session_replication_role TO relay; \
+         GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER ON ALL TABLES IN SCHEMA public TO relay; \
+         GRANT EXECUTE ON FUNCTION pg_replication_origin_oid(text), pg_replication_origin_create(text), \
+         pg_replication_origin_drop(text), pg_replication_origin_session_setup(text), \
+         pg_replication_origin_progress(text, boolean) TO relay",
+    )
+    .await;
+    let config = pair.config("").replace(&pair.primary.url("shop"), &pair.primary.url_for("relay", "shop"));
+    config.replace(&pair.standby.url("shop"), &pair.standby.url_for("relay", "shop"))
+}
+
+/// Without `pg_read_all_stats` the primary hides `sync_state` from the role; commits that bring nothing to the standby must
+/// still return at once, not when the next second has passed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_not_see_its_walsender_holds_no_commit_up() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let config = with_few_rights(&pair).await;
+    let relay = Relay::start(&config).await;
+    relay.wait_state("streaming").await;
+    pair.wait_for_standbys("FIRST 1 (standby1)").await;
+    assert!(relay.report("standby1").await.unwrap()["sync_state"].is_null());
+    let session = client(&pair.primary, "shop").await;
+    session.batch_execute("CREATE TABLE unpublished (a int)").await.unwrap();
+    eventually("commits of an unpublished table return at once", || async {
+        let began = Instant::now();
+        for _ in 0..5 {
+            session.batch_execute("INSERT INTO unpublished VALUES (1)").await.unwrap();
+        }
+        (began.elapsed() < Duration::from_secs(1)).then_some(())
+    })
+    .await;
+    assert!(relay.log().contains("GRANT pg_read_all_stats TO"), "the remedy is not in the log");
+    pair.on_primary("GRANT pg_read_all_stats TO relay").await;
+    relay.wait("standby1", "it sees itself", |report| report["sync_state"] == "sync").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_the_role_may_not_publish_does_not_stop_what_streams() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let config = with_few_rights(&pair).await;
+    let mut relay = Relay::start(&config).await;
+    relay.wait_state("streaming").await;
+    pair.on_both("CREATE TABLE later (id int PRIMARY KEY)").await;
+    relay.kill9();
+    relay.start_again().await;
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    let log = relay.log();
+    assert!(log.contains("new tables are not replicated") && log.contains("ADD TABLE ONLY"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_free_walsender_is_enough() {
+    let options = Options::default().with("max_wal_senders", "1");
+    let pair = Pair::with(18, options, 18, Options::default()).await;
+    pair.on_both(TABLES).await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'copied')").await;
+    let mut relay = pair.relay("").await;
+    pair.on_primary("INSERT INTO orders VALUES (2, 'streamed')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    assert!(relay.stop().await.success());
+    relay.start_again().await;
+    relay.wait_state("streaming").await;
+    assert!(!relay.log().contains("max_wal_senders"), "{}", relay.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_cannot_be_used_is_refused_before_anything_is_copied() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    let config = with_few_rights(&pair).await;
+    pair.on_standby("REVOKE EXECUTE ON FUNCTION pg_replication_origin_session_setup(text) FROM relay").await;
+    let relay = Relay::start(&config).await;
+    relay
+        .fails_with(&[
+            "replication origin walrelay_standby1",
+            "may not call pg_catalog.pg_replication_origin_session_setup(text)",
+            "GRANT EXECUTE ON FUNCTION pg_catalog.pg_replication_origin_session_setup(text) TO \"relay\"",
+        ])
+        .await;
+    assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM orders").await, "0");
+    assert_eq!(value(&pair.primary, "shop", "SELECT count(*) FROM pg_replication_slots").await, "0");
+    pair.on_standby("GRANT EXECUTE ON FUNCTION pg_replication_origin_session_setup(text) TO relay").await;
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+}
+
+/// Replication origins belong to the whole cluster: two databases of it cannot both be fed by a pipeline of one name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_name_for_two_databases_of_one_standby_is_refused_in_clear_words() {
+    let pair = Pair::start(18).await;
+    let other = super::harness::server(18).await;
+    values(&other, "postgres", "CREATE DATABASE shop").await;
+    values(&other, "shop", TABLES).await;
+    values(&pair.standby, "postgres", "CREATE DATABASE second").await;
+    values(&pair.standby, "second", TABLES).await;
+    pair.on_both(TABLES).await;
+    let first = pair.relay("").await;
+    let config = pair.config("").replace(&pair.primary.url("shop"), &other.url("shop"));
+    let second = Relay::start(&config.replace(&pair.standby.url("shop"), &pair.standby.url("second"))).await;
+    second.fails_with(&["the same name, \"standby1\"", "into the database \"shop\"", "another name"]).await;
+    assert_eq!(value(&other, "shop", "SELECT count(*) FROM pg_replication_slots").await, "0");
+    assert_eq!(first.report("standby1").await.unwrap()["state"], "streaming");
+}
