@@ -139,7 +139,7 @@ pub(super) fn push_copy_row<'a>(values: impl Iterator<Item = Value<'a>>, out: &m
 fn push_copy_value(bytes: &[u8], out: &mut BytesMut) {
     let is_special = |byte: &u8| matches!(byte, b'\\' | b'\n' | b'\r' | b'\t');
     let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| is_special(byte)) {
+    while let Some(at) = rest.iter().position(is_special) {
         out.put_slice(&rest[..at]);
         let escaped = match rest[at] {
             b'\n' => b'n',
