@@ -106,6 +106,7 @@ pub enum OnExistingRows {
 
 /// `[pipeline.sink]`.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one value a pipeline, read once")]
 pub enum Sink {
     /// `type = "postgres"`.
     Postgres(PostgresSink),
