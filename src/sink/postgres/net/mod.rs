@@ -8,8 +8,11 @@
 //! a change of the key → the row moves; a column that was never sent stays what it is
 //! ```
 
+mod bag;
 #[cfg(test)]
 mod tests;
+
+pub(super) use bag::{Bag, BagEffect};
 
 use std::ops::Range;
 
@@ -88,6 +91,23 @@ pub(super) struct Net<'a> {
     /// The bytes of all keys.
     keys: Vec<u8>,
     rows: Vec<Row<'a>>,
+}
+
+/// Writes a value so that equal values, and only they, are equal bytes.
+fn append_value(value: Value<'_>, out: &mut Vec<u8>) -> Result<(), Unprovable> {
+    let (kind, bytes) = match value {
+        Value::Text(bytes) => (b't', bytes),
+        Value::Binary(bytes) => (b'b', bytes),
+        Value::Null => {
+            out.push(b'n');
+            return Ok(());
+        }
+        Value::Unchanged => return Err(Unprovable("a row lacks a value")),
+    };
+    out.push(kind);
+    out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+    out.extend_from_slice(bytes);
+    Ok(())
 }
 
 impl<'a> Net<'a> {
@@ -245,14 +265,10 @@ impl<'a> Net<'a> {
                 Value::Unchanged => old.and_then(|old| old.iter().nth(at)).unwrap_or(value),
                 value => value,
             };
-            let (kind, bytes) = match value {
-                Value::Text(bytes) => (b't', bytes),
-                Value::Binary(bytes) => (b'b', bytes),
-                Value::Null | Value::Unchanged => return Err(Unprovable("a key column has no value")),
-            };
-            self.keys.push(kind);
-            self.keys.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
-            self.keys.extend_from_slice(bytes);
+            if matches!(value, Value::Null | Value::Unchanged) {
+                return Err(Unprovable("a key column has no value"));
+            }
+            append_value(value, &mut self.keys)?;
         }
         if wanted.peek().is_some() {
             return Err(Unprovable("a row has fewer columns than its key"));
