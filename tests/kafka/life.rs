@@ -1,4 +1,4 @@
-//! Deliveries and their change, big transactions, schema changes, the drop: what a feed does over its life.
+//! Deliveries and their change, big transactions, schema changes, new tables, the drop: what a feed does over its life.
 
 use std::process::Command;
 

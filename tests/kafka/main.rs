@@ -9,6 +9,16 @@
 mod harness;
 
 mod brokers;
+mod copy;
 mod delivery;
+mod exactly_once;
+mod example;
+mod golden;
+mod keys;
 mod left_open;
+mod life;
+mod oversized;
+mod shapes;
+mod synchronous;
 mod takeover;
+mod trouble;

@@ -59,7 +59,7 @@ fn kind(value: &Value) -> Value {
 fn sort_collections(value: &mut Value) {
     let Some(items) = value.as_array_mut() else { return };
     for item in items.iter_mut() {
-        // A Java object's address.
+        // Behind the @ stands a Java object's address.
         let name = item["data_collection"].as_str().unwrap().split('@').next().unwrap().to_owned();
         item["data_collection"] = json!(name);
     }
@@ -67,7 +67,7 @@ fn sort_collections(value: &mut Value) {
 }
 
 fn shown(mut value: Value) -> String {
-    value.as_object_mut().unwrap().remove("timestamp");
+    value.as_object_mut().unwrap().shift_remove("timestamp");
     without_volatile(&mut value);
     value.to_string()
 }
