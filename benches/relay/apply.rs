@@ -126,7 +126,7 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
                 drains[at].push(drain);
             }
         }
-        decoded_s.push(decode::own(backlog, workload).await.client.wall_s);
+        decoded_s.push(decode::own(backlog, plan, workload).await.client.wall_s);
     }
     let version = value(&backlog.pair.primary, "postgres", "SHOW server_version").await;
     report.case(workload.case, &format!("{} (PostgreSQL {version})", workload.title));

@@ -14,13 +14,14 @@ const CLIENT_AIM: f64 = 0.2;
 /// The walsender's CPU under us over that under it, at most.
 const WALSENDER_AIM: f64 = 0.65;
 
-fn source<'a>(backlog: &'a Backlog, workload: &Workload) -> Source<'a> {
+fn source<'a>(backlog: &'a Backlog, plan: &Plan, workload: &Workload) -> Source<'a> {
     Source {
         server: &backlog.pair.primary,
         database: "shop",
         target: &backlog.target_lsn,
         // And the marker.
         changes: workload.changes + 1,
+        major: plan.major,
     }
 }
 
@@ -28,12 +29,12 @@ fn source<'a>(backlog: &'a Backlog, workload: &Workload) -> Source<'a> {
 pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &mut Report) {
     let case = format!("r {}", workload.case);
     report.case(&case, &format!("decode only, {}", workload.title));
-    turns(&source(backlog, workload), plan, &case, report).await;
+    turns(&source(backlog, plan, workload), plan, &case, report).await;
 }
 
 /// walrelay's alone: what no applier can be faster than.
-pub async fn own(backlog: &Backlog, workload: &Workload) -> Drain {
-    run_one(&source(backlog, workload), Reader::Relay).await
+pub async fn own(backlog: &Backlog, plan: &Plan, workload: &Workload) -> Drain {
+    run_one(&source(backlog, plan, workload), Reader::Relay).await
 }
 
 /// The readers in turns; the eager one shows what the adaptive reading gains.

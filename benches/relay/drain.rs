@@ -35,6 +35,8 @@ pub struct Source<'a> {
     pub target: &'a str,
     /// Row changes in it.
     pub changes: u64,
+    /// The server's major version.
+    pub major: u32,
 }
 
 /// What one drain took, and what it cost the primary.
@@ -60,7 +62,7 @@ async fn walsender_ended(server: &Server) {
 
 /// One drain of a copy of the slot.
 pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
-    let Source { server, database, target, changes } = source;
+    let Source { server, database, target, changes, major } = source;
     let copy = "SELECT pg_drop_replication_slot('run') FROM pg_replication_slots WHERE slot_name = 'run'; \
                 SELECT pg_copy_logical_replication_slot('base', 'run')";
     values(server, database, copy).await;
@@ -69,7 +71,9 @@ pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
         Reader::PgRecvlogical => {
             let mut command = Command::new(tool("pg_recvlogical"));
             command.args(["--start", "--no-loop", "--slot=run", "--file=/dev/null", "--plugin=pgoutput"]);
-            for option in ["proto_version=4", "publication_names=bench", "streaming=on", "binary=true"] {
+            // The newest protocol of the server: 2 of 14, 3 of 15, 4 since.
+            let protocol = format!("proto_version={}", (major - 12).min(4));
+            for option in [&protocol, "publication_names=bench", "streaming=on", "binary=true"] {
                 command.args(["-o", option]);
             }
             command.arg(format!("--endpos={target}")).arg(format!("--dbname={url}"));
@@ -109,7 +113,7 @@ async fn shape(plan: &Plan, rows_each: u64, rows: u64, report: &mut Report) {
     }
     values(&server, "postgres", "CHECKPOINT").await;
     let target = value(&server, "postgres", "SELECT pg_current_wal_lsn()").await;
-    let source = Source { server: &server, database: "postgres", target: &target, changes: rows };
+    let source = Source { server: &server, database: "postgres", target: &target, changes: rows, major: plan.major };
     decode::turns(&source, plan, &format!("drain {rows_each}"), report).await;
 }
 

@@ -67,7 +67,7 @@ impl Plan {
             major: setting("VERSION", 18),
             rounds: setting("ROUNDS", or(5, 1) as usize),
             is_quick,
-            scale: setting("SCALE", or(10, 4)),
+            scale: setting("SCALE", or(10, 2)),
             rows: setting("ROWS", or(1_000_000, 40_000)),
             commits: setting("COMMITS", or(400, 50) as usize),
             idle_seconds: setting("IDLE_SECONDS", or(30, 2)),

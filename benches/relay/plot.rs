@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use super::report::{Comparison, Kind};
 
-const WIDTH: f64 = 860.0;
-const NAMES: f64 = 330.0;
+const WIDTH: f64 = 960.0;
+const NAMES: f64 = 430.0;
 const ROW: f64 = 26.0;
 const HEAD: f64 = 56.0;
 /// Ratios beyond this are cut off and say so.

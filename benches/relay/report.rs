@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::Instant;
 
 use super::apply::Drain;
 use super::measure::{median, verdict};
@@ -174,17 +175,26 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     costs: Vec<Cost>,
     sections: Vec<String>,
+    began: Instant,
 }
 
 impl Report {
     /// An empty one.
     pub fn new(head: Vec<String>, is_quick: bool) -> Self {
-        Self { head, is_quick, cases: Vec::new(), comparisons: Vec::new(), costs: Vec::new(), sections: Vec::new() }
+        Self {
+            head,
+            is_quick,
+            cases: Vec::new(),
+            comparisons: Vec::new(),
+            costs: Vec::new(),
+            sections: Vec::new(),
+            began: Instant::now(),
+        }
     }
 
     /// One run is over.
     pub fn progress(&self, text: &str) {
-        println!("  {text}");
+        println!("{:>6} s  {text}", self.began.elapsed().as_secs());
         let _ = std::io::stdout().flush();
     }
 

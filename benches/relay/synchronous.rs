@@ -85,8 +85,9 @@ impl Between {
     }
 
     /// Levels and numbers of clients: beside the plain matrix only what the bar is about.
-    fn cells(self, standby: Standby) -> Vec<(&'static str, usize)> {
-        let levels = if self == Between::Nothing && standby != Standby::Nobody { &LEVELS[..] } else { &LEVELS[1..2] };
+    fn cells(self, plan: &Plan, standby: Standby) -> Vec<(&'static str, usize)> {
+        let is_whole = self == Between::Nothing && standby != Standby::Nobody && !plan.is_quick;
+        let levels = if is_whole { &LEVELS[..] } else { &LEVELS[1..2] };
         let clients = if self == Between::Nothing { &CLIENTS[..] } else { &[1, 32] };
         levels.iter().flat_map(|level| clients.iter().map(|count| (*level, *count))).collect()
     }
@@ -148,7 +149,7 @@ impl Scene {
         let servers = [&pair.primary, &pair.standby, &self.physical];
         let running = if standby == Standby::Physical { &servers[..] } else { &servers[..2] };
         self.list(standby.name()).await;
-        for (level, clients) in between.cells(standby) {
+        for (level, clients) in between.cells(plan, standby) {
             let folder = tempfile::tempdir().unwrap();
             let mut command = self.stage.load("simple-update", clients, plan.cell_seconds, folder.path(), level);
             let meter = Meter::start(running, own);
@@ -211,16 +212,16 @@ pub async fn run(plan: &Plan, report: &mut Report) {
                 report.progress(&format!("c{} round {}: {}", between.title(), round + 1, standby.title()));
             }
         }
-        compare(report, between, &cells);
+        compare(report, plan, between, &cells);
         report.section(matrix(between, &cells));
     }
 }
 
-fn compare(report: &mut Report, between: Between, cells: &Cells) {
+fn compare(report: &mut Report, plan: &Plan, between: Between, cells: &Cells) {
     let (own, durable) = (Peer::Relay.title(), Peer::NativeDurable.title());
     let physical = Standby::Physical.title();
     let is_far = between != Between::Nothing;
-    for (level, clients) in between.cells(Standby::Physical) {
+    for (level, clients) in between.cells(plan, Standby::Physical) {
         let of = |who: &'static str, value: fn(&Load) -> f64| -> Vec<f64> {
             cells[&(who, level, clients)].iter().map(|(load, _)| value(load)).collect()
         };
