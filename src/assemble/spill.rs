@@ -126,6 +126,10 @@ impl SpooledChunks for SpooledBody {
         self.offset += run.as_ref().map_or(0, |run| run.len() as u64);
         Ok(run)
     }
+
+    fn rewind(&mut self) {
+        self.offset = 0;
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +179,8 @@ mod tests {
             [800_000, 400_000, 3 * READ_BYTES, 5, READ_BYTES, 30]
         );
         assert_eq!(runs.concat(), messages.concat());
+        body.rewind();
+        assert_eq!(body.next_chunk().unwrap().as_ref(), runs.first());
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::origin::Origin;
 use super::overrides::override_from;
 use super::section::Section;
 use super::{
-    Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet, libpq,
-    password, text_file,
+    BATCH_DELAY, Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern,
+    TableSet, libpq, password, text_file,
 };
 use crate::model::{PipelineName, SlotName};
 
@@ -38,7 +38,9 @@ const PIPELINE: &[&str] = &[
     "slot",
     "sink",
 ];
-const POSTGRES_SINK: &[&str] = &["type", "url", "password_file", "read_only"];
+/// A longer one is surely a mistake: keepalives are answered no sooner.
+const LONGEST_BATCH_DELAY: Duration = Duration::from_secs(1);
+const POSTGRES_SINK: &[&str] = &["type", "url", "password_file", "read_only", "batch_delay"];
 const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
@@ -302,6 +304,7 @@ fn sink(
         "postgres" => Sink::Postgres(PostgresSink {
             url: server_url(&mut sink, &format!("{pipeline}.password"), environment)?,
             read_only: sink.boolean("read_only")?.unwrap_or(true),
+            batch_delay: batch_delay(&mut sink)?,
         }),
         "stdout" => {
             sink.only(STDOUT_SINK, "a sink of type stdout")?;
@@ -313,4 +316,15 @@ fn sink(
         }
     };
     Ok(found)
+}
+
+fn batch_delay(sink: &mut Section<'_>) -> Result<Duration, ConfigError> {
+    match sink.duration("batch_delay")? {
+        None => Ok(BATCH_DELAY),
+        Some(delay) if delay <= LONGEST_BATCH_DELAY => Ok(delay),
+        Some(delay) => {
+            let rule = "must be at most \"1s\": for so long every change waits while nobody waits for the standby";
+            Err(sink.error("batch_delay", Some(format!("{delay:?}")), rule))
+        }
+    }
 }

@@ -106,6 +106,7 @@ pub enum OnExistingRows {
 
 /// `[pipeline.sink]`.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "one value a pipeline, read once")]
 pub enum Sink {
     /// `type = "postgres"`.
     Postgres(PostgresSink),
@@ -126,6 +127,19 @@ impl Sink {
     }
 }
 
+impl Sink {
+    /// How long changes may gather before they are written while nobody waits for them.
+    pub fn batch_delay(&self) -> Duration {
+        match self {
+            Sink::Postgres(sink) => sink.batch_delay,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+/// `batch_delay` of a Postgres sink where the file says nothing.
+pub const BATCH_DELAY: Duration = Duration::from_millis(10);
+
 /// A Postgres standby.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PostgresSink {
@@ -133,6 +147,8 @@ pub struct PostgresSink {
     pub url: ServerUrl,
     /// Whether the replicated tables refuse every other writer.
     pub read_only: bool,
+    /// How long changes gather while the primary waits for nothing of this standby.
+    pub batch_delay: Duration,
 }
 
 /// Parses one libpq url outside a file (`walrelay tail --primary`); the password comes from the url, PGPASSWORD or the password

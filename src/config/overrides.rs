@@ -29,6 +29,7 @@ const PIPELINE_KEYS: &[&str] = &[
     "sink.url",
     "sink.password_file",
     "sink.read_only",
+    "sink.batch_delay",
     "sink.brokers",
     "sink.topic_prefix",
     "sink.topic",

@@ -253,6 +253,7 @@ fn the_annotated_example_holds_and_names_every_key() {
         "slot",
         "type",
         "read_only",
+        "batch_delay",
     ] {
         assert!(text.contains(&format!("{key} = ")), "{key} is not explained");
     }
@@ -274,6 +275,7 @@ fn the_texts_of_errors() {
         (name, "", &[]),
         ("type = \"postgres\"", "type = \"mysql\"", &[]),
         ("type = \"postgres\"", "type = \"stdout\"", &[]),
+        ("type = \"postgres\"", "type = \"postgres\"\nbatch_delay = \"2min\"", &[]),
         ("[[pipeline]]", "[pipeline]", &[]),
         ("[primary]", "[primry]", &[]),
         ("[primary]", "[primary", &[]),

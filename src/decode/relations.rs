@@ -26,6 +26,16 @@ impl Relations {
         Some(relation)
     }
 
+    /// Goes back to an earlier description.
+    pub fn put_back(&mut self, relation: Arc<Relation>) {
+        self.by_oid.insert(relation.oid, relation);
+    }
+
+    /// Goes back to knowing nothing of a relation.
+    pub fn forget(&mut self, oid: u32) {
+        self.by_oid.remove(&oid);
+    }
+
     /// The description of a row's relation.
     pub fn get(&self, oid: u32) -> Result<&Arc<Relation>, DecodeError> {
         self.by_oid.get(&oid).ok_or(DecodeError::UnknownRelation(oid))

@@ -62,6 +62,11 @@ impl<'a> Tuple<'a> {
         self.columns == 0
     }
 
+    /// The values as they were received, one behind the other.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.values
+    }
+
     /// The values in order.
     pub fn iter(&self) -> Values<'a> {
         Values { rest: self.values }

@@ -1,5 +1,6 @@
 //! The vocabulary of the house, in Postgres' own words. Plain values and leaf tools; imports nothing of ours and does no I/O.
 
+mod fallbacks;
 mod health;
 mod heartbeat;
 mod lsn;
@@ -11,6 +12,7 @@ mod relation;
 mod report;
 mod transaction;
 
+pub use fallbacks::Fallbacks;
 pub use health::{Retry, State};
 pub use heartbeat::Heartbeat;
 pub use lsn::{Lsn, LsnParseError, Timestamp};

@@ -40,6 +40,8 @@ pub struct PipelineReport {
     pub transactions: u64,
     /// Row changes applied since the pipeline started.
     pub rows: u64,
+    /// Table, reason and number of batches whose changes of the table had to be written row by row.
+    pub apply_fallbacks: Vec<(String, &'static str, u64)>,
     /// Applied over the last seconds.
     pub transactions_per_second: f64,
     /// Applied over the last seconds.
@@ -94,6 +96,7 @@ impl PipelineReport {
             wal_status: None,
             transactions: 0,
             rows: 0,
+            apply_fallbacks: Vec::new(),
             transactions_per_second: 0.0,
             rows_per_second: 0.0,
             memory_bytes: 0,

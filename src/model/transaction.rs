@@ -54,11 +54,14 @@ impl fmt::Debug for Body {
     }
 }
 
-/// A spooled transaction, read from the beginning, once.
+/// A spooled transaction, read from the beginning.
 pub trait SpooledChunks: Send + Sync {
     /// The next run of whole messages (at most about 1 MiB unless one message is larger), `None` at the end.
     /// Blocks on the file system: call it where that is allowed.
     fn next_chunk(&mut self) -> io::Result<Option<Bytes>>;
+
+    /// Begins again at the first run.
+    fn rewind(&mut self);
 }
 
 impl Transaction {

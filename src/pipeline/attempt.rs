@@ -158,6 +158,7 @@ impl Attempt<'_> {
             ))
         })?;
         opened.set_timeline(primary.identity.timeline);
+        opened.count_fallbacks_in(self.reporter.fallbacks().clone());
         let start = opened.position();
         let is_same_server =
             target_identifier(&mut ownership.connection).await?.as_deref() == Some(&primary.identity.system_identifier);

@@ -10,6 +10,7 @@
 
 mod adoption;
 mod attempt;
+mod batching;
 mod create;
 mod error;
 #[cfg(feature = "kafka")]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::model::{Heartbeat, PipelineReport, State};
+use crate::model::{Fallbacks, Heartbeat, PipelineReport, State};
 
 /// Over this long a rate is averaged.
 const RATE_SECONDS: f64 = 3.0;
@@ -15,12 +15,13 @@ const RATE_SECONDS: f64 = 3.0;
 pub(super) struct Reporter {
     report: Arc<watch::Sender<PipelineReport>>,
     heartbeat: Heartbeat,
+    fallbacks: Fallbacks,
 }
 
 impl Reporter {
     pub(super) fn new(report: PipelineReport) -> (Self, watch::Receiver<PipelineReport>) {
         let (sender, receiver) = watch::channel(report);
-        (Self { report: Arc::new(sender), heartbeat: Heartbeat::default() }, receiver)
+        (Self { report: Arc::new(sender), heartbeat: Heartbeat::default(), fallbacks: Fallbacks::default() }, receiver)
     }
 
     /// What beats whenever work is done.
@@ -28,11 +29,17 @@ impl Reporter {
         &self.heartbeat
     }
 
+    /// Where the sink counts what it had to write row by row.
+    pub(super) fn fallbacks(&self) -> &Fallbacks {
+        &self.fallbacks
+    }
+
     /// Changes the report.
     pub(super) fn update(&self, change: impl FnOnce(&mut PipelineReport)) {
         let heartbeat = self.heartbeat.beats();
         self.report.send_modify(|report| {
             report.heartbeat = heartbeat;
+            report.apply_fallbacks = self.fallbacks.counts();
             change(report);
         });
     }

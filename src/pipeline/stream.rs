@@ -24,6 +24,7 @@ use crate::sink::worker::Worker;
 use crate::sink::{AnySink, Batch, Receipt};
 use crate::source::{SourceError, Stream};
 
+use super::batching::Batching;
 use super::monitor::{self, View};
 use super::ownership::{self, Ownership};
 use super::reporter::{Rate, Reporter};
@@ -31,8 +32,6 @@ use super::{PipelineError, Settings};
 
 /// Chunks read ahead of the assembler.
 const CHUNKS_LIMIT: usize = 8;
-/// A batch takes no further transaction beyond this size.
-const BATCH_BYTES_LIMIT: u64 = 8 * 1024 * 1024;
 /// Most complete transactions that wait for the sink.
 const WAITING_LIMIT: usize = 50_000;
 /// How often the report is brought up to date.
@@ -64,6 +63,9 @@ pub(super) async fn run(
 ) -> Result<(), PipelineError> {
     let Streaming { settings, stream, start, target, sink, spool, may_hurry } = streaming;
     let process_id = stream.process_id();
+    let batch_delay = settings.pipeline.sink.batch_delay();
+    let (gather, gather_out) = watch::channel(Duration::ZERO);
+    let stream = stream.gathering(gather_out);
     let ledger = Ledger::new(start);
     let (positions, positions_out) = watch::channel(ledger.positions());
     let (chunks_in, chunks) = mpsc::channel(CHUNKS_LIMIT);
@@ -80,9 +82,12 @@ pub(super) async fn run(
         arrivals: Vec::new(),
         waiting: VecDeque::new(),
         in_flight: None,
+        began: Instant::now(),
+        batching: Batching::new(sink.batch_limit()),
+        batch_delay,
+        gather,
         idle: IdleRecords::default(),
         positions,
-        batch_limit: sink.batch_limit(),
         worker: Worker::new(sink),
         reporter,
         target,
@@ -113,9 +118,15 @@ struct Flow<'a> {
     waiting: VecDeque<Transaction>,
     /// Commit time of the first transaction of the batch the sink works on; `Some(None)` for a mere position.
     in_flight: Option<Option<Timestamp>>,
+    /// When the last batch began.
+    began: Instant,
+    batching: Batching,
+    /// How long changes gather while nobody waits for them, …
+    batch_delay: Duration,
+    /// … and what the source is told of it.
+    gather: watch::Sender<Duration>,
     idle: IdleRecords,
     positions: watch::Sender<Positions>,
-    batch_limit: usize,
     worker: Worker,
     reporter: &'a Reporter,
     target: Lsn,
@@ -222,16 +233,7 @@ impl Flow<'_> {
         if self.in_flight.is_some() || self.waiting.is_empty() {
             return;
         }
-        let mut transactions = Vec::new();
-        let mut size_bytes = 0;
-        while let Some(next) = self.waiting.front() {
-            let is_full = transactions.len() >= self.batch_limit || size_bytes + next.size_bytes > BATCH_BYTES_LIMIT;
-            if is_full && !transactions.is_empty() {
-                break;
-            }
-            size_bytes += next.size_bytes;
-            transactions.extend(self.waiting.pop_front());
-        }
+        let transactions = self.batching.take(&mut self.waiting);
         let Some(last) = transactions.last() else { return };
         let position = self.ledger.record_after(last.end_lsn);
         let first_commit_time = transactions.first().map(|first| first.commit_time);
@@ -247,6 +249,7 @@ impl Flow<'_> {
     async fn hand_over(&mut self, batch: Batch, first_commit_time: Option<Timestamp>) {
         self.idle.recorded(Instant::now());
         self.in_flight = Some(first_commit_time);
+        self.began = Instant::now();
         self.worker.begin(batch).await;
     }
 
@@ -259,6 +262,7 @@ impl Flow<'_> {
     fn receipt(&mut self, receipt: Receipt) {
         self.ledger.receipt(receipt.applied, receipt.durable);
         self.in_flight = None;
+        self.batching.measured(receipt.rows, self.began.elapsed());
         self.confirm();
         self.reporter.heartbeat().beat();
         let is_reached = self.ledger.positions().apply >= self.target;
@@ -288,6 +292,11 @@ impl Flow<'_> {
     fn viewed(&mut self) {
         let view = self.view.borrow_and_update().clone();
         self.idle.set_hurried(view.is_listed() && self.may_hurry);
+        self.batching.set_waited_for(view.is_listed());
+        // Where nobody says whether commits wait, they might.
+        let is_free = view.sync_state.as_deref() == Some("async");
+        let gather = if is_free { self.batch_delay } else { Duration::ZERO };
+        self.gather.send_if_modified(|before| std::mem::replace(before, gather) != gather);
         let before = self.reporter.sync_state();
         if before != view.sync_state && view.sync_state.is_some() {
             let lsn = self.ledger.positions().flush;

@@ -15,8 +15,7 @@ const SHAPE: &str = "pg_catalog.json_build_object(
       'name', a.attname, 'type_oid', a.atttypid::int8, 'type_name', pg_catalog.format_type(a.atttypid, a.atttypmod),
       'is_not_null', a.attnotnull, 'is_generated', a.attgenerated <> '', 'identity', a.attidentity,
       'has_default', a.atthasdef OR a.attidentity <> '',
-      'equality_schema', (
-        SELECT CASE
+      'equality_schema', CASE
           WHEN t.typtype IN ('e', 'r', 'm') OR t.oid IN (1043, 650) THEN 'pg_catalog'
           WHEN t.typtype = 'c' THEN NULL
           WHEN t.typelem <> 0 AND t.typlen = -1 AND t.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc THEN
@@ -26,14 +25,19 @@ const SHAPE: &str = "pg_catalog.json_build_object(
                               AND (o.oprcanhash OR o.oprcanmerge)))) THEN 'pg_catalog' END
           ELSE (SELECT os.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace os ON os.oid = o.oprnamespace
                 WHERE o.oprname = '=' AND o.oprleft = t.oid AND o.oprright = t.oid AND (o.oprcanhash OR o.oprcanmerge) LIMIT 1)
-        END
-        FROM pg_catalog.pg_type t WHERE t.oid = (
-          WITH RECURSIVE base(type_oid, of_oid) AS (
-            SELECT d.oid, d.typbasetype FROM pg_catalog.pg_type d WHERE d.oid = a.atttypid
-            UNION ALL SELECT d.oid, d.typbasetype FROM base b JOIN pg_catalog.pg_type d ON d.oid = b.of_oid)
-          SELECT type_oid FROM base WHERE of_oid = 0))
+        END,
+      'base_type_name', pg_catalog.format_type(t.oid, -1), 'array_delimiter', t.typdelim,
+      'array_type_oid', CASE WHEN t.typtype = 'c' OR (t.typelem <> 0 AND t.typlen = -1
+        AND t.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc) THEN 0 ELSE t.typarray::int8 END
     ) ORDER BY a.attnum)
-    FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'::json),
+    FROM pg_catalog.pg_attribute a
+    LEFT JOIN LATERAL (
+      WITH RECURSIVE base(type_oid, of_oid) AS (
+        SELECT d.oid, d.typbasetype FROM pg_catalog.pg_type d WHERE d.oid = a.atttypid
+        UNION ALL SELECT d.oid, d.typbasetype FROM base b JOIN pg_catalog.pg_type d ON d.oid = b.of_oid)
+      SELECT type_oid FROM base WHERE of_oid = 0) b ON true
+    LEFT JOIN pg_catalog.pg_type t ON t.oid = b.type_oid
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'::json),
   'key_columns', COALESCE((
     SELECT pg_catalog.json_agg(a.attname ORDER BY k.place)
     FROM pg_catalog.pg_index i
@@ -42,6 +46,30 @@ const SHAPE: &str = "pg_catalog.json_build_object(
     WHERE k.place <= i.indnkeyatts AND i.indexrelid = COALESCE(
       (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisreplident AND c.relreplident = 'i'),
       (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisprimary))), '[]'::json),
+  'unique_keys', COALESCE((
+    SELECT pg_catalog.json_agg((
+      SELECT pg_catalog.json_agg(a.attname ORDER BY k.place)
+      FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place)
+      JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum WHERE k.place <= i.indnkeyatts
+    ) ORDER BY i.indisprimary DESC, i.indisreplident DESC, i.indnkeyatts, i.indexrelid)
+    FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisexclusion AND i.indimmediate
+      AND i.indisvalid AND i.indislive AND i.indpred IS NULL AND i.indexprs IS NULL AND NOT EXISTS (
+        SELECT FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
+        WHERE k.place <= i.indnkeyatts AND NOT a.attnotnull)), '[]'::json),
+  'constrained_columns', COALESCE((
+    SELECT pg_catalog.json_agg(DISTINCT a.attname)
+    FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
+    JOIN pg_catalog.pg_index i ON i.indrelid = f.oid AND (i.indisunique OR i.indisexclusion) AND i.indimmediate
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = f.oid AND a.attnum > 0 AND (
+      a.attnum = ANY (i.indkey::pg_catalog.int2[]) OR EXISTS (
+        SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.indexrelid
+        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = f.oid AND d.refobjsubid = a.attnum))),
+    '[]'::json),
+  'is_constrained_whole', EXISTS (
+    SELECT FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
+    JOIN pg_catalog.pg_index i ON i.indrelid = f.oid AND (i.indisunique OR i.indisexclusion) AND i.indimmediate
+    WHERE i.indexprs::pg_catalog.text LIKE '%:varattno 0 %' OR i.indpred::pg_catalog.text LIKE '%:varattno 0 %'),
   'partitions', COALESCE((
     SELECT pg_catalog.json_agg(pg_catalog.json_build_array(pn.nspname, pc.relname) ORDER BY p.level, pn.nspname, pc.relname)
     FROM pg_catalog.pg_partition_tree(c.oid) p JOIN pg_catalog.pg_class pc ON pc.oid = p.relid

@@ -42,6 +42,20 @@ pub struct ShapeColumn {
     pub has_default: bool,
     /// Schema of the type's `=` operator; `None` for types without equality (json, xml, point …).
     pub equality_schema: Option<String>,
+    /// The type below all domains, as SQL writes it, without a modifier: a cast to it never cuts a value.
+    #[serde(default)]
+    pub base_type_name: String,
+    /// The type of an array of the base type; 0 where there is none that `unnest` gives back element by element (arrays,
+    /// composites).
+    #[serde(default)]
+    pub array_type_oid: u32,
+    /// What stands between the elements of such an array's text form.
+    #[serde(default = "comma")]
+    pub array_delimiter: char,
+}
+
+fn comma() -> char {
+    ','
 }
 
 /// One table.
@@ -59,6 +73,16 @@ pub struct TableShape {
     pub columns: Vec<ShapeColumn>,
     /// Columns of the replica identity's index, else of the primary key; empty when there is neither.
     pub key_columns: Vec<String>,
+    /// Columns of each valid, immediate, whole unique index on NOT NULL columns; the primary key's first.
+    #[serde(default)]
+    pub unique_keys: Vec<Vec<String>>,
+    /// Columns whose value some unique or exclusion index of the table or of a partition looks at, in expressions and
+    /// predicates too. Deferrable ones are left out: nobody checks them under `session_replication_role = replica`.
+    #[serde(default)]
+    pub constrained_columns: Vec<String>,
+    /// Whether such an index looks at the row as a whole.
+    #[serde(default)]
+    pub is_constrained_whole: bool,
     /// All partitions below, leaves and inner ones: schema and name.
     pub partitions: Vec<(String, String)>,
     /// The partitioned tables above: rows of this table can be written through them.

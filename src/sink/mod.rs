@@ -56,12 +56,14 @@ pub enum AnySink {
 }
 
 impl AnySink {
-    /// Most transactions of one batch. A Kafka transaction costs the same however many it holds.
+    /// Most transactions of one batch. A Kafka transaction costs the same however many it holds; what a batch of Postgres
+    /// folds to shrinks with its length where keys come again.
     pub fn batch_limit(&self) -> usize {
         match self {
             #[cfg(feature = "kafka")]
             AnySink::Kafka(_) => 20_000,
-            AnySink::Postgres(_) | AnySink::Stdout(_) => 1000,
+            AnySink::Postgres(_) => 50_000,
+            AnySink::Stdout(_) => 1000,
         }
     }
 

@@ -1,11 +1,6 @@
 //! Walks the messages of a transaction's chunks. Decodes; interprets nothing.
 
-use std::io;
-
-use bytes::Bytes;
-
 use crate::decode::{Context, Message, decode};
-use crate::model::{Body, Transaction};
 use crate::wire::frame::frames;
 use crate::wire::replication::{ReplicationMessage, parse};
 
@@ -31,14 +26,4 @@ pub(super) fn messages(
             Err(error) => Some(Err(broken()(error))),
         }
     })
-}
-
-/// Takes the next chunk of a transaction out. A spooled one is read where reading may block.
-pub(super) async fn next_chunk(mut transaction: Transaction) -> Result<(Transaction, Option<Bytes>), SinkError> {
-    let is_spooled = matches!(transaction.body, Body::Spooled(_));
-    let read = move || transaction.next_chunk().map(|chunk| (transaction, chunk)).map_err(SinkError::Spool);
-    match is_spooled {
-        false => read(),
-        true => tokio::task::spawn_blocking(read).await.map_err(|error| SinkError::Spool(io::Error::other(error)))?,
-    }
 }

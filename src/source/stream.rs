@@ -28,6 +28,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A mere receipt waits this long for the promise that mostly follows it, and goes out with it: the message of its own would
 /// cost both ends more than `remote_write` gains by it. (Postgres' own apply worker tells a receipt only after the commit.)
 const RECEIPT_DELAY: Duration = Duration::from_millis(1);
+/// A read of more is no trickle: resting after it would hold up a backlog.
+const SHORT_READ_BYTES: usize = 64 * 1024;
 /// Without any message for this long we ask for one.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Without any message for this long the connection is taken as lost.
@@ -85,6 +87,9 @@ pub struct Stream {
     last_sent: Positions,
     /// When the receipt of what is not yet durable is told at the latest.
     receipt_due: Option<Instant>,
+    /// How long the socket is left alone after a short read, so that the next one finds more.
+    gather: Option<watch::Receiver<Duration>>,
+    rest_until: Option<Instant>,
 }
 
 impl Stream {
@@ -116,7 +121,17 @@ impl Stream {
             is_ping_outstanding: false,
             last_sent: Positions { write: options.start, flush: options.start, apply: options.start },
             receipt_due: None,
+            gather: None,
+            rest_until: None,
         })
+    }
+
+    /// Leaves the socket alone for so long after each short read: for a consumer in no hurry, one read then takes what many
+    /// commits sent, and the walsender wakes nobody.
+    #[must_use]
+    pub fn gathering(mut self, gather: watch::Receiver<Duration>) -> Self {
+        self.gather = Some(gather);
+        self
     }
 
     /// The walsender's process, as `pg_stat_replication` names it.
@@ -135,7 +150,7 @@ impl Stream {
         status_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held: Option<Bytes> = None;
         loop {
-            let (look_at, receipt_due) = (self.policy.look_at(), self.receipt_due);
+            let (look_at, receipt_due, rest_until) = (self.policy.look_at(), self.receipt_due, self.rest_until);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.finish(&mut positions).await,
@@ -164,7 +179,8 @@ impl Stream {
                     self.policy.looked(Instant::now());
                     self.set_low_water(1);
                 }
-                chunk = self.connection.read_burst(ends_a_unit), if held.is_none() => {
+                () = sleep_until(rest_until.unwrap_or_else(Instant::now).into()), if rest_until.is_some() => self.rest_until = None,
+                chunk = self.connection.read_burst(ends_a_unit), if held.is_none() && rest_until.is_none() => {
                     let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
                     held = self.received(chunk, &mut positions).await?;
                 }
@@ -182,6 +198,10 @@ impl Stream {
         self.last_message = now;
         self.is_ping_outstanding = false;
         let size_bytes = chunk.len();
+        let gather = self.gather.as_ref().map_or(Duration::ZERO, |gather| *gather.borrow());
+        if !gather.is_zero() && size_bytes < SHORT_READ_BYTES {
+            self.rest_until = Some(now + gather);
+        }
         let read = copy_data_of(chunk)?;
         if let Some(age) = read.sent_after_commit {
             self.policy.sent_after_commit(age);

@@ -61,6 +61,18 @@ pub(super) fn render(reports: &[PipelineReport]) -> String {
             }
         }
     }
+    line(format_args!(
+        "# HELP walrelay_apply_fallbacks_total Batches whose changes of a table had to be written row by row."
+    ));
+    line(format_args!("# TYPE walrelay_apply_fallbacks_total counter"));
+    for report in reports {
+        for (table, reason, count) in &report.apply_fallbacks {
+            let (name, table) = (&report.name, escape_label(table));
+            line(format_args!(
+                "walrelay_apply_fallbacks_total{{pipeline=\"{name}\",table=\"{table}\",reason=\"{reason}\"}} {count}"
+            ));
+        }
+    }
     line(format_args!("# HELP walrelay_state 1 for the state the pipeline is in."));
     line(format_args!("# TYPE walrelay_state gauge"));
     for report in reports {
@@ -70,6 +82,11 @@ pub(super) fn render(reports: &[PipelineReport]) -> String {
         }
     }
     page
+}
+
+/// A label's value as the text format wants it.
+fn escape_label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -83,6 +100,7 @@ mod tests {
         let report = PipelineReport {
             transactions: 7,
             lag_bytes: Some(0),
+            apply_fallbacks: vec![("public.odd \"t".to_owned(), "row_count", 3)],
             ..PipelineReport::new(name.clone(), "postgres", SlotName::owned_by(&name))
         };
         let page = render(&[report]);
@@ -91,6 +109,8 @@ mod tests {
             assert!(page.contains(&format!("# HELP {name} ")) && page.contains(&format!("# TYPE {name} ")), "{line}");
         }
         assert!(page.contains("walrelay_transactions_total{pipeline=\"a\"} 7\n"), "{page}");
+        let fallbacks = r#"walrelay_apply_fallbacks_total{pipeline="a",table="public.odd \"t",reason="row_count"} 3"#;
+        assert!(page.contains(fallbacks), "{page}");
         assert!(page.contains("walrelay_lag_bytes{pipeline=\"a\"} 0\n"), "{page}");
         assert!(page.contains("walrelay_state{pipeline=\"a\",state=\"starting\"} 1\n"), "{page}");
     }

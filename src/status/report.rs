@@ -47,6 +47,7 @@ fn pipeline(report: &PipelineReport) -> Value {
         "rows_per_second": report.rows_per_second,
         "memory_bytes": report.memory_bytes,
         "spool_bytes": report.spool_bytes,
+        "apply_fallbacks_total": report.apply_fallbacks.iter().map(|(.., count)| count).sum::<u64>(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use walrelay::config::{OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet};
+use walrelay::config::{BATCH_DELAY, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet};
 use walrelay::model::{PipelineName, QualifiedName, Retry, SlotName};
 use walrelay::snapshot::store::{self, TableState};
 use walrelay::snapshot::{self, Copy, CopyOutcome, CopyProgress, ExportedSnapshot, Imported, Prepared, SnapshotError};
@@ -37,7 +37,7 @@ impl Steps {
             memory_limit_bytes: 64 << 20,
             publication: None,
             slot: None,
-            sink: Sink::Postgres(PostgresSink { url: standby.clone(), read_only: true }),
+            sink: Sink::Postgres(PostgresSink { url: standby.clone(), read_only: true, batch_delay: BATCH_DELAY }),
         };
         Self {
             primary: pair.primary.server_url("shop").unwrap(),
@@ -65,7 +65,7 @@ impl Steps {
         let copy = Copy {
             pipeline: &self.pipeline,
             primary: &self.primary,
-            sink: &PostgresSink { url: self.standby.clone(), read_only: true },
+            sink: &PostgresSink { url: self.standby.clone(), read_only: true, batch_delay: BATCH_DELAY },
             publication: &publication,
             tables: &tables,
             identity: &identity,

@@ -1,7 +1,7 @@
 //! The sink itself: an open apply session, where it stands, and the rule that after any error it is good for nothing.
 
 use crate::config::ServerUrl;
-use crate::model::{Heartbeat, Lsn, Progress};
+use crate::model::{Fallbacks, Heartbeat, Lsn, Progress};
 
 use super::super::{Batch, Receipt, SinkError};
 use super::batch::Applier;
@@ -42,6 +42,13 @@ impl PostgresSink {
     /// The primary's timeline for the records to come.
     pub fn set_timeline(&mut self, timeline: u32) {
         self.progress.timeline = timeline;
+    }
+
+    /// Where it is counted when changes that should go together are written row by row.
+    pub fn count_fallbacks_in(&mut self, fallbacks: Fallbacks) {
+        if let Some(applier) = &mut self.applier {
+            applier.count_fallbacks_in(fallbacks);
+        }
     }
 
     /// Applies a batch as one transaction; on return it is visible and on the standby's disk. After an error, or if the

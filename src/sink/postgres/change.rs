@@ -10,7 +10,8 @@ use crate::model::Lsn;
 use crate::wire::{ServerError, WireError};
 
 use super::super::{ChangePlace, SinkError};
-use super::session::{Failure, rows_of};
+use super::session::Failure;
+use super::statements::rows_touched;
 use super::store::PROGRESS_MOVED;
 use super::target::{RowSearch, Target};
 
@@ -25,8 +26,6 @@ pub(super) struct Change {
     pub(super) target: Arc<Target>,
     pub(super) commit_lsn: Lsn,
     pub(super) is_streamed: bool,
-    /// Whether it must touch exactly one row.
-    pub(super) is_counted: bool,
 }
 
 /// Why a change could not be applied: the session's failure, to be named with its change, or ours.
@@ -34,6 +33,8 @@ pub(super) struct Change {
 pub(super) enum ApplyError {
     Failure(Box<Failure>),
     Sink(SinkError),
+    /// The changes of this table cannot be folded.
+    Unprovable(Arc<Target>, &'static str),
 }
 
 impl ApplyError {
@@ -79,6 +80,8 @@ pub(super) enum Purpose {
     Query,
     /// A row change or a TRUNCATE.
     Change(Change),
+    /// Rows of this table, many at once.
+    Set(Arc<Target>),
     /// The compare-and-set of the progress row.
     Progress,
 }
@@ -88,7 +91,7 @@ impl Purpose {
     pub(super) fn size_bytes(&self) -> usize {
         match self {
             Purpose::Change(change) => change.payload.len(),
-            Purpose::Query | Purpose::Progress => 0,
+            Purpose::Query | Purpose::Set(_) | Purpose::Progress => 0,
         }
     }
 }
@@ -133,17 +136,6 @@ fn key_text(target: &Target, tuple: Tuple<'_>) -> String {
     text
 }
 
-/// Checks a finished statement; notes the first change that did not touch one row.
-pub(super) fn check_count(purpose: Purpose, tag: &str, divergence: &mut Option<SinkError>) {
-    if let Purpose::Change(change) = purpose
-        && change.is_counted
-        && divergence.is_none()
-        && rows_of(tag) != 1
-    {
-        *divergence = Some(SinkError::RowCount { place: Box::new(change.place()), found: rows_of(tag) });
-    }
-}
-
 /// Names what failed.
 pub(super) fn explain(failure: Failure, pipeline: &str, expected: Lsn) -> SinkError {
     let Failure { purpose, error } = failure;
@@ -151,6 +143,9 @@ pub(super) fn explain(failure: Failure, pipeline: &str, expected: Lsn) -> SinkEr
         return refusal;
     }
     match purpose {
+        Some(Purpose::Change(change)) if found(&error).is_some() => {
+            SinkError::RowCount { place: Box::new(change.place()), found: found(&error).unwrap_or(0) }
+        }
         Some(Purpose::Progress) if error.code() == Some(PROGRESS_MOVED) => {
             SinkError::ProgressMoved { pipeline: pipeline.to_owned(), expected }
         }
@@ -160,6 +155,14 @@ pub(super) fn explain(failure: Failure, pipeline: &str, expected: Lsn) -> SinkEr
             SinkError::Change { place: Box::new(change.place()), source: without_values(error), remedy }
         }
         _ => SinkError::wire("applying a batch on the standby")(error),
+    }
+}
+
+/// Rows touched, where that is what failed.
+fn found(error: &WireError) -> Option<u64> {
+    match error {
+        WireError::Server(error) => rows_touched(error),
+        _ => None,
     }
 }
 
@@ -242,7 +245,7 @@ mod tests {
     fn check(error: WireError, contains: &[&str], lacks: &str) {
         let target = super::super::target::tests::keyed();
         let payload = Bytes::from_static(b"I\0\0\0\x01N\0\x02t\0\0\0\x017t\0\0\0\x06secret");
-        let change = Change { payload, target, commit_lsn: Lsn(0xab), is_streamed: false, is_counted: false };
+        let change = Change { payload, target, commit_lsn: Lsn(0xab), is_streamed: false };
         let failure = Failure { purpose: Some(Purpose::Change(change)), error };
         let text = explain(failure, "standby1", Lsn(1)).to_string();
         for part in contains.iter().chain(&["INSERT on public.t (a=7)", "0/AB"]) {
@@ -273,7 +276,7 @@ mod tests {
     fn a_session_that_was_ended_blames_no_row() {
         let target = super::super::target::tests::keyed();
         let payload = Bytes::from_static(b"I\0\0\0\x01N\0\x02t\0\0\0\x017n");
-        let change = Change { payload, target, commit_lsn: Lsn(0xab), is_streamed: false, is_counted: false };
+        let change = Change { payload, target, commit_lsn: Lsn(0xab), is_streamed: false };
         let failure = Failure { purpose: Some(Purpose::Change(change)), error: server("57P01", "terminating", None) };
         let error = explain(failure, "standby1", Lsn(1));
         assert!(!error.to_string().contains("public.t") && error.retry() == Retry::Later, "{error}");

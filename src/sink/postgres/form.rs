@@ -89,6 +89,32 @@ impl Form {
         self.search(target, old)
     }
 
+    /// Becomes the form of what changes come to for one row, found by its old key.
+    pub(super) fn net(
+        &mut self,
+        target: &Target,
+        operation: Operation,
+        new: &[Value<'_>],
+        key: &[u16],
+        is_moved: bool,
+    ) {
+        let is_always = |at: usize| target.columns[at].identity == ColumnIdentity::Always;
+        let is_key = |at: usize| key.contains(&(at as u16));
+        let is_update = operation == Operation::Update;
+        // Whether an identity outside the key has changed is not known.
+        let must_replace = is_update && (0..new.len()).any(|at| is_always(at) && (is_moved || !is_key(at)));
+        self.clear(if must_replace { Operation::Replace } else { operation });
+        if operation != Operation::Insert {
+            self.equal.extend_from_slice(key);
+        }
+        if operation == Operation::Delete {
+            return;
+        }
+        let is_set =
+            |at: &usize| new[*at] != Value::Unchanged && (!is_update || must_replace || is_moved || !is_key(*at));
+        self.set.extend((0..new.len()).filter(is_set).map(|at| at as u16));
+    }
+
     fn clear(&mut self, operation: Operation) {
         self.operation = operation;
         self.set.clear();

@@ -6,16 +6,23 @@
 //! ```
 
 mod apply;
+mod arrays;
 mod batch;
 mod change;
+mod fallback;
 mod form;
 pub mod guard;
+mod net;
 mod open;
 mod opening;
 mod plans;
+mod reading;
 mod readonly;
 mod remove;
+mod rows;
 mod session;
+mod set_statements;
+mod set_writer;
 mod statements;
 pub mod store;
 mod tables;

@@ -1,13 +1,15 @@
 //! The prepared statements of the session: one for each table and form, named once, found again without building any text.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::wire::WireError;
 
 use super::form::Form;
 use super::session::Pipelined;
-use super::statements::statement;
+use super::set_statements::{SetForm, set_statement};
+use super::statements::{Statement, statement};
 use super::target::Target;
 
 /// Prepared statements kept on the server: each costs it some ten kilobytes. At the limit all are forgotten.
@@ -15,19 +17,47 @@ const STATEMENT_LIMIT: usize = 2000;
 
 /// A prepared statement.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct Plan<F> {
     /// Its name on the server.
     pub(super) name: String,
     /// The form that it serves.
-    pub(super) form: Form,
+    pub(super) form: F,
+}
+
+/// The plans of one table for one kind of form.
+#[derive(Debug)]
+struct FormPlans<F> {
+    /// The plan used last: bulk work repeats it.
+    last: Option<Arc<Plan<F>>>,
+    all: HashMap<F, Arc<Plan<F>>>,
+}
+
+impl<F> Default for FormPlans<F> {
+    fn default() -> Self {
+        Self { last: None, all: HashMap::new() }
+    }
+}
+
+impl<F: Clone + Eq + Hash> FormPlans<F> {
+    fn get(&mut self, form: &F) -> Option<Arc<Plan<F>>> {
+        if let Some(last) = self.last.as_ref().filter(|plan| plan.form == *form) {
+            return Some(Arc::clone(last));
+        }
+        self.last = self.all.get(form).cloned();
+        self.last.clone()
+    }
+
+    fn keep(&mut self, plan: &Arc<Plan<F>>) {
+        self.last = Some(Arc::clone(plan));
+        self.all.insert(plan.form.clone(), Arc::clone(plan));
+    }
 }
 
 /// The plans of one table.
 #[derive(Debug, Default)]
 struct TablePlans {
-    /// The plan used last: bulk work repeats it.
-    last: Option<Arc<Plan>>,
-    all: HashMap<Form, Arc<Plan>>,
+    rows: FormPlans<Form>,
+    sets: FormPlans<SetForm>,
 }
 
 /// All prepared statements.
@@ -40,46 +70,67 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// The plan for a form; prepares it in the pipeline if it is new.
+    /// The plan for a change of one row; prepares it in the pipeline if it is new.
     pub(super) fn get(
         &mut self,
         session: &mut Pipelined,
         target: &Target,
         form: &Form,
-    ) -> Result<Arc<Plan>, WireError> {
-        if let Some(plans) = self.by_relation.get_mut(&target.relation.oid) {
-            if let Some(last) = plans.last.as_ref().filter(|plan| plan.form == *form) {
-                return Ok(Arc::clone(last));
-            }
-            if let Some(plan) = plans.all.get(form) {
-                plans.last = Some(Arc::clone(plan));
-                return Ok(Arc::clone(plan));
-            }
+    ) -> Result<Arc<Plan<Form>>, WireError> {
+        if let Some(plan) = self.by_relation.get_mut(&target.relation.oid).and_then(|plans| plans.rows.get(form)) {
+            return Ok(plan);
         }
+        let name = self.prepare(session, &statement(target, form))?;
+        let plan = Arc::new(Plan { name, form: form.clone() });
+        self.by_relation.entry(target.relation.oid).or_default().rows.keep(&plan);
+        Ok(plan)
+    }
+
+    /// The plan for many rows; prepares it in the pipeline if it is new.
+    pub(super) fn get_set(
+        &mut self,
+        session: &mut Pipelined,
+        target: &Target,
+        form: &SetForm,
+    ) -> Result<Arc<Plan<SetForm>>, WireError> {
+        if let Some(plan) = self.by_relation.get_mut(&target.relation.oid).and_then(|plans| plans.sets.get(form)) {
+            return Ok(plan);
+        }
+        let name = self.prepare(session, &set_statement(target, form))?;
+        let plan = Arc::new(Plan { name, form: form.clone() });
+        self.by_relation.entry(target.relation.oid).or_default().sets.keep(&plan);
+        Ok(plan)
+    }
+
+    fn prepare(&mut self, session: &mut Pipelined, statement: &Statement) -> Result<String, WireError> {
         if self.prepared >= STATEMENT_LIMIT {
-            self.forget_all(session)?;
+            self.close_all(session)?;
         }
-        let plan = Arc::new(Plan { name: format!("w{}", self.next_name), form: form.clone() });
-        let made = statement(target, form);
-        session.parse(&plan.name, &made.sql, &made.types)?;
+        let name = format!("w{}", self.next_name);
+        session.parse(&name, &statement.sql, &statement.types)?;
         self.next_name += 1;
         self.prepared += 1;
-        let plans = self.by_relation.entry(target.relation.oid).or_default();
-        plans.last = Some(Arc::clone(&plan));
-        plans.all.insert(form.clone(), Arc::clone(&plan));
-        Ok(plan)
+        Ok(name)
     }
 
     /// Forgets the plans of a relation whose description changed.
     pub(super) fn forget(&mut self, session: &mut Pipelined, relation_oid: u32) -> Result<(), WireError> {
-        for plan in self.by_relation.remove(&relation_oid).into_iter().flat_map(|plans| plans.all.into_values()) {
-            session.close(&plan.name)?;
+        let Some(plans) = self.by_relation.remove(&relation_oid) else { return Ok(()) };
+        let rows = plans.rows.all.values().map(|plan| &plan.name);
+        for name in rows.chain(plans.sets.all.values().map(|plan| &plan.name)) {
+            session.close(name)?;
             self.prepared -= 1;
         }
         Ok(())
     }
 
-    fn forget_all(&mut self, session: &mut Pipelined) -> Result<(), WireError> {
+    /// Forgets all plans; the server has forgotten them already.
+    pub(super) fn clear(&mut self) {
+        self.by_relation.clear();
+        self.prepared = 0;
+    }
+
+    fn close_all(&mut self, session: &mut Pipelined) -> Result<(), WireError> {
         let relations: Vec<u32> = self.by_relation.keys().copied().collect();
         relations.into_iter().try_for_each(|oid| self.forget(session, oid))
     }

@@ -10,8 +10,7 @@ use postgres_protocol::message::frontend;
 use crate::decode::Value;
 use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
 
-use super::super::SinkError;
-use super::change::{Purpose, check_count};
+use super::change::Purpose;
 
 /// Written in pieces of about this size, so that a transaction of any length passes in bounded memory.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -39,8 +38,8 @@ pub(super) struct Pipelined {
     connection: Connection,
     in_flight: VecDeque<Purpose>,
     in_flight_bytes: usize,
-    /// The first change since the last `take_divergence` that did not touch the rows it must.
-    divergence: Option<SinkError>,
+    /// Syncs whose ReadyForQuery is not read yet.
+    syncs: usize,
     /// Rows of the query under way.
     rows: Vec<Bytes>,
     /// What the last compare-and-set of the progress row answered.
@@ -53,7 +52,7 @@ impl Pipelined {
             connection,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
-            divergence: None,
+            syncs: 0,
             rows: Vec::new(),
             progress_row: None,
         }
@@ -79,6 +78,66 @@ impl Pipelined {
         Ok(())
     }
 
+    /// Runs a prepared `COPY … FROM STDIN`; its rows follow with `copy_data`. Nobody waits for the server's consent: what it
+    /// does not want it discards up to the next Sync.
+    pub(super) fn begin_copy(&mut self, name: &str, purpose: Purpose) -> Result<(), WireError> {
+        self.execute(name, std::iter::empty(), purpose)
+    }
+
+    /// Sends what `write` appends as a piece of the COPY under way.
+    pub(super) fn copy_data<E: From<WireError>>(
+        &mut self,
+        write: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let outgoing = self.connection.outgoing();
+        let start = outgoing.len();
+        outgoing.put_u8(b'd');
+        outgoing.put_u32(0);
+        write(outgoing)?;
+        let length = i32::try_from(outgoing.len() - start - 1)
+            .map_err(|_| WireError::Length { tag: b'd', length: outgoing.len() - start })?;
+        outgoing[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
+        Ok(())
+    }
+
+    /// Ends the COPY under way.
+    pub(super) fn end_copy(&mut self) {
+        frontend::copy_done(self.connection.outgoing());
+    }
+
+    /// Undoes everything since the last Sync, whatever state it is in. The session is as good as new, but for statements
+    /// that were being prepared: all are forgotten.
+    pub(super) async fn roll_back(&mut self) -> Result<(), WireError> {
+        if self.syncs == 0 {
+            self.execute_once("ROLLBACK")?;
+            self.send_sync();
+        }
+        self.execute_once("DEALLOCATE ALL")?;
+        self.send_sync();
+        while self.syncs > 0 {
+            match self.connection.try_next_message()? {
+                Some(message) => self.syncs -= usize::from(message.tag == b'Z'),
+                None => {
+                    self.connection.pump().await?;
+                }
+            }
+        }
+        self.in_flight.clear();
+        self.in_flight_bytes = 0;
+        self.rows.clear();
+        Ok(())
+    }
+
+    fn send_sync(&mut self) {
+        frontend::sync(self.connection.outgoing());
+        self.syncs += 1;
+    }
+
+    fn execute_once(&mut self, sql: &str) -> Result<(), WireError> {
+        self.parse("", sql, &[])?;
+        self.execute("", std::iter::empty(), Purpose::Query)
+    }
+
     /// Forgets a prepared statement.
     pub(super) fn close(&mut self, name: &str) -> Result<(), WireError> {
         Ok(frontend::close(b'S', name, self.connection.outgoing())?)
@@ -87,6 +146,11 @@ impl Pipelined {
     /// Whether enough is gathered that it should go out.
     pub(super) fn is_full(&mut self) -> bool {
         self.connection.outgoing().len() >= WRITE_BYTES
+    }
+
+    /// Writes if enough is gathered.
+    pub(super) async fn write_if_full(&mut self) -> Result<(), Failure> {
+        if self.is_full() { self.write().await } else { Ok(()) }
     }
 
     /// Writes what is gathered, takes the answers that are there, and waits for some when too many are outstanding.
@@ -118,7 +182,7 @@ impl Pipelined {
 
     /// Sends Sync, which commits, and waits for ReadyForQuery.
     pub(super) async fn sync(&mut self) -> Result<(), Failure> {
-        frontend::sync(self.connection.outgoing());
+        self.send_sync();
         while !self.next_answer().await? {}
         debug_assert!(self.in_flight.is_empty(), "ReadyForQuery with statements unanswered");
         Ok(())
@@ -134,11 +198,6 @@ impl Pipelined {
         // A DataRow of one column: int16 count, int32 length, bytes.
         let text = |row: &Bytes| String::from_utf8_lossy(row.get(6..).unwrap_or(&[])).into_owned();
         Ok(rows.iter().map(text).collect())
-    }
-
-    /// The first change whose row count was wrong, if there was one.
-    pub(super) fn take_divergence(&mut self) -> Option<SinkError> {
-        self.divergence.take()
     }
 
     /// Where the last compare-and-set left the progress row, once.
@@ -162,10 +221,7 @@ impl Pipelined {
     fn answer(&mut self, message: &OwnedMessage) -> Result<bool, Failure> {
         match message.tag {
             b'C' | b'I' => {
-                if let Some(purpose) = self.take_first() {
-                    let tag = message.body.strip_suffix(b"\0").unwrap_or(&message.body);
-                    check_count(purpose, std::str::from_utf8(tag).unwrap_or(""), &mut self.divergence);
-                }
+                self.take_first();
             }
             b'D' if matches!(self.in_flight.front(), Some(Purpose::Query)) => self.rows.push(message.body.clone()),
             b'D' if matches!(self.in_flight.front(), Some(Purpose::Progress)) => {
@@ -176,12 +232,15 @@ impl Pipelined {
                 // Answers come in order, so the first outstanding statement is the one that failed, be it at its Parse.
                 return Err(Failure { purpose: self.take_first(), error });
             }
-            b'Z' => return Ok(true),
+            b'Z' => {
+                self.syncs -= 1;
+                return Ok(true);
+            }
             b'N' => {
                 let notice = ServerError::parse(&message.body);
                 tracing::debug!(code = notice.code, message = notice.message, "the standby says");
             }
-            b'1' | b'2' | b'3' | b'D' | b'T' | b'n' | b'S' | b'A' => {}
+            b'1' | b'2' | b'3' | b'D' | b'G' | b'T' | b'n' | b'S' | b'A' => {}
             tag => return Err(WireError::Unexpected { tag, during: "applying" }.into()),
         }
         Ok(false)
@@ -233,22 +292,9 @@ fn bind<'a>(
     Ok(())
 }
 
-/// Rows touched, from a command tag: `UPDATE 1`, `INSERT 0 1`.
-pub(super) fn rows_of(tag: &str) -> u64 {
-    tag.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_command_tag_tells_the_rows() {
-        for (tag, rows) in [("UPDATE 1", 1), ("INSERT 0 3", 3), ("DELETE 0", 0), ("SELECT 1", 1), ("TRUNCATE TABLE", 0)]
-        {
-            assert_eq!(rows_of(tag), rows, "{tag}");
-        }
-    }
 
     #[test]
     fn a_bind_says_formats_only_where_a_value_is_binary() {

@@ -4,6 +4,7 @@
 use postgres_protocol::escape::escape_identifier;
 
 use crate::schema::ShapeColumn;
+use crate::wire::ServerError;
 
 use super::form::{Form, Operation};
 use super::target::{RowSearch, Target};
@@ -21,19 +22,46 @@ pub(super) fn statement(target: &Target, form: &Form) -> Statement {
     let table = target.shape.sql_only();
     let sql = match form.operation {
         Operation::Insert => insert(target, form),
-        Operation::Delete => format!("DELETE FROM {table} WHERE {}", found(target, form)),
+        Operation::Delete => counted(target, &format!("DELETE FROM {table} WHERE {}", found(target, form))),
         Operation::Replace => replace(target, form),
         // Nothing was sent that may be set: the row must still be there. A lock says so without writing a new version.
         Operation::Update if form.set.is_empty() => {
-            format!("SELECT FROM {table} WHERE {} FOR UPDATE", found(target, form))
+            let select = format!("SELECT 1 FROM {table} WHERE {} FOR UPDATE", found(target, form));
+            if target.is_counted() { checked_one(&format!("z AS ({select})"), "z") } else { select }
         }
         Operation::Update => {
             let assignment = |(place, at): (usize, &u16)| format!("{}=${}", name(target, at), place + 1);
             let assignments: Vec<String> = form.set.iter().enumerate().map(assignment).collect();
-            format!("UPDATE {table} SET {} WHERE {}", assignments.join(","), found(target, form))
+            counted(target, &format!("UPDATE {table} SET {} WHERE {}", assignments.join(","), found(target, form)))
         }
     };
     Statement { sql, types }
+}
+
+/// What the server says, in a failing cast, when a statement did not touch the rows it must.
+const TOUCHED: &str = "walrelay touched ";
+
+/// Runs the parts of a WITH and fails in the server, naming both numbers, unless `found` is `expected`.
+pub(super) fn checked(parts: &str, found: &str, expected: &str) -> String {
+    format!(
+        "WITH {parts} SELECT CASE WHEN c.found = {expected} THEN 1 \
+         ELSE ('{TOUCHED}' || c.found || ' rows of ' || {expected})::int4 END FROM (SELECT {found} AS found) c"
+    )
+}
+
+fn checked_one(parts: &str, name: &str) -> String {
+    checked(parts, &format!("(SELECT pg_catalog.count(*) FROM {name})"), "1")
+}
+
+/// The number of rows touched, from the words of the server that a statement of `checked` failed with.
+pub(super) fn rows_touched(error: &ServerError) -> Option<u64> {
+    let (_, rest) = error.message.split_once(TOUCHED).filter(|_| error.code == "22P02")?;
+    rest.split(' ').next()?.parse().ok()
+}
+
+/// The statement, failing unless it touches one row; not where the standby's own triggers or rules have their say.
+fn counted(target: &Target, change: &str) -> String {
+    if target.is_counted() { checked_one(&format!("z AS ({change} RETURNING 1)"), "z") } else { change.to_owned() }
 }
 
 fn column<'a>(target: &'a Target, at: &u16) -> &'a ShapeColumn {
@@ -44,7 +72,8 @@ fn name(target: &Target, at: &u16) -> String {
     escape_identifier(&column(target, at).name)
 }
 
-fn overriding(target: &Target) -> &'static str {
+/// What an INSERT that gives identity columns their values must say.
+pub(super) fn overriding(target: &Target) -> &'static str {
     if target.has_identity() { "OVERRIDING SYSTEM VALUE " } else { "" }
 }
 
@@ -73,15 +102,20 @@ fn replace(target: &Target, form: &Form) -> String {
     }
     names.extend(carried.iter().cloned());
     let returned = if carried.is_empty() { "1".to_owned() } else { carried.join(",") };
-    format!(
-        "WITH gone AS (DELETE FROM {} WHERE {} RETURNING {returned}) INSERT INTO {} ({}) {}SELECT {} FROM gone",
-        target.shape.sql_only(),
-        found(target, form),
+    let gone =
+        format!("gone AS (DELETE FROM {} WHERE {} RETURNING {returned})", target.shape.sql_only(), found(target, form));
+    let made = format!(
+        "INSERT INTO {} ({}) {}SELECT {} FROM gone",
         target.shape.qualified_name().sql(),
         names.join(","),
         overriding(target),
         values.join(",")
-    )
+    );
+    if target.is_counted() {
+        checked_one(&format!("{gone}, made AS ({made})"), "gone")
+    } else {
+        format!("WITH {gone} {made}")
+    }
 }
 
 /// The search condition. Without a unique key, one of the equal rows is picked by its place.
@@ -131,6 +165,14 @@ mod tests {
         Target::new(relation(identity, &source), shape(&table, key)).unwrap()
     }
 
+    /// A statement that fails unless it touched one row.
+    fn one(change: &str, counted: &str) -> String {
+        format!(
+            "WITH {change} SELECT CASE WHEN c.found = 1 THEN 1 ELSE ('walrelay touched ' || c.found || ' rows of ' || 1)::int4 END \
+             FROM (SELECT (SELECT pg_catalog.count(*) FROM {counted}) AS found) c"
+        )
+    }
+
     /// Compares the text of a form and the number of its parameters.
     fn check(target: &Target, operation: Operation, columns: [&[u16]; 3], expected: &str) {
         let [set, equal, null] = columns.map(<[u16]>::to_vec);
@@ -145,30 +187,42 @@ mod tests {
         let keyed = target(ReplicaIdentity::Default, &[("a", true, ""), ("b \"x", false, "")], &["a"]);
         let insert = r#"INSERT INTO "public"."t" ("a","b ""x") VALUES ($1,$2)"#;
         check(&keyed, Insert, [&[0, 1], &[], &[]], insert);
-        let update = r#"UPDATE ONLY "public"."t" SET "b ""x"=$1 WHERE "a" OPERATOR("pg_catalog".=) $2"#;
-        check(&keyed, Update, [&[1], &[0], &[]], update);
-        let delete = r#"DELETE FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $1"#;
-        check(&keyed, Delete, [&[], &[0], &[]], delete);
-        let locked = r#"SELECT FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $1 FOR UPDATE"#;
-        check(&keyed, Update, [&[], &[0], &[]], locked);
+        let update =
+            r#"z AS (UPDATE ONLY "public"."t" SET "b ""x"=$1 WHERE "a" OPERATOR("pg_catalog".=) $2 RETURNING 1)"#;
+        check(&keyed, Update, [&[1], &[0], &[]], &one(update, "z"));
+        let delete = r#"z AS (DELETE FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $1 RETURNING 1)"#;
+        check(&keyed, Delete, [&[], &[0], &[]], &one(delete, "z"));
+        let locked = r#"z AS (SELECT 1 FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $1 FOR UPDATE)"#;
+        check(&keyed, Update, [&[], &[0], &[]], &one(locked, "z"));
         let identity = target(ReplicaIdentity::Default, &[("a", true, "always"), ("b", false, "")], &["a"]);
         let insert = r#"INSERT INTO "public"."t" ("a","b") OVERRIDING SYSTEM VALUE VALUES ($1,$2)"#;
         check(&identity, Insert, [&[0, 1], &[], &[]], insert);
         let replace = concat!(
-            r#"WITH gone AS (DELETE FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $2 RETURNING "b","extra") "#,
-            r#"INSERT INTO "public"."t" ("a","b","extra") OVERRIDING SYSTEM VALUE SELECT $1,gone."b",gone."extra" FROM gone"#
+            r#"gone AS (DELETE FROM ONLY "public"."t" WHERE "a" OPERATOR("pg_catalog".=) $2 RETURNING "b","extra"), made AS ("#,
+            r#"INSERT INTO "public"."t" ("a","b","extra") OVERRIDING SYSTEM VALUE SELECT $1,gone."b",gone."extra" FROM gone)"#
         );
-        check(&identity, Replace, [&[0], &[0], &[]], replace);
+        check(&identity, Replace, [&[0], &[0], &[]], &one(replace, "gone"));
+    }
+
+    #[test]
+    fn the_servers_words_tell_the_rows_touched() {
+        let words = |code: &str, message: &str| {
+            rows_touched(&ServerError { code: code.to_owned(), message: message.to_owned(), ..ServerError::default() })
+        };
+        let message = "invalid input syntax for type integer: \"walrelay touched 3 rows of 5\"";
+        assert_eq!(words("22P02", message), Some(3));
+        assert_eq!(words("22P03", message), None);
+        assert_eq!(words("22P02", "invalid input syntax for type integer: \"x\""), None);
     }
 
     #[test]
     fn a_row_without_a_key_is_found_by_all_it_holds() {
         let full = target(ReplicaIdentity::Full, &[("a", true, ""), ("j", true, "json")], &[]);
         let delete = concat!(
-            r#"DELETE FROM ONLY "public"."t" WHERE ctid = (SELECT ctid FROM ONLY "public"."t" WHERE "#,
-            r#""j"::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text AND "a" IS NULL LIMIT 1)"#
+            r#"z AS (DELETE FROM ONLY "public"."t" WHERE ctid = (SELECT ctid FROM ONLY "public"."t" WHERE "#,
+            r#""j"::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text AND "a" IS NULL LIMIT 1) RETURNING 1)"#
         );
-        check(&full, Operation::Delete, [&[], &[1], &[0]], delete);
+        check(&full, Operation::Delete, [&[], &[1], &[0]], &one(delete, "z"));
     }
 
     #[test]

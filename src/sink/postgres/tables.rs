@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::decode::{DecodeError, RelationBody, Relations};
-use crate::model::{Lsn, QualifiedName};
+use crate::model::{Lsn, QualifiedName, Relation};
 use crate::schema::{catalog_query, read_shapes};
 
 use super::super::SinkError;
@@ -40,23 +40,53 @@ pub(super) struct Tables {
     opening: Opening,
     relations: Relations,
     known: HashMap<u32, Known>,
+    /// What was known before the batch under way of the relations that it describes anew, in order.
+    before: Vec<(u32, Option<Arc<Relation>>)>,
 }
 
 impl Tables {
     pub(super) fn new(opening: Opening) -> Self {
-        Self { opening, relations: Relations::default(), known: HashMap::new() }
+        Self { opening, relations: Relations::default(), known: HashMap::new(), before: Vec::new() }
+    }
+
+    /// From here on is what `undo_batch` undoes.
+    pub(super) fn begin_batch(&mut self) {
+        self.before.clear();
+    }
+
+    /// Knows no more than before the batch: it is read again. All tables are looked up again: guards were rolled back, and
+    /// what was wrong may be that a table has changed.
+    pub(super) fn undo_batch(&mut self) {
+        while let Some((oid, before)) = self.before.pop() {
+            match before {
+                Some(relation) => {
+                    self.known.insert(oid, self.unresolved(&relation));
+                    self.relations.put_back(relation);
+                }
+                None => {
+                    self.relations.forget(oid);
+                    self.known.remove(&oid);
+                }
+            }
+        }
+        self.known.values_mut().for_each(|known| known.target = None);
+    }
+
+    fn unresolved(&self, relation: &Relation) -> Known {
+        Known {
+            is_ours: self.opening.filter.contains(&relation.name),
+            skip_until: self.opening.skip_until.get(&relation.name).copied().unwrap_or(Lsn::ZERO),
+            target: None,
+        }
     }
 
     /// Notes a Relation message. Returns the relation's OID if it says something new: what was made from the old
     /// description is void.
     pub(super) fn note(&mut self, body: &RelationBody<'_>) -> Option<u32> {
+        let before = self.relations.get(body.oid).ok().cloned();
         let relation = self.relations.note(body)?;
-        let known = Known {
-            is_ours: self.opening.filter.contains(&relation.name),
-            skip_until: self.opening.skip_until.get(&relation.name).copied().unwrap_or(Lsn::ZERO),
-            target: None,
-        };
-        self.known.insert(relation.oid, known);
+        self.before.push((relation.oid, before));
+        self.known.insert(relation.oid, self.unresolved(&relation));
         Some(relation.oid)
     }
 

@@ -19,6 +19,17 @@ pub(super) enum RowSearch {
     None,
 }
 
+/// How a batch's changes of the table are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Folded to their net effect by the key, which an index of the standby holds unique: one statement for many rows.
+    Keyed,
+    /// Inserts together; without such a key each other change by itself.
+    Inserts,
+    /// Each change by itself, in order: the standby's triggers or rules have their say.
+    InOrder,
+}
+
 /// A relation joined with its table.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
@@ -32,6 +43,13 @@ pub(super) struct Target {
     pub(super) search: RowSearch,
     /// For each column of the relation: whether a binary value means the same on the standby.
     pub(super) takes_binary: Vec<bool>,
+    /// How changes are written.
+    pub(super) way: Way,
+    /// Columns (positions in the relation) outside the key that an UPDATE must not change beside other rows': some unique or
+    /// exclusion index looks at them, or they are `GENERATED ALWAYS` identities.
+    pub(super) touchy: Vec<u16>,
+    /// Names of the standby's columns that the primary does not send and that can be written.
+    pub(super) extra: Vec<String>,
 }
 
 /// From here on a type's OID is not the same on every server (`FirstGenbkiObjectId` in `src/include/access/transam.h`).
@@ -76,14 +94,30 @@ impl Target {
                 name.sql()
             )));
         }
-        let search = row_search(&relation, &shape);
+        let set_key = set_key(&relation, &shape);
+        let way = match (&set_key, shape.has_replica_actions) {
+            (_, true) => Way::InOrder,
+            (Some(_), false) => Way::Keyed,
+            (None, false) => Way::Inserts,
+        };
+        let search = set_key.map_or_else(|| row_search(&relation, &shape), RowSearch::Key);
+        let touchy = touchy_columns(&shape, &columns, &search);
+        let extra = extra_columns(&relation, &shape);
         let takes_binary = relation.columns.iter().zip(&columns).map(|(ours, theirs)| {
             ours.type_oid == theirs.type_oid
                 && ours.type_oid < FIRST_UNSTABLE_OID
                 && !OBJECT_REFERENCES.contains(&ours.type_oid)
         });
         let takes_binary = takes_binary.collect();
-        Ok(Self { relation, shape, columns, search, takes_binary })
+        Ok(Self { relation, shape, columns, search, takes_binary, way, touchy, extra })
+    }
+
+    /// Positions of the columns by which a row is found, if it is found by a key.
+    pub(super) fn key(&self) -> Vec<usize> {
+        match &self.search {
+            RowSearch::Key(key) => key.clone(),
+            RowSearch::WholeRow | RowSearch::None => Vec::new(),
+        }
     }
 
     /// Whether any column is an identity column: then INSERT must override it.
@@ -101,6 +135,36 @@ impl Target {
         let column = self.relation.columns.get(at).map_or("?", |column| column.name.as_str());
         SinkError::Shape(format!("the primary sent column \"{column}\" of {} {what}", self.relation.name))
     }
+}
+
+/// A key by which sets of rows are found: an index of the standby holds it unique, not deferrable, without NULLs, and the primary
+/// sends all its columns with the old row. Then "rows touched = rows named" proves that each was found.
+fn set_key(relation: &Relation, shape: &TableShape) -> Option<Vec<usize>> {
+    let is_full = relation.replica_identity == ReplicaIdentity::Full;
+    let position =
+        |name: &String| relation.columns.iter().position(|column| column.name == *name && (is_full || column.is_key));
+    let is_own = |key: &&Vec<String>| **key == shape.key_columns;
+    let own = shape.unique_keys.iter().filter(is_own);
+    let mut keys = own.chain(&shape.unique_keys).filter_map(|key| key.iter().map(position).collect::<Option<Vec<_>>>());
+    keys.find(|key| !key.is_empty())
+}
+
+fn touchy_columns(shape: &TableShape, columns: &[ShapeColumn], search: &RowSearch) -> Vec<u16> {
+    let is_constrained = |name: &String| shape.constrained_columns.contains(name);
+    // What a generated column is made of is not known here.
+    let is_any = shape.is_constrained_whole
+        || shape.columns.iter().any(|column| column.is_generated && is_constrained(&column.name));
+    let is_key = |at: usize| matches!(search, RowSearch::Key(key) if key.contains(&at));
+    let is_touchy = |(at, column): &(usize, &ShapeColumn)| {
+        !is_key(*at) && (is_any || is_constrained(&column.name) || column.identity == ColumnIdentity::Always)
+    };
+    columns.iter().enumerate().filter(is_touchy).map(|(at, _)| at as u16).collect()
+}
+
+fn extra_columns(relation: &Relation, shape: &TableShape) -> Vec<String> {
+    let is_sent = |column: &ShapeColumn| relation.columns.iter().any(|sent| sent.name == column.name);
+    let extra = shape.columns.iter().filter(|column| !column.is_generated && !is_sent(column));
+    extra.map(|column| column.name.clone()).collect()
 }
 
 /// The standby's own replica identity or primary key, if the primary sends all its columns; else the primary's identity.
@@ -141,20 +205,30 @@ pub(super) mod tests {
         })
     }
 
+    /// Columns by name and flags (`generated`, `always`, `json`, `array`, `unique`); the key is unique where all is well.
     pub(crate) fn shape(columns: &[(&str, &str)], key: &[&str]) -> TableShape {
+        let constrained: Vec<&str> = columns
+            .iter()
+            .filter(|(_, flags)| *flags == "unique")
+            .map(|(name, _)| *name)
+            .chain(key.iter().copied())
+            .collect();
+        let keys: Vec<&[&str]> = if key.is_empty() { Vec::new() } else { vec![key] };
         let columns: Vec<serde_json::Value> = columns
             .iter()
             .map(|(name, flags)| {
                 serde_json::json!({
                     "name": name, "type_oid": 23, "type_name": "integer", "is_not_null": key.contains(name),
                     "is_generated": *flags == "generated", "identity": if *flags == "always" { "a" } else { "" },
-                    "has_default": false, "equality_schema": if *flags == "json" { None } else { Some("pg_catalog") }
+                    "has_default": false, "equality_schema": if *flags == "json" { None } else { Some("pg_catalog") },
+                    "base_type_name": if *flags == "array" { "integer[]" } else { "integer" },
+                    "array_type_oid": if *flags == "array" { 0 } else { 1007 }
                 })
             })
             .collect();
         serde_json::from_value(serde_json::json!({
             "schema": "public", "name": "t", "oid": 5, "kind": "r", "replica_identity": "d", "columns": columns,
-            "key_columns": key, "partitions": [], "ancestors": [], "has_replica_actions": false
+            "key_columns": key, "unique_keys": keys, "constrained_columns": constrained, "partitions": [], "ancestors": [], "has_replica_actions": false
         }))
         .unwrap()
     }

@@ -3,6 +3,7 @@
 mod faults;
 mod guard;
 mod rows;
+mod setwise;
 mod types;
 
 use std::collections::{HashMap, VecDeque};
@@ -10,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use bytes::{BufMut, BytesMut};
 use walrelay::config::ServerUrl;
 use walrelay::decode::{Context, Message, decode};
-use walrelay::model::{Body, Heartbeat, Lsn, PipelineName, Progress, QualifiedName, SlotName, Transaction};
+use walrelay::model::{Body, Fallbacks, Heartbeat, Lsn, PipelineName, Progress, QualifiedName, SlotName, Transaction};
 use walrelay::sink::postgres::{Opening, PostgresSink, TableFilter, open_session, store};
 use walrelay::sink::{Batch, Receipt, SinkError};
 use walrelay::wire::sql::SqlClient;
@@ -35,6 +36,7 @@ pub struct Replay {
     is_read_only: bool,
     is_binary: bool,
     skip_until: HashMap<QualifiedName, Lsn>,
+    fallbacks: Fallbacks,
     _pair: Pair,
 }
 
@@ -64,6 +66,7 @@ impl Replay {
             is_read_only: false,
             is_binary: false,
             skip_until: HashMap::new(),
+            fallbacks: Fallbacks::default(),
             _pair: pair,
         }
     }
@@ -90,6 +93,9 @@ impl Replay {
             skip_until: self.skip_until.clone(),
         };
         self.sink = PostgresSink::open(&self.standby_url, opening, Heartbeat::default()).await?;
+        if let Some(sink) = &mut self.sink {
+            sink.count_fallbacks_in(self.fallbacks.clone());
+        }
         Ok(())
     }
 
