@@ -57,6 +57,8 @@ const SHAPE: &str = "pg_catalog.json_build_object(
         SELECT FROM pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place)
         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
         WHERE k.place <= i.indnkeyatts AND NOT a.attnotnull)), '[]'::json),
+  'has_plain_index', EXISTS (SELECT FROM pg_catalog.pg_index i
+    WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND i.indkey[0] <> 0),
   'constrained_columns', COALESCE((
     SELECT pg_catalog.json_agg(DISTINCT a.attname)
     FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)

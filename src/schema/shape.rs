@@ -76,6 +76,9 @@ pub struct TableShape {
     /// Columns of each valid, immediate, whole unique index on NOT NULL columns; the primary key's first.
     #[serde(default)]
     pub unique_keys: Vec<Vec<String>>,
+    /// Whether some whole index begins with a plain column: it may lead to a row that is found by all it holds.
+    #[serde(default)]
+    pub has_plain_index: bool,
     /// Columns whose value some unique or exclusion index of the table or of a partition looks at, in expressions and
     /// predicates too. Deferrable ones are left out: nobody checks them under `session_replication_role = replica`.
     #[serde(default)]

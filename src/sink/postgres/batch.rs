@@ -17,11 +17,12 @@ use super::super::walk::messages;
 use super::super::{Receipt, SinkError};
 use super::change::{ApplyError, Purpose};
 use super::fallback::Detours;
+use super::folding::Nets;
 use super::form::Form;
 use super::plans::Plans;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
-use super::set_writer::{Arrays, Nets};
+use super::set_writer::Arrays;
 use super::store::{MOVE_PROGRESS, MOVE_PROGRESS_TYPES};
 use super::tables::Tables;
 

@@ -110,8 +110,8 @@ impl Form {
         if operation == Operation::Delete {
             return;
         }
-        let is_set =
-            |at: &usize| new[*at] != Value::Unchanged && (!is_update || must_replace || is_moved || !is_key(*at));
+        // The key too: equal keys may be different bytes.
+        let is_set = |at: &usize| new[*at] != Value::Unchanged && (!is_update || must_replace || !is_always(*at));
         self.set.extend((0..new.len()).filter(is_set).map(|at| at as u16));
     }
 

@@ -7,9 +7,12 @@
 
 mod apply;
 mod arrays;
+mod bag_statements;
+mod bag_writer;
 mod batch;
 mod change;
 mod fallback;
+mod folding;
 mod form;
 pub mod guard;
 mod net;

@@ -125,6 +125,7 @@ impl Pipelined {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
         self.rows.clear();
+        self.progress_row = None;
         Ok(())
     }
 
@@ -133,7 +134,8 @@ impl Pipelined {
         self.syncs += 1;
     }
 
-    fn execute_once(&mut self, sql: &str) -> Result<(), WireError> {
+    /// Runs a statement without parameters once.
+    pub(super) fn execute_once(&mut self, sql: &str) -> Result<(), WireError> {
         self.parse("", sql, &[])?;
         self.execute("", std::iter::empty(), Purpose::Query)
     }
@@ -191,6 +193,7 @@ impl Pipelined {
     /// Runs one statement inside the transaction under way and returns the first column of its rows.
     pub(super) async fn query_texts(&mut self, sql: &str) -> Result<Vec<String>, Failure> {
         self.settle().await?;
+        self.rows.clear();
         self.parse("", sql, &[])?;
         self.execute("", std::iter::empty(), Purpose::Query)?;
         self.settle().await?;

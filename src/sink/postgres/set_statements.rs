@@ -13,13 +13,16 @@ use postgres_protocol::escape::escape_identifier;
 
 use crate::schema::{ColumnIdentity, ShapeColumn};
 
+use super::bag_statements::bag_statement;
 use super::statements::{Statement, checked, overriding};
 use super::target::{RowSearch, Target};
 
 /// Type of the arrays of what must be cast: text[].
-const TEXT_ARRAY: u32 = 1009;
-const BOOL_ARRAY: u32 = 1000;
-const INT8: u32 = 20;
+pub(super) const TEXT_ARRAY: u32 = 1009;
+/// Types of which equal values are equal bytes: bool, int8, int2, int4, oid, date, timestamp, timestamptz, uuid.
+pub(super) const EXACT_TYPES: &[u32] = &[16, 20, 21, 23, 26, 1082, 1114, 1184, 2950];
+pub(super) const BOOL_ARRAY: u32 = 1000;
+pub(super) const INT8: u32 = 20;
 
 /// What a statement for many rows does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -34,6 +37,10 @@ pub(super) enum SetOperation {
     Carry,
     /// Carry where every row's key changes.
     Move,
+    /// Deletes rows that are found by all they hold.
+    BagDelete,
+    /// Deletes such rows, or makes others of them.
+    BagChange,
 }
 
 /// The form of a statement for many rows. Columns are positions in the relation. Its parameters, an array each: the old keys'
@@ -64,6 +71,9 @@ pub(super) fn key_columns(target: &Target) -> Vec<u16> {
 
 /// The statement of a form.
 pub(super) fn set_statement(target: &Target, form: &SetForm) -> Statement {
+    if matches!(form.operation, SetOperation::BagDelete | SetOperation::BagChange) {
+        return bag_statement(target, form.operation == SetOperation::BagDelete);
+    }
     let set = Set { target, form, key: key_columns(target) };
     let sql = match form.operation {
         SetOperation::Insert => set.insert(),
@@ -71,6 +81,7 @@ pub(super) fn set_statement(target: &Target, form: &SetForm) -> Statement {
         SetOperation::Delete => set.delete(),
         SetOperation::Update => set.update(),
         SetOperation::Carry | SetOperation::Move => set.carry(),
+        SetOperation::BagDelete | SetOperation::BagChange => String::new(),
     };
     Statement { sql, types: set.types() }
 }
@@ -177,11 +188,15 @@ impl Set<'_> {
         checked(&format!("z AS ({delete})"), "(SELECT pg_catalog.count(*) FROM z)", &format!("${}", self.count()))
     }
 
-    /// `None` where there is nothing to set.
+    /// `None` where there is nothing to set. Where equal keys may be different bytes, the standby's key takes the primary's.
     fn assignments(&self) -> Option<String> {
-        let is_set = |at: &&u16| self.column(**at).identity != ColumnIdentity::Always;
-        let set = self.form.columns.iter().filter(is_set);
-        let set: Vec<String> = set.map(|at| format!("{}={}", self.name(*at), self.new_value(*at))).collect();
+        let is_writable = |at: &&u16| self.column(**at).identity != ColumnIdentity::Always;
+        let is_loose =
+            |at: &&u16| !EXACT_TYPES.contains(&self.column(**at).type_oid) && !self.form.columns.contains(at);
+        let key = self.key.iter().filter(is_writable).filter(is_loose);
+        let key = key.map(|at| format!("{}={}", self.name(*at), self.value('o', *at)));
+        let set = self.form.columns.iter().filter(is_writable);
+        let set: Vec<String> = key.chain(set.map(|at| format!("{}={}", self.name(*at), self.new_value(*at)))).collect();
         (!set.is_empty()).then(|| set.join(","))
     }
 
@@ -296,6 +311,15 @@ mod tests {
             "FROM (SELECT (SELECT pg_catalog.count(*) FROM z) AS found) c"
         );
         check(&keyed, Update, &[1, 2], &[2], update, &[1007, 1007, 1009, 1000, 20]);
+    }
+
+    #[test]
+    fn a_key_whose_equal_values_may_be_other_bytes_is_set_too() {
+        let mut loose = target(&[("a", true, ""), ("b", false, "")], &[], &["a"]);
+        loose.columns[0].type_oid = 25;
+        let form = SetForm { operation: SetOperation::Update, columns: vec![1], kept: Vec::new() };
+        let sql = set_statement(&loose, &form).sql;
+        assert!(sql.contains(r#"SET "a"=u.o0,"b"=u.n1 FROM"#), "{sql}");
     }
 
     #[test]

@@ -1,19 +1,18 @@
 //! Writes the net effect of a run: of all tables first what is deleted, then what is updated, then what is inserted. Every
 //! subset of a valid state is valid, so no row can be in another's way, and an error means that the standby differs.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::decode::{Message, Tuple, Value};
+use crate::decode::Value;
 use crate::schema::ColumnIdentity;
 
-use super::arrays::{ArrayParameter, MixedForms, push_copy_row};
+use super::arrays::{ArrayParameter, push_copy_row};
 use super::batch::Applier;
 use super::change::{ApplyError, Purpose};
+use super::folding::{Folded, Nets, Work};
 use super::form::Operation;
-use super::net::{Effect, Net, Unprovable};
 use super::set_statements::{SetForm, SetOperation, key_columns};
-use super::target::{Target, Way};
+use super::target::Target;
 
 /// Rows of one statement.
 const SET_ROWS: usize = 5000;
@@ -27,132 +26,6 @@ const COPY_DATA_BYTES: usize = 32 * 1024;
 
 /// Room for array parameters, kept from statement to statement.
 pub(super) type Arrays = Vec<ArrayParameter>;
-
-/// The folded changes of one table.
-#[derive(Debug)]
-enum Folded<'a> {
-    Keyed(Net<'a>),
-    Inserts(Vec<Tuple<'a>>),
-}
-
-/// The folded changes of a run.
-#[derive(Debug, Default)]
-pub(super) struct Nets<'a> {
-    tables: Vec<(Arc<Target>, Folded<'a>)>,
-    by_oid: HashMap<u32, usize>,
-    /// The table of the last change: the next one often is of it too.
-    last: Option<(u32, usize)>,
-}
-
-impl<'a> Nets<'a> {
-    /// Takes a change in; `false` if it cannot be folded and must be made by itself, behind these.
-    pub(super) fn fold(&mut self, target: &Arc<Target>, message: &Message<'a>) -> Result<bool, ApplyError> {
-        let is_insert = matches!(message, Message::Insert { .. });
-        if target.columns.is_empty() || target.way == Way::InOrder || target.way == Way::Inserts && !is_insert {
-            return Ok(false);
-        }
-        let unprovable = |reason: Unprovable| ApplyError::Unprovable(Arc::clone(target), reason.0);
-        let columns = target.columns.len();
-        let fits = |tuple: &Tuple<'_>| tuple.len() == columns;
-        let folded = match (self.table(target), message) {
-            (Folded::Keyed(net), Message::Insert { new, .. }) if fits(new) => net.insert(*new),
-            (Folded::Keyed(net), Message::Update { old, new, .. }) if fits(new) => {
-                net.update(old.map(|old| old.tuple()), *new)
-            }
-            (Folded::Keyed(net), Message::Delete { old, .. }) if fits(&old.tuple()) => net.delete(old.tuple()),
-            (Folded::Inserts(rows), Message::Insert { new, .. }) if fits(new) => {
-                rows.push(*new);
-                Ok(())
-            }
-            _ => Err(Unprovable("a row has another number of columns than its table")),
-        };
-        folded.map(|()| true).map_err(unprovable)
-    }
-
-    fn table(&mut self, target: &Arc<Target>) -> &mut Folded<'a> {
-        let oid = target.relation.oid;
-        let at = match self.last {
-            Some((last, at)) if last == oid => at,
-            _ => *self.by_oid.entry(oid).or_insert_with(|| {
-                let folded = match target.way {
-                    Way::Keyed => Folded::Keyed(Net::new(&target.key())),
-                    Way::Inserts | Way::InOrder => Folded::Inserts(Vec::new()),
-                };
-                self.tables.push((Arc::clone(target), folded));
-                self.tables.len() - 1
-            }),
-        };
-        self.last = Some((oid, at));
-        &mut self.tables[at].1
-    }
-}
-
-/// What is written of one table.
-struct Work<'n, 'a> {
-    target: Arc<Target>,
-    folded: &'n Folded<'a>,
-    effect: Effect,
-    /// Rows of `effect.moves` and `effect.updates` that are written together, since they might be in each other's way.
-    carried: Vec<u32>,
-}
-
-impl<'n, 'a> Work<'n, 'a> {
-    fn new(target: &Arc<Target>, folded: &'n Folded<'a>) -> Self {
-        let (effect, carried) = match folded {
-            Folded::Keyed(net) => (net.effect(), Vec::new()),
-            Folded::Inserts(rows) => {
-                (Effect { inserts: (0..rows.len() as u32).collect(), ..Effect::default() }, Vec::new())
-            }
-        };
-        let mut work = Self { target: Arc::clone(target), folded, effect, carried };
-        work.arrange();
-        work
-    }
-
-    /// Decides which rows are carried. A moved row of which all is known is deleted and inserted.
-    fn arrange(&mut self) {
-        let Folded::Keyed(net) = self.folded else { return };
-        let effect = &mut self.effect;
-        let mut values = Vec::new();
-        let mut is_partial = |row: &u32| {
-            net.values(*row, &mut values);
-            values.contains(&Value::Unchanged)
-        };
-        let must_carry = !self.target.extra.is_empty() || effect.moves.iter().any(&mut is_partial);
-        if effect.moves.len() > 1 && !must_carry {
-            effect.inserts.extend_from_slice(&effect.moves);
-            effect.deletes.append(&mut effect.moves);
-            net.sort(&mut effect.deletes);
-        }
-        if effect.updates.len() + effect.moves.len() == 1 || (effect.moves.is_empty() && self.target.touchy.is_empty())
-        {
-            return;
-        }
-        self.carried.append(&mut effect.moves);
-        if !self.target.touchy.is_empty() {
-            self.carried.append(&mut effect.updates);
-            net.sort(&mut self.carried);
-        }
-    }
-
-    fn values(&self, row: u32, values: &mut Vec<Value<'a>>) {
-        match self.folded {
-            Folded::Keyed(net) => net.values(row, values),
-            Folded::Inserts(rows) => {
-                values.clear();
-                values.extend(rows[row as usize].iter());
-            }
-        }
-    }
-
-    fn unprovable(&self, reason: &'static str) -> ApplyError {
-        ApplyError::Unprovable(Arc::clone(&self.target), reason)
-    }
-
-    fn mixed(&self) -> impl Fn(MixedForms) -> ApplyError + use<'_, 'n, 'a> {
-        |_| self.unprovable("a column's values come in two forms")
-    }
-}
 
 /// Which columns rows have values for.
 #[derive(Default)]
@@ -193,11 +66,11 @@ impl Sent {
 impl Applier {
     /// Writes what was folded and begins anew.
     pub(super) async fn write_nets(&mut self, nets: &mut Nets<'_>) -> Result<(), ApplyError> {
-        if nets.tables.is_empty() {
+        if nets.is_empty() {
             return Ok(());
         }
         let nets = std::mem::take(nets);
-        let works: Vec<Work<'_, '_>> = nets.tables.iter().map(|(target, folded)| Work::new(target, folded)).collect();
+        let works = nets.works();
         self.detours.folded();
         for work in &works {
             self.deletes(work).await?;
@@ -226,6 +99,9 @@ impl Applier {
     }
 
     async fn updates(&mut self, work: &Work<'_, '_>) -> Result<(), ApplyError> {
+        if let Folded::Bag(bag) = work.folded {
+            return self.change_bag(work, bag).await;
+        }
         if !work.carried.is_empty() {
             let mut sent = Sent::default();
             let mut values = Vec::new();
@@ -293,21 +169,25 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes sure that there is room for so many arrays.
+    pub(super) fn make_arrays(&mut self, count: usize) {
+        if self.arrays.len() < count {
+            self.arrays.resize_with(count, ArrayParameter::default);
+        }
+    }
+
     /// Puts one statement for these rows into the pipeline.
     fn set(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
         let target = &work.target;
         let plan = self.plans.get_set(&mut self.session, target, form)?;
         let key = if form.is_counted() { key_columns(target) } else { Vec::new() };
         let count = key.len() + form.columns.len() + form.kept.len();
-        if self.arrays.len() < count {
-            self.arrays.resize_with(count, ArrayParameter::default);
-        }
+        self.make_arrays(count);
         let (old, rest) = self.arrays.split_at_mut(key.len());
         let (new, rest) = rest.split_at_mut(form.columns.len());
         let flags = &mut rest[..form.kept.len()];
         for (array, at) in old.iter_mut().zip(&key).chain(new.iter_mut().zip(&form.columns)) {
-            let column = &target.columns[usize::from(*at)];
-            array.start(column.array_delimiter, column.type_oid);
+            start_array(array, target, *at);
         }
         flags.iter_mut().for_each(|array| array.start(',', 0));
         let mut values = Vec::new();
@@ -329,21 +209,31 @@ impl Applier {
                 array.push(Value::Text(if is_kept { b"t" } else { b"f" })).map_err(work.mixed())?;
             }
         }
-        let expected = (rows.len() as i64).to_be_bytes();
+        let expected = form.is_counted().then_some(rows.len());
+        self.execute_set(&plan.name, work, key.iter().chain(&form.columns), count, expected)
+    }
+
+    /// Puts a statement with the first `count` arrays into the pipeline; `columns` are those of the first of them.
+    pub(super) fn execute_set<'c>(
+        &mut self,
+        name: &str,
+        work: &Work<'_, '_>,
+        columns: impl Iterator<Item = &'c u16>,
+        count: usize,
+        expected: Option<usize>,
+    ) -> Result<(), ApplyError> {
+        let expected = expected.map(|rows| (rows as i64).to_be_bytes());
         let mut parameters: Vec<Value<'_>> = self.arrays[..count].iter_mut().map(ArrayParameter::finish).collect();
-        for (value, at) in parameters.iter().zip(key.iter().chain(&form.columns)) {
+        for (value, at) in parameters.iter().zip(columns) {
             // A cast reads text.
-            let at = usize::from(*at);
-            if matches!(value, Value::Binary(_)) && (target.columns[at].array_type_oid == 0 || !target.takes_binary[at])
-            {
+            let (column, is_alike) = (work.target.column(*at), work.target.takes_binary[usize::from(*at)]);
+            if matches!(value, Value::Binary(_)) && (column.array_type_oid == 0 || !is_alike) {
                 return Err(work.unprovable("a binary value cannot travel in an array"));
             }
         }
-        if form.is_counted() {
-            parameters.push(Value::Binary(&expected));
-        }
-        let purpose = Purpose::Set(Arc::clone(target));
-        Ok(self.session.execute(&plan.name, parameters.iter().copied(), purpose)?)
+        parameters.extend(expected.as_ref().map(|bytes| Value::Binary(bytes)));
+        let purpose = Purpose::Set(Arc::clone(&work.target));
+        Ok(self.session.execute(name, parameters.iter().copied(), purpose)?)
     }
 
     async fn copy(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
@@ -391,6 +281,11 @@ impl Applier {
         let set = plan.form.set.iter().map(|at| new[usize::from(*at)]);
         Ok(self.session.execute(&plan.name, set.chain(old.iter().copied()), Purpose::Set(Arc::clone(target)))?)
     }
+}
+
+pub(super) fn start_array(array: &mut ArrayParameter, target: &Target, at: u16) {
+    let column = target.column(at);
+    array.start(column.array_delimiter, column.type_oid);
 }
 
 fn set_form(work: &Work<'_, '_>, operation: SetOperation, sent: &Sent) -> SetForm {

@@ -24,6 +24,8 @@ pub(super) enum RowSearch {
 pub(super) enum Way {
     /// Folded to their net effect by the key, which an index of the standby holds unique: one statement for many rows.
     Keyed,
+    /// Folded by all that rows hold, of which equal ones are as good as each other; many are found in one scan.
+    Bag,
     /// Inserts together; without such a key each other change by itself.
     Inserts,
     /// Each change by itself, in order: the standby's triggers or rules have their say.
@@ -95,14 +97,16 @@ impl Target {
             )));
         }
         let set_key = set_key(&relation, &shape);
-        let way = match (&set_key, shape.has_replica_actions) {
-            (_, true) => Way::InOrder,
-            (Some(_), false) => Way::Keyed,
-            (None, false) => Way::Inserts,
-        };
+        let is_keyed = set_key.is_some();
         let search = set_key.map_or_else(|| row_search(&relation, &shape), RowSearch::Key);
         let touchy = touchy_columns(&shape, &columns, &search);
         let extra = extra_columns(&relation, &shape);
+        let way = match shape.has_replica_actions {
+            true => Way::InOrder,
+            false if is_keyed => Way::Keyed,
+            false if search == RowSearch::WholeRow && touchy.is_empty() => Way::Bag,
+            false => Way::Inserts,
+        };
         let takes_binary = relation.columns.iter().zip(&columns).map(|(ours, theirs)| {
             ours.type_oid == theirs.type_oid
                 && ours.type_oid < FIRST_UNSTABLE_OID
@@ -110,6 +114,11 @@ impl Target {
         });
         let takes_binary = takes_binary.collect();
         Ok(Self { relation, shape, columns, search, takes_binary, way, touchy, extra })
+    }
+
+    /// The standby's column of a column of the relation.
+    pub(super) fn column(&self, at: u16) -> &ShapeColumn {
+        &self.columns[usize::from(at)]
     }
 
     /// Positions of the columns by which a row is found, if it is found by a key.

@@ -248,3 +248,78 @@ async fn plans_made_on_empty_tables_stay_index_scans() {
         replay.found("SELECT seq_tup_read < 100 + 2 * 198000 FROM pg_stat_user_tables WHERE relname = 't'").await;
     assert_eq!(reads, ["(t)"], "{:?}", replay.found(scans).await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_without_a_key_are_changed_many_at_once() {
+    let columns = "a int, b text NOT NULL, j json, p point, c numeric(8, 2), d char(4), l text[]";
+    let full = "ALTER TABLE bag REPLICA IDENTITY FULL; ALTER TABLE led REPLICA IDENTITY FULL; ALTER TABLE parts REPLICA IDENTITY FULL;";
+    let parts = "PARTITION BY LIST (b)";
+    let schema = |extra: &str| {
+        format!(
+            "CREATE TABLE bag ({columns}{extra}); CREATE TABLE led ({columns}); CREATE INDEX ON led (a);
+             CREATE TABLE parts ({columns}) {parts}; CREATE TABLE parts_0 PARTITION OF parts FOR VALUES IN ('b0');
+             CREATE TABLE parts_1 PARTITION OF parts DEFAULT;
+             ALTER TABLE parts_0 REPLICA IDENTITY FULL; ALTER TABLE parts_1 REPLICA IDENTITY FULL; {full}"
+        )
+    };
+    let mut dice = Dice::new();
+    for major in major_versions() {
+        let pair = Pair::start(major).await;
+        let mut replay = Replay::unlike(pair, &schema(""), &schema(", extra text DEFAULT 'kept'")).await;
+        replay.on_primary("ALTER PUBLICATION p SET (publish_via_partition_root)").await;
+        for table in ["bag", "led", "parts"] {
+            for round in 0..4 {
+                let fill = format!(
+                    "INSERT INTO {table} SELECT i % 40, 'b' || i % 3, CASE WHEN i % 4 > 0 THEN '{{\"x\": 1}}'::json END, \
+                     CASE WHEN i % 2 > 0 THEN '(1,2)'::point END, i % 5 / 2.0, CASE WHEN i % 3 > 0 THEN 'd' END, ARRAY['\"', NULL] \
+                     FROM generate_series(1, {}) i",
+                    500 + dice.roll(3000)
+                );
+                replay.on_primary(&fill).await;
+                for _ in 0..6 {
+                    let (one, other) = (dice.roll(40), dice.roll(7));
+                    let picked = format!(
+                        "WHERE ctid IN (SELECT ctid FROM {table} WHERE a % 7 = {other} ORDER BY random() LIMIT {})",
+                        1 + one * 20
+                    );
+                    replay
+                        .on_primary(&match dice.roll(4) {
+                            0 => format!("DELETE FROM {table} {picked}"),
+                            1 => format!("UPDATE {table} SET a = {one}, j = NULL {picked}"),
+                            2 => format!("UPDATE {table} SET b = 'b' || {other} % 3, c = c + 0.50, l = NULL {picked}"),
+                            _ => format!("INSERT INTO {table} SELECT * FROM {table} {picked}"),
+                        })
+                        .await;
+                    if dice.roll(3) == 0 {
+                        replay.relay().await.unwrap();
+                    }
+                }
+                replay.relay().await.unwrap();
+                let rows = replay
+                    .equal(&format!(
+                        "SELECT q::text, count(*) FROM (SELECT a, b, j, p, c, d, l FROM {table}) q GROUP BY 1"
+                    ))
+                    .await;
+                assert!(rows > 0, "round {round} of {table}");
+            }
+        }
+        assert_eq!(replay.found("SELECT DISTINCT extra FROM bag").await, ["(kept)"]);
+        assert_eq!(replay.fallbacks.counts(), [], "{major}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_deletes_without_a_key_cost_a_few_scans() {
+    let schema = "CREATE TABLE t (a int, b text); ALTER TABLE t REPLICA IDENTITY FULL";
+    let mut replay = Replay::new(18, schema).await;
+    replay.on_primary("INSERT INTO t SELECT i / 2, 'x' FROM generate_series(1, 100000) i").await;
+    replay.relay().await.unwrap();
+    replay.on_primary("DELETE FROM t WHERE a % 10 = 3").await;
+    let began = std::time::Instant::now();
+    replay.relay().await.unwrap();
+    let elapsed = began.elapsed();
+    assert_eq!(replay.equal("SELECT * FROM t").await, 90_000);
+    assert_eq!(replay.fallbacks.counts(), []);
+    // Ten thousand scans of such a table take minutes.
+    assert!(elapsed < std::time::Duration::from_secs(10), "{elapsed:?}");
+}

@@ -26,7 +26,8 @@ struct Row<'a> {
 struct Equals {
     start: u32,
     end: u32,
-    first: u32,
+    /// Place of its first row in `firsts`.
+    at: u32,
 }
 
 /// The end of a list.
@@ -40,6 +41,8 @@ pub(in super::super) struct Bag<'a> {
     /// The bytes of all rows met.
     bytes: Vec<u8>,
     rows: Vec<Row<'a>>,
+    /// First rows of the lists of `Equals`.
+    firsts: Vec<u32>,
 }
 
 /// What a run comes to; numbers are rows of the bag.
@@ -95,28 +98,28 @@ impl<'a> Bag<'a> {
 
     /// Takes one of the rows that are equal to `old` now; one that the run has not touched, if there is none.
     fn take(&mut self, old: Tuple<'a>) -> Result<u32, Unprovable> {
-        let place = self.equals(old.iter())?;
-        match place.first {
-            NONE => self.rows.push(Row { origin: Some(old), now: None, next: NONE }),
-            row => {
-                place.first = self.rows[row as usize].next;
-                self.rows[row as usize].now = None;
-                return Ok(row);
-            }
+        let (at, place) = self.equals(old.iter())?;
+        if at == NONE {
+            self.rows.push(Row { origin: Some(old), now: None, next: NONE });
+            return Ok(self.rows.len() as u32 - 1);
         }
-        Ok(self.rows.len() as u32 - 1)
+        let row = &mut self.rows[at as usize];
+        self.firsts[place] = row.next;
+        row.now = None;
+        Ok(at)
     }
 
     fn becomes(&mut self, row: u32, values: Box<[Value<'a>]>) -> Result<(), Unprovable> {
-        let place = self.equals(values.iter().copied())?;
-        let next = std::mem::replace(&mut place.first, row);
+        let (_, place) = self.equals(values.iter().copied())?;
+        let next = std::mem::replace(&mut self.firsts[place], row);
         let row = &mut self.rows[row as usize];
         row.next = next;
         row.now = Some(values);
         Ok(())
     }
 
-    fn equals<'v>(&mut self, values: impl Iterator<Item = Value<'v>>) -> Result<&mut Equals, Unprovable> {
+    /// The first row that is equal to these values now, and the place in `firsts` that says so.
+    fn equals<'v>(&mut self, values: impl Iterator<Item = Value<'v>>) -> Result<(u32, usize), Unprovable> {
         let bytes = &mut self.bytes;
         let start = bytes.len();
         for value in values {
@@ -127,15 +130,19 @@ impl<'a> Bag<'a> {
         let of = |place: &Equals| place.start as usize..place.end as usize;
         let is_equal = |place: &Equals| bytes[of(place)] == bytes[start..end];
         let hash_of = |place: &Equals| self.hasher.hash_one(&bytes[of(place)]);
-        Ok(match self.places.entry(hash, is_equal, hash_of) {
+        let at = match self.places.entry(hash, is_equal, hash_of) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Equals { start: start as u32, end: end as u32, first: NONE }).into_mut()
+                let at = self.firsts.len() as u32;
+                self.firsts.push(NONE);
+                vacant.insert(Equals { start: start as u32, end: end as u32, at });
+                at
             }
             Entry::Occupied(occupied) => {
                 bytes.truncate(start);
-                occupied.into_mut()
+                occupied.get().at
             }
-        })
+        };
+        Ok((self.firsts[at as usize], at as usize))
     }
 }
 
@@ -159,7 +166,15 @@ mod tests {
     /// Deletes (no new row), inserts (no old row) and updates, by number.
     fn messages(changes: &[(Option<u8>, Option<u8>)]) -> Vec<Vec<u8>> {
         let part = |kind: u8, row: Option<u8>| row.map_or(Vec::new(), |row| [&[kind][..], &tuple(row)].concat());
-        let tag = |old: bool, new: bool| if old && new { b'U' } else if old { b'D' } else { b'I' };
+        let tag = |old: bool, new: bool| {
+            if old && new {
+                b'U'
+            } else if old {
+                b'D'
+            } else {
+                b'I'
+            }
+        };
         let message = |(old, new): &(Option<u8>, Option<u8>)| {
             [&[tag(old.is_some(), new.is_some()), 0, 0, 0, 1][..], &part(b'O', *old), &part(b'N', *new)].concat()
         };

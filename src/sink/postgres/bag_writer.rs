@@ -1,0 +1,96 @@
+//! Writes what changes of a table without a key: a few rows each by itself, where an index may lead to them; many in one scan.
+
+use std::sync::Arc;
+
+use crate::decode::{Tuple, Value};
+
+use super::bag_statements::{KEY_SETTINGS, SCAN_SETTINGS};
+use super::batch::Applier;
+use super::change::{ApplyError, Purpose};
+use super::folding::Work;
+use super::form::Old;
+use super::net::Bag;
+use super::set_statements::{SetForm, SetOperation};
+use super::set_writer::start_array;
+
+/// With an index, fewer rows than these are looked for one by one.
+const SCAN_ROWS: usize = 1000;
+
+impl Applier {
+    /// Deletes or changes the rows of a bag that were there before.
+    pub(super) async fn change_bag(&mut self, work: &Work<'_, '_>, bag: &Bag<'_>) -> Result<(), ApplyError> {
+        let rows = &work.carried;
+        let least = if work.target.shape.has_plain_index { SCAN_ROWS } else { 2 };
+        if rows.len() >= least {
+            self.change_in_one_scan(work, bag)?;
+            return Ok(self.session.write_if_full().await?);
+        }
+        for row in rows {
+            self.change_by_itself(work, bag, *row)?;
+            self.session.write_if_full().await?;
+        }
+        Ok(())
+    }
+
+    fn change_by_itself(&mut self, work: &Work<'_, '_>, bag: &Bag<'_>, row: u32) -> Result<(), ApplyError> {
+        let target = &work.target;
+        let old: Vec<Value<'_>> = bag.origin(row).map(Tuple::iter).into_iter().flatten().collect();
+        let new = bag.now(row).unwrap_or_default();
+        if old.iter().chain(new).any(|value| matches!(value, Value::Binary(_))) && target.takes_binary.contains(&false)
+        {
+            return Err(work.unprovable("a binary value may mean another one here"));
+        }
+        match bag.now(row) {
+            Some(new) => self.form.update(target, Old::Full(&old), new)?,
+            None => self.form.delete(target, &old)?,
+        }
+        let plan = self.plans.get(&mut self.session, target, &self.form)?;
+        let set = plan.form.set.iter().map(|at| new[usize::from(*at)]);
+        let equal = plan.form.equal.iter().map(|at| old[usize::from(*at)]);
+        Ok(self.session.execute(&plan.name, set.chain(equal), Purpose::Set(Arc::clone(target)))?)
+    }
+
+    fn change_in_one_scan(&mut self, work: &Work<'_, '_>, bag: &Bag<'_>) -> Result<(), ApplyError> {
+        let (target, rows) = (&work.target, &work.carried);
+        let is_delete = rows.iter().all(|row| bag.now(*row).is_none());
+        let operation = if is_delete { SetOperation::BagDelete } else { SetOperation::BagChange };
+        let columns: Vec<u16> = (0..target.columns.len() as u16).collect();
+        let width = columns.len();
+        let count = if is_delete { width + 2 } else { 2 * width + 3 };
+        self.make_arrays(count);
+        let (values, numbers) = self.arrays[..count].split_at_mut(count - 2);
+        for (array, at) in values.iter_mut().zip(columns.iter().chain(&columns)) {
+            start_array(array, target, *at);
+        }
+        if let (Some(deleted), false) = (values.last_mut(), is_delete) {
+            deleted.start(',', 0);
+        }
+        numbers.iter_mut().for_each(|array| array.start(',', 0));
+        let (mut kind, mut number) = (0u64, 0u64);
+        let mut before: Option<&[u8]> = None;
+        for row in rows {
+            let Some(origin) = bag.origin(*row) else { continue };
+            number = if before == Some(origin.bytes()) { number + 1 } else { 1 };
+            kind += u64::from(number == 1);
+            before = Some(origin.bytes());
+            let now = bag.now(*row);
+            let nothing = Value::Null;
+            let new = (0..width).map(|at| now.map_or(nothing, |values| values[at]));
+            let is_deleted = Value::Text(if now.is_none() { b"t" } else { b"f" });
+            let change = new.chain([is_deleted]).take(if is_delete { 0 } else { width + 1 });
+            for (array, value) in values.iter_mut().zip(origin.iter().chain(change)) {
+                array.push(value).map_err(work.mixed())?;
+            }
+            for (array, place) in numbers.iter_mut().zip([kind, number]) {
+                array.push(Value::Text(place.to_string().as_bytes())).map_err(work.mixed())?;
+            }
+        }
+        // The plan is made when it is first bound.
+        self.session.execute_once(SCAN_SETTINGS)?;
+        let form = SetForm { operation, ..SetForm::default() };
+        let plan = self.plans.get_set(&mut self.session, target, &form)?;
+        let value_columns = columns.iter().chain(if is_delete { &[][..] } else { &columns[..] });
+        self.execute_set(&plan.name, work, value_columns, count, Some(rows.len()))?;
+        Ok(self.session.execute_once(KEY_SETTINGS)?)
+    }
+}
