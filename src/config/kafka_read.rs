@@ -63,6 +63,34 @@ const DEFAULT_TOPIC: &str = "{prefix}.{schema}.{table}";
 const DEFAULT_TRANSACTIONAL_ID: &str = "walrelay.{prefix}.{pipeline}";
 const DEFAULT_UNAVAILABLE: &str = "__debezium_unavailable_value";
 
+/// The words of a key; the first is its default.
+type Words<T> = &'static [(&'static str, T)];
+
+const DELIVERIES: Words<Delivery> =
+    &[("exactly_once", Delivery::ExactlyOnce), ("at_least_once", Delivery::AtLeastOnce)];
+const ON_LARGE_TRANSACTION: Words<OnLargeTransaction> =
+    &[("stop", OnLargeTransaction::Stop), ("split", OnLargeTransaction::Split)];
+const ON_OVERSIZED: Words<OnOversized> = &[("stop", OnOversized::Stop), ("dead_letter", OnOversized::DeadLetter)];
+const APPLY_MEANS: Words<ApplyMeans> = &[("committed", ApplyMeans::Committed), ("readable", ApplyMeans::Readable)];
+const DECIMALS: Words<DecimalMode> =
+    &[("precise", DecimalMode::Precise), ("string", DecimalMode::String), ("double", DecimalMode::Double)];
+const TIME_PRECISIONS: Words<TimePrecision> = &[
+    ("adaptive", TimePrecision::Adaptive),
+    ("adaptive_time_microseconds", TimePrecision::AdaptiveTimeMicroseconds),
+    ("connect", TimePrecision::Connect),
+    ("isostring", TimePrecision::IsoString),
+    ("microseconds", TimePrecision::Microseconds),
+    ("nanoseconds", TimePrecision::Nanoseconds),
+];
+const INTERVALS: Words<IntervalMode> = &[("numeric", IntervalMode::Numeric), ("string", IntervalMode::String)];
+const HSTORES: Words<HstoreMode> = &[("json", HstoreMode::Json), ("map", HstoreMode::Map)];
+const BINARIES: Words<BinaryMode> = &[
+    ("bytes", BinaryMode::Bytes),
+    ("base64", BinaryMode::Base64),
+    ("base64-url-safe", BinaryMode::Base64UrlSafe),
+    ("hex", BinaryMode::Hex),
+];
+
 /// Reads the section; `initial_copy` is the pipeline's.
 pub(super) fn kafka(
     sink: &mut Section<'_>,
@@ -94,64 +122,24 @@ pub(super) fn kafka(
         format,
         schemas_key: sink.boolean("schemas_key")?.unwrap_or(false),
         schemas_value,
-        delivery: word(
-            sink,
-            "delivery",
-            &[("exactly_once", Delivery::ExactlyOnce), ("at_least_once", Delivery::AtLeastOnce)],
-        )?,
+        delivery: word(sink, "delivery", DELIVERIES)?,
         transaction_topic: sink.boolean("transaction_topic")?.unwrap_or(false),
         transaction_timeout: transaction_timeout(sink)?,
-        on_large_transaction: word(
-            sink,
-            "on_large_transaction",
-            &[("stop", OnLargeTransaction::Stop), ("split", OnLargeTransaction::Split)],
-        )?,
-        on_oversized: word(
-            sink,
-            "on_oversized",
-            &[("stop", OnOversized::Stop), ("dead_letter", OnOversized::DeadLetter)],
-        )?,
+        on_large_transaction: word(sink, "on_large_transaction", ON_LARGE_TRANSACTION)?,
+        on_oversized: word(sink, "on_oversized", ON_OVERSIZED)?,
         create_topics: create_topics(sink)?,
         progress_topic: topic_name(sink, "progress_topic", "walrelay.progress")?,
         transactional_id: transactional_id(sink, &topic_prefix, pipeline)?,
-        apply_means: word(
-            sink,
-            "apply_means",
-            &[("committed", ApplyMeans::Committed), ("readable", ApplyMeans::Readable)],
-        )?,
+        apply_means: word(sink, "apply_means", APPLY_MEANS)?,
         tombstones: sink.boolean("tombstones")?.unwrap_or(true),
         context_headers: sink.boolean("context_headers")?.unwrap_or(false),
         include_unknown_types: sink.boolean("include_unknown_types")?.unwrap_or(true),
         skipped_operations: skipped_operations(sink)?,
-        decimal: word(
-            sink,
-            "decimal",
-            &[("precise", DecimalMode::Precise), ("string", DecimalMode::String), ("double", DecimalMode::Double)],
-        )?,
-        time_precision: word(
-            sink,
-            "time_precision",
-            &[
-                ("adaptive", TimePrecision::Adaptive),
-                ("adaptive_time_microseconds", TimePrecision::AdaptiveTimeMicroseconds),
-                ("connect", TimePrecision::Connect),
-                ("isostring", TimePrecision::IsoString),
-                ("microseconds", TimePrecision::Microseconds),
-                ("nanoseconds", TimePrecision::Nanoseconds),
-            ],
-        )?,
-        interval: word(sink, "interval", &[("numeric", IntervalMode::Numeric), ("string", IntervalMode::String)])?,
-        hstore: word(sink, "hstore", &[("json", HstoreMode::Json), ("map", HstoreMode::Map)])?,
-        binary: word(
-            sink,
-            "binary",
-            &[
-                ("bytes", BinaryMode::Bytes),
-                ("base64", BinaryMode::Base64),
-                ("base64-url-safe", BinaryMode::Base64UrlSafe),
-                ("hex", BinaryMode::Hex),
-            ],
-        )?,
+        decimal: word(sink, "decimal", DECIMALS)?,
+        time_precision: word(sink, "time_precision", TIME_PRECISIONS)?,
+        interval: word(sink, "interval", INTERVALS)?,
+        hstore: word(sink, "hstore", HSTORES)?,
+        binary: word(sink, "binary", BINARIES)?,
         replace_null_with_default: sink.boolean("replace_null_with_default")?.unwrap_or(false),
         unavailable_value: sink.string("unavailable_value")?.unwrap_or_else(|| DEFAULT_UNAVAILABLE.to_owned()),
         column_include: column_patterns(sink, "column_include")?,

@@ -85,16 +85,21 @@ const SHAPE: &str = "pg_catalog.json_build_object(
     WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = f.oid AND NOT g.tgisinternal AND g.tgenabled IN ('R', 'A'))
        OR EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = f.oid AND w.ev_enabled IN ('R', 'A'))))";
 
-/// A statement that returns one row with one JSON text for each of the tables that exists.
-pub fn catalog_query<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {
+/// The tables as a list for `(n.nspname, c.relname) IN (VALUES …)`: literals, never identifiers.
+pub fn name_list<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {
     let wanted: Vec<String> = tables
         .into_iter()
         .map(|table| format!("({},{})", escape_literal(&table.schema), escape_literal(&table.name)))
         .collect();
-    let list = if wanted.is_empty() { "(NULL,NULL)".to_owned() } else { wanted.join(",") };
+    if wanted.is_empty() { "(NULL,NULL)".to_owned() } else { wanted.join(",") }
+}
+
+/// A statement that returns one row with one JSON text for each of the tables that exists.
+pub fn catalog_query<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {
     format!(
         "SELECT {SHAPE}::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r','p','v','m','f') AND (n.nspname, c.relname) IN (VALUES {list}) ORDER BY n.nspname, c.relname"
+         WHERE c.relkind IN ('r','p','v','m','f') AND (n.nspname, c.relname) IN (VALUES {}) ORDER BY n.nspname, c.relname",
+        name_list(tables)
     )
 }
 

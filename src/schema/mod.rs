@@ -3,5 +3,5 @@
 mod catalog;
 mod shape;
 
-pub use catalog::{catalog_query, read_shapes};
+pub use catalog::{catalog_query, name_list, read_shapes};
 pub use shape::{ColumnIdentity, ShapeColumn, ShapeError, TableShape};

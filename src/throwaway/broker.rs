@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::process::{self, last_lines};
 use super::server::free_port;
 use super::{BrokerPrograms, ThrowawayError};
 
@@ -218,9 +219,7 @@ impl Broker {
 
     /// The last lines of its log.
     pub fn log_tail(&self, lines: usize) -> String {
-        let log = self.log_since(0);
-        let all: Vec<&str> = log.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        last_lines(&self.log_since(0), lines)
     }
 
     /// Its process, while it runs.
@@ -230,10 +229,7 @@ impl Broker {
 
     /// A signal to the broker: SIGTERM stops it, SIGSTOP freezes it.
     pub fn signal(&self, signal: i32) {
-        if let Some(process_id) = self.process_id() {
-            // SAFETY: kill has no preconditions; the process is our child and not yet reaped.
-            unsafe { libc::kill(process_id as i32, signal) };
-        }
+        process::signal(self.child.as_ref(), signal);
     }
 
     /// The orderly stop; a broker that does not end in time is killed.

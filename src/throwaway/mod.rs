@@ -5,6 +5,7 @@ mod account;
 mod broker;
 mod error;
 mod find;
+mod process;
 mod server;
 
 pub use account::Account;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Environment, ServerUrl, parse_url};
 use crate::wire::{Connection, Session};
 
+use super::process::{self, last_lines};
 use super::{Account, Programs, ThrowawayError};
 
 /// How long a server may take to answer; crash recovery counts.
@@ -231,9 +232,7 @@ impl Server {
     /// The last lines of its log.
     pub fn log_tail(&self, lines: usize) -> String {
         let log = fs::read(self.log_path()).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let all: Vec<&str> = log.lines().collect();
-        all[all.len().saturating_sub(lines)..].join("\n")
+        last_lines(&String::from_utf8_lossy(&log), lines)
     }
 
     /// The postmaster's process, while it runs.
@@ -243,10 +242,7 @@ impl Server {
 
     /// A signal to the postmaster: SIGTERM smart, SIGINT fast, SIGQUIT immediate, SIGHUP reload.
     pub fn signal(&self, signal: i32) {
-        if let Some(process_id) = self.process_id() {
-            // SAFETY: kill has no preconditions; the process is our child and not yet reaped.
-            unsafe { libc::kill(process_id as i32, signal) };
-        }
+        process::signal(self.child.as_ref(), signal);
     }
 
     /// Stops by a signal and waits for the end.

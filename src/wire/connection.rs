@@ -215,13 +215,7 @@ impl Connection {
     /// meanwhile joins the chunk. One waking instead of one a message; elsewhere it costs a look at the socket. Cancel safe.
     pub async fn read_burst(&mut self, ends: impl Fn(frame::Frame<'_>) -> bool) -> Result<Bytes, WireError> {
         poll_fn(|context| {
-            let end = loop {
-                match frame::whole_messages_bytes(&self.incoming)? {
-                    0 => ready!(self.poll_fill(context))?,
-                    end => break end,
-                }
-            };
-            let (mut end, mut idle_looks) = (end, 0);
+            let (mut end, mut idle_looks) = (ready!(self.poll_whole(context))?, 0);
             while end < BURST_BYTES && idle_looks < BURST_LOOKS {
                 if matches!(frame::frames(&self.incoming[..end]).last(), Some(Ok(last)) if ends(last)) {
                     break;
@@ -346,12 +340,17 @@ impl Connection {
     }
 
     fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<Result<Bytes, WireError>> {
+        let end = ready!(self.poll_whole(context))?;
+        Poll::Ready(Ok(self.incoming.split_to(end).freeze()))
+    }
+
+    /// Reads until at least one whole message is there: where the last of them ends.
+    fn poll_whole(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, WireError>> {
         loop {
-            let end = frame::whole_messages_bytes(&self.incoming)?;
-            if end > 0 {
-                return Poll::Ready(Ok(self.incoming.split_to(end).freeze()));
+            match frame::whole_messages_bytes(&self.incoming)? {
+                0 => ready!(self.poll_fill(context))?,
+                end => return Poll::Ready(Ok(end)),
             }
-            ready!(self.poll_fill(context))?;
         }
     }
 

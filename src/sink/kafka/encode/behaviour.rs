@@ -1,5 +1,6 @@
 //! What the captured events do not show: keys, masks, routes, the outbox, large values, truncates, lone messages.
 
+use super::facts::plain_column;
 use super::testing::{Keeper, Kept, encoder};
 use super::*;
 use crate::decode::{Context, decode};
@@ -114,23 +115,7 @@ fn tuple(row: &str) -> Vec<u8> {
 }
 
 fn facts(name: &str, oid: u32, columns: &[Made]) -> TableFacts {
-    let columns = columns.iter().map(|Made(name, oid, _, is_nullable)| ColumnFacts {
-        name: (*name).to_owned(),
-        type_oid: *oid,
-        type_modifier: -1,
-        is_not_null: !is_nullable,
-        default: None,
-        is_counting: false,
-        base: TypeFacts {
-            oid: *oid,
-            schema: "pg_catalog".to_owned(),
-            name: String::new(),
-            kind: "b".to_owned(),
-            modifier: -1,
-            labels: Vec::new(),
-            element: None,
-        },
-    });
+    let columns = columns.iter().map(|Made(name, oid, _, is_nullable)| plain_column(name, *oid, !is_nullable));
     TableFacts {
         schema: "public".to_owned(),
         name: name.to_owned(),

@@ -1,11 +1,10 @@
 //! What the primary's catalog says about a table, for the form of its events: one statement for many tables, one JSON object a
 //! table, the same for every version from 14 to 18. Never asks by itself.
 
-use postgres_protocol::escape::escape_literal;
 use serde::Deserialize;
 
 use crate::model::{Column, QualifiedName, Relation, ReplicaIdentity};
-use crate::schema::ShapeError;
+use crate::schema::{ShapeError, name_list};
 
 use super::super::super::SinkError;
 
@@ -119,15 +118,33 @@ impl TableFacts {
     }
 }
 
+/// A column of a plain base type, for tests of rules that look at little else.
+#[cfg(test)]
+pub(super) fn plain_column(name: &str, type_oid: u32, is_not_null: bool) -> ColumnFacts {
+    ColumnFacts {
+        name: name.to_owned(),
+        type_oid,
+        type_modifier: -1,
+        is_not_null,
+        default: None,
+        is_counting: false,
+        base: TypeFacts {
+            oid: type_oid,
+            schema: "pg_catalog".to_owned(),
+            name: String::new(),
+            kind: "b".to_owned(),
+            modifier: -1,
+            labels: Vec::new(),
+            element: None,
+        },
+    }
+}
+
 /// A statement that returns one row with one JSON text for each of the tables that exists.
 pub fn catalog_query<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {
-    let wanted: Vec<String> = tables
-        .into_iter()
-        .map(|table| format!("({},{})", escape_literal(&table.schema), escape_literal(&table.name)))
-        .collect();
-    let list = if wanted.is_empty() { "(NULL,NULL)".to_owned() } else { wanted.join(",") };
     format!(
-        "SELECT {FACTS}::text FROM {FROM} WHERE (n.nspname, c.relname) IN (VALUES {list}) ORDER BY n.nspname, c.relname"
+        "SELECT {FACTS}::text FROM {FROM} WHERE (n.nspname, c.relname) IN (VALUES {}) ORDER BY n.nspname, c.relname",
+        name_list(tables)
     )
 }
 

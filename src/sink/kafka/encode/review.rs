@@ -160,29 +160,14 @@ fn review_patterns(settings: &KafkaSink, tables: &[TableFacts], remarks: &mut Ve
 
 #[cfg(test)]
 mod tests {
+    use super::super::IndexFacts;
+    use super::super::facts::plain_column;
     use super::super::testing::settings;
-    use super::super::{ColumnFacts, IndexFacts, TypeFacts};
     use super::*;
 
     /// A table of `id int`, `a text`, `b pg_lsn`.
     fn table(name: &str) -> TableFacts {
-        let column = |name: &str, oid: u32| ColumnFacts {
-            name: name.to_owned(),
-            type_oid: oid,
-            type_modifier: -1,
-            is_not_null: false,
-            default: None,
-            is_counting: false,
-            base: TypeFacts {
-                oid,
-                schema: "pg_catalog".to_owned(),
-                name: String::new(),
-                kind: "b".to_owned(),
-                modifier: -1,
-                labels: Vec::new(),
-                element: None,
-            },
-        };
+        let column = |name: &str, oid: u32| plain_column(name, oid, false);
         TableFacts {
             schema: "public".to_owned(),
             name: name.to_owned(),
