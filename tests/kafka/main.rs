@@ -10,5 +10,6 @@ mod harness;
 
 mod brokers;
 mod delivery;
+mod example;
 mod left_open;
 mod takeover;
