@@ -64,7 +64,8 @@ async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
                 Arrival::Message(_) => {}
             }
         }
-        ledger.receipt(Applied(received), Durable(received));
+        ledger.applied(Applied(received));
+        ledger.durable(Durable(received));
         let now = ledger.positions();
         positions.send_if_modified(|before| std::mem::replace(before, now) != now);
         if now.write >= target {

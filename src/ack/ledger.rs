@@ -24,7 +24,7 @@ pub enum Arrived {
 /// arrival order ──▶   T  T  T  M  T  M       T: end of a transaction, M: a keepalive's position
 ///                     ▲  ▲        ▲  ▲
 ///          durable ───┘  │        │  └─ write: everything up to here was received whole
-///          applied ──────┘        └──── the newest M is recorded as soon as every T before it is durable
+///          applied ──────┘        └──── the newest M is recorded as soon as every T before it is applied
 /// ```
 #[derive(Clone, Debug)]
 pub struct Ledger {
@@ -51,7 +51,7 @@ impl Ledger {
 
     /// A transaction was received whole; `end_lsn` is the first byte after its commit record.
     pub fn transaction(&mut self, end_lsn: Lsn) -> Arrived {
-        if end_lsn <= self.durable.0 || self.pending.back().is_some_and(|last| end_lsn <= *last) {
+        if end_lsn <= self.recorded() || self.pending.back().is_some_and(|last| end_lsn <= *last) {
             return Arrived::AlreadyRecorded;
         }
         self.pending.push_back(end_lsn);
@@ -72,20 +72,35 @@ impl Ledger {
         if is_last { self.mark.max(end_lsn) } else { end_lsn }
     }
 
-    /// The idle position that the sink's record does not cover yet, if no transaction is pending.
+    /// The idle position that the sink's record does not cover yet, if every transaction received is in the sink.
     pub fn idle_position(&self) -> Option<Lsn> {
-        (self.pending.is_empty() && self.mark > self.durable.0).then_some(self.mark)
+        let is_idle = self.pending.back().is_none_or(|last| *last <= self.recorded());
+        (is_idle && self.mark > self.recorded()).then_some(self.mark)
     }
 
-    /// The sink gave a receipt. Positions never go back.
-    pub fn receipt(&mut self, applied: Applied, durable: Durable) {
-        debug_assert!(durable.0 <= self.received.0, "a receipt for {} beyond what was received", durable.0);
+    /// The sink has applied everything up to here. Positions never go back.
+    pub fn applied(&mut self, applied: Applied) {
         debug_assert!(applied.0 <= self.received.0, "a receipt for {} beyond what was received", applied.0);
         self.applied = self.applied.max(applied);
+    }
+
+    /// The sink has made everything up to here durable. Positions never go back.
+    pub fn durable(&mut self, durable: Durable) {
+        debug_assert!(durable.0 <= self.received.0, "a receipt for {} beyond what was received", durable.0);
         self.durable = self.durable.max(durable);
         while self.pending.front().is_some_and(|first| *first <= self.durable.0) {
             self.pending.pop_front();
         }
+    }
+
+    /// Whether everything applied is durable.
+    pub fn is_durable(&self) -> bool {
+        self.applied.0 <= self.durable.0
+    }
+
+    /// How far the sink's record has come, durable or not.
+    fn recorded(&self) -> Lsn {
+        self.applied.0.max(self.durable.0)
     }
 
     /// What the primary may be told now.
@@ -104,17 +119,21 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{Arrived, Ledger};
+    use crate::model::{self, Lsn};
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Transaction(u64),
         Keepalive(u64),
-        Receipt { applied: u64, durable: u64 },
+        Applied(u64),
+        Durable(u64),
     }
-    use Step::*;
+    use Step::{Applied, Durable, Keepalive, Transaction};
 
     /// Runs the steps and compares write, flush, apply and the idle position.
     fn check(steps: &[Step], expected: (u64, u64, u64, Option<u64>)) {
@@ -123,7 +142,8 @@ mod tests {
             match *step {
                 Transaction(end) => drop(ledger.transaction(Lsn(end))),
                 Keepalive(end) => ledger.keepalive(Lsn(end)),
-                Receipt { applied, durable } => ledger.receipt(Applied(Lsn(applied)), Durable(Lsn(durable))),
+                Applied(lsn) => ledger.applied(model::Applied(Lsn(lsn))),
+                Durable(lsn) => ledger.durable(model::Durable(Lsn(lsn))),
             }
         }
         let positions = ledger.positions();
@@ -136,20 +156,26 @@ mod tests {
         check(&[], (10, 10, 10, None));
         // Received is not durable.
         check(&[Transaction(20)], (20, 10, 10, None));
-        check(&[Transaction(20), Receipt { applied: 20, durable: 10 }], (20, 10, 10, None));
-        check(&[Transaction(20), Receipt { applied: 20, durable: 20 }], (20, 20, 20, None));
+        // Visible is not durable, and what is not durable is not told.
+        check(&[Transaction(20), Applied(20)], (20, 10, 10, None));
+        check(&[Transaction(20), Applied(20), Durable(20)], (20, 20, 20, None));
+        // Two batches, and a flush that covers the first.
+        check(&[Transaction(20), Transaction(30), Applied(20), Applied(30), Durable(20)], (30, 20, 20, None));
         // Durable but not visible: apply lags.
-        check(&[Transaction(20), Receipt { applied: 10, durable: 20 }], (20, 20, 10, None));
+        check(&[Transaction(20), Durable(20)], (20, 20, 10, None));
         // An idle position is received at once, confirmed only once recorded.
         check(&[Keepalive(30)], (30, 10, 10, Some(30)));
-        check(&[Keepalive(30), Receipt { applied: 30, durable: 30 }], (30, 30, 30, None));
+        check(&[Keepalive(30), Applied(30)], (30, 10, 10, None));
+        check(&[Keepalive(30), Applied(30), Durable(30)], (30, 30, 30, None));
         // A keepalive behind a pending transaction waits for it.
         check(&[Transaction(20), Keepalive(30)], (30, 10, 10, None));
-        check(&[Transaction(20), Keepalive(30), Receipt { applied: 20, durable: 20 }], (30, 20, 20, Some(30)));
+        check(&[Transaction(20), Keepalive(30), Applied(20)], (30, 10, 10, Some(30)));
+        check(&[Transaction(20), Keepalive(30), Applied(20), Durable(20)], (30, 20, 20, Some(30)));
         // A keepalive inside an open transaction is below its end.
         check(&[Keepalive(15), Transaction(20)], (20, 10, 10, None));
         // Nothing goes back.
-        check(&[Keepalive(30), Keepalive(25), Receipt { applied: 30, durable: 30 }, Keepalive(20)], (30, 30, 30, None));
+        check(&[Keepalive(30), Keepalive(25), Applied(30), Durable(30), Keepalive(20)], (30, 30, 30, None));
+        check(&[Keepalive(30), Applied(30), Durable(30), Durable(20)], (30, 30, 30, None));
     }
 
     #[test]
@@ -172,13 +198,15 @@ mod tests {
     }
 
     proptest! {
-        /// A naive model: a list of events and the set of transactions the sink recorded. Whatever the order, the flush
-        /// position never passes a transaction that is not recorded, and never goes back.
+        /// A naive model: a list of events, the transactions that wait for the sink, and those it has not made durable. Whatever
+        /// the order, the flush position never passes a transaction that is not durable, and never goes back.
         #[test]
-        fn no_position_passes_what_is_not_durable(choices in prop::collection::vec((0u8..4, 1u64..50), 1..200)) {
+        fn no_position_passes_what_is_not_durable(choices in prop::collection::vec((0u8..5, 1u64..50), 1..200)) {
             let mut ledger = Ledger::new(Lsn(100));
             let mut next = 100;
             let mut waiting: VecDeque<u64> = VecDeque::new();
+            let mut volatile: VecDeque<u64> = VecDeque::new();
+            let mut recorded = Lsn(100);
             let mut previous = ledger.positions();
             for (choice, step) in choices {
                 match choice {
@@ -193,27 +221,34 @@ mod tests {
                     }
                     2 => {
                         let count = (step as usize).min(waiting.len());
+                        volatile.extend(waiting.iter().take(count));
                         if let Some(end) = waiting.drain(..count).next_back() {
-                            let record = ledger.record_after(Lsn(end));
-                            ledger.receipt(Applied(record), Durable(record));
+                            recorded = ledger.record_after(Lsn(end));
+                            ledger.applied(model::Applied(recorded));
                         }
+                    }
+                    3 => {
+                        ledger.durable(model::Durable(recorded));
+                        volatile.clear();
                     }
                     _ => {
                         if let Some(idle) = ledger.idle_position() {
                             prop_assert!(waiting.is_empty());
-                            ledger.receipt(Applied(idle), Durable(idle));
+                            recorded = idle;
+                            ledger.applied(model::Applied(recorded));
                         }
                     }
                 }
                 let positions = ledger.positions();
-                if let Some(first) = waiting.front() {
+                if let Some(first) = volatile.front().or(waiting.front()) {
                     prop_assert!(positions.flush.0 < *first && positions.apply.0 < *first);
                 }
                 prop_assert!(positions.write.0 <= next.max(100));
                 prop_assert!(positions.write >= previous.write);
                 prop_assert!(positions.flush >= previous.flush);
                 prop_assert!(positions.apply >= previous.apply);
-                prop_assert_eq!(ledger.pending(), waiting.len());
+                prop_assert_eq!(ledger.is_durable(), positions.flush == recorded);
+                prop_assert_eq!(ledger.pending(), waiting.len() + volatile.len());
                 previous = positions;
             }
         }

@@ -40,7 +40,7 @@ const PIPELINE: &[&str] = &[
 ];
 /// A longer one is surely a mistake: keepalives are answered no sooner.
 const LONGEST_BATCH_DELAY: Duration = Duration::from_secs(1);
-const POSTGRES_SINK: &[&str] = &["type", "url", "password_file", "read_only", "batch_delay"];
+const POSTGRES_SINK: &[&str] = &["type", "url", "password_file", "read_only", "batch_delay", "allow_fsync_off"];
 const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
@@ -305,6 +305,7 @@ fn sink(
             url: server_url(&mut sink, &format!("{pipeline}.password"), environment)?,
             read_only: sink.boolean("read_only")?.unwrap_or(true),
             batch_delay: batch_delay(&mut sink)?,
+            allow_fsync_off: sink.boolean("allow_fsync_off")?.unwrap_or(false),
         }),
         "stdout" => {
             sink.only(STDOUT_SINK, "a sink of type stdout")?;

@@ -149,6 +149,8 @@ pub struct PostgresSink {
     pub read_only: bool,
     /// How long changes gather while the primary waits for nothing of this standby.
     pub batch_delay: Duration,
+    /// Whether a standby with `fsync = off` will do.
+    pub allow_fsync_off: bool,
 }
 
 /// Parses one libpq url outside a file (`walrelay tail --primary`); the password comes from the url, PGPASSWORD or the password

@@ -21,6 +21,7 @@ use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
 
 use super::adoption::adoption;
+use super::durability::check_durability;
 use super::monitor::primary_session;
 use super::origin;
 use super::ownership::{self, Ownership};
@@ -132,6 +133,7 @@ impl Attempt<'_> {
         let mut ownership = ownership::own(&sink.url, &primary.sql, self.name(), &slot_name, self.reporter).await?;
         self.reporter.state(State::Starting);
         origin::check_origin(&mut ownership.connection, sink, self.name()).await?;
+        check_durability(&mut ownership.connection, sink, self.name()).await?;
         store::ensure_store(&mut ownership.connection).await?;
         let progress = store::durable_progress(&mut ownership.connection, self.name()).await?;
         // Asked again after the record was read: a spare has waited meanwhile, and the primary went on.

@@ -37,6 +37,10 @@ impl Batching {
         self.is_waited_for = is_waited_for;
     }
 
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.is_waited_for
+    }
+
     /// A batch of so many rows took this long.
     pub(super) fn measured(&mut self, rows: u64, elapsed: Duration) {
         if rows < TELLING_ROWS {

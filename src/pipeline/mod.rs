@@ -12,6 +12,7 @@ mod adoption;
 mod attempt;
 mod batching;
 mod create;
+mod durability;
 mod error;
 #[cfg(feature = "kafka")]
 mod forget_kafka;

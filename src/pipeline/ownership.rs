@@ -77,7 +77,7 @@ pub(super) async fn own(
     reporter: &Reporter,
 ) -> Result<Ownership, PipelineError> {
     let connection = open_session(sink, pipeline, "control").await?;
-    let claim = Claim { pipeline, lock: standby_lock(pipeline), roles: &["control", "apply", "copy"] };
+    let claim = Claim { pipeline, lock: standby_lock(pipeline), roles: &["control", "apply", "flush", "copy"] };
     take(connection, claim, primary_sql, slot, reporter).await
 }
 

@@ -4,7 +4,7 @@
 //! ```text
 //! source ─chunks─▶ assembler ─arrivals─▶ ledger ─▶ waiting ─batch─▶ sink
 //!    ▲                                     │ ▲                       │
-//!    └──────────── positions ──────────────┘ └──────── receipt ──────┘
+//!    └──────────── positions ──────────────┘ └─ applied ∙ durable ───┘
 //! ```
 
 use std::collections::VecDeque;
@@ -17,11 +17,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::ack::{Arrived, IdleRecords, Ledger};
+use crate::ack::{Arrived, Flushes, IdleRecords, Ledger};
 use crate::assemble::{Arrival, Assembler, Spool};
-use crate::model::{Lsn, MemoryBudget, Positions, State, Timestamp, Transaction};
-use crate::sink::worker::Worker;
-use crate::sink::{AnySink, Batch, Receipt};
+use crate::model::{Durable, Lsn, MemoryBudget, Positions, State, Timestamp, Transaction};
+use crate::sink::worker::{Outcome, Worker};
+use crate::sink::{AnySink, Batch, Commit, Receipt};
 use crate::source::{SourceError, Stream};
 
 use super::batching::Batching;
@@ -83,10 +83,12 @@ pub(super) async fn run(
         waiting: VecDeque::new(),
         in_flight: None,
         began: Instant::now(),
+        batch_bytes: 0,
         batching: Batching::new(sink.batch_limit()),
         batch_delay,
         gather,
         idle: IdleRecords::default(),
+        flushes: Flushes::default(),
         positions,
         worker: Worker::new(sink),
         reporter,
@@ -120,12 +122,15 @@ struct Flow<'a> {
     in_flight: Option<Option<Timestamp>>,
     /// When the last batch began.
     began: Instant,
+    /// Its size.
+    batch_bytes: u64,
     batching: Batching,
     /// How long changes gather while nobody waits for them, …
     batch_delay: Duration,
     /// … and what the source is told of it.
     gather: watch::Sender<Duration>,
     idle: IdleRecords,
+    flushes: Flushes,
     positions: watch::Sender<Positions>,
     worker: Worker,
     reporter: &'a Reporter,
@@ -155,16 +160,23 @@ impl Flow<'_> {
                 break;
             }
             let may_take = !is_draining && self.may_take();
-            let idle_due = self.idle_due();
+            let (idle_due, flush_due) = (self.idle_due(), self.flush_due());
             tokio::select! {
                 biased;
                 // 1. What is durable is confirmed before anything else.
-                receipt = self.worker.receipt() => self.receipt(receipt?),
+                outcome = self.worker.outcome() => match outcome? {
+                    Outcome::Durable(durable) => self.durable(durable),
+                    Outcome::Applied(receipt) => self.receipt(receipt),
+                },
                 // 2. A lost connection ends everything that was pending.
                 ended = &mut source => return Err(ended_source(ended)),
-                () = stop.cancelled(), if !is_draining => tracing::info!(waiting = self.waiting.len(), "draining"),
+                () = stop.cancelled(), if !is_draining => {
+                    tracing::info!(waiting = self.waiting.len(), "draining");
+                    self.flushes.end();
+                }
                 // 3. An idle position is recorded when it is due.
                 () = sleep_until(idle_due.unwrap_or_else(Instant::now).into()), if idle_due.is_some() => self.record_idle().await,
+                () = sleep_until(flush_due.unwrap_or_else(Instant::now).into()), if flush_due.is_some() => {}
                 // 4. What the primary says of us.
                 _ = self.view.changed() => self.viewed(),
                 _ = ticks.tick() => self.tick(),
@@ -176,6 +188,7 @@ impl Flow<'_> {
                 () = self.budget.released(), if !is_draining && !may_take => {}
             }
             // The sink gets its work before the primary is told of what arrived: a commit that waits for the sink gains by it.
+            self.flush_if_due().await;
             self.dispatch().await;
             self.confirm();
         }
@@ -185,9 +198,12 @@ impl Flow<'_> {
         Ok(())
     }
 
-    /// Nothing is under way, waiting or unrecorded.
+    /// Nothing is under way, waiting, unrecorded or not durable.
     fn is_drained(&self) -> bool {
-        self.in_flight.is_none() && self.waiting.is_empty() && self.ledger.idle_position().is_none()
+        self.in_flight.is_none()
+            && self.waiting.is_empty()
+            && self.ledger.idle_position().is_none()
+            && self.ledger.is_durable()
     }
 
     /// Whether the next chunk may be taken: not while what only the sink can free is over the limits.
@@ -237,12 +253,27 @@ impl Flow<'_> {
         let Some(last) = transactions.last() else { return };
         let position = self.ledger.record_after(last.end_lsn);
         let first_commit_time = transactions.first().map(|first| first.commit_time);
-        self.hand_over(Batch { transactions, position }, first_commit_time).await;
+        let commit = self.commit();
+        self.hand_over(Batch { transactions, position, commit }, first_commit_time).await;
     }
 
     async fn record_idle(&mut self) {
         if let Some(position) = self.ledger.idle_position() {
-            self.hand_over(Batch { transactions: Vec::new(), position }, None).await;
+            let commit = self.commit();
+            self.hand_over(Batch { transactions: Vec::new(), position, commit }, None).await;
+        }
+    }
+
+    /// A batch behind which nothing waits has its promise soonest by a commit that waits for the disk. Behind another, or while
+    /// nobody waits at all, the flusher does that beside the next batch.
+    fn commit(&self) -> Commit {
+        if self.batching.is_waited_for() && self.waiting.is_empty() { Commit::Durable } else { Commit::Visible }
+    }
+
+    async fn flush_if_due(&mut self) {
+        if self.flush_due().is_some_and(|due| due <= Instant::now()) {
+            self.flushes.covered();
+            self.worker.flush().await;
         }
     }
 
@@ -250,6 +281,7 @@ impl Flow<'_> {
         self.idle.recorded(Instant::now());
         self.in_flight = Some(first_commit_time);
         self.began = Instant::now();
+        self.batch_bytes = batch.size_bytes();
         self.worker.begin(batch).await;
     }
 
@@ -259,17 +291,34 @@ impl Flow<'_> {
         is_idle.then(|| self.idle.due(Instant::now()))
     }
 
+    /// When what is applied is to be made durable, if that needs a flush and none is under way.
+    fn flush_due(&self) -> Option<Instant> {
+        self.flushes.due().filter(|_| self.worker.may_flush())
+    }
+
     fn receipt(&mut self, receipt: Receipt) {
-        self.ledger.receipt(receipt.applied, receipt.durable);
+        self.ledger.applied(receipt.applied);
         self.in_flight = None;
         self.batching.measured(receipt.rows, self.began.elapsed());
-        self.confirm();
         self.reporter.heartbeat().beat();
-        let is_reached = self.ledger.positions().apply >= self.target;
         self.reporter.update(|report| {
             report.transactions += receipt.transactions;
             report.rows += receipt.rows;
         });
+        match receipt.durable {
+            Some(durable) => {
+                self.flushes.covered();
+                self.durable(durable);
+            }
+            None => self.flushes.applied(Instant::now(), self.batch_bytes),
+        }
+    }
+
+    fn durable(&mut self, durable: Durable) {
+        self.ledger.durable(durable);
+        self.confirm();
+        self.reporter.heartbeat().beat();
+        let is_reached = self.ledger.positions().apply >= self.target;
         if is_reached && self.reporter.current_state() == State::CatchingUp && self.lag_seconds() < CURRENT_SECONDS {
             self.reporter.state(State::Streaming);
         }
@@ -293,6 +342,7 @@ impl Flow<'_> {
         let view = self.view.borrow_and_update().clone();
         self.idle.set_hurried(view.is_listed() && self.may_hurry);
         self.batching.set_waited_for(view.is_listed());
+        self.flushes.set_waited_for(view.is_listed());
         // Where nobody says whether commits wait, they might.
         let is_free = view.sync_state.as_deref() == Some("async");
         let gather = if is_free { self.batch_delay } else { Duration::ZERO };

@@ -10,7 +10,7 @@ use crate::ack::Ledger;
 use crate::assemble::{Arrival, Assembler, Spool};
 use crate::config::{ServerUrl, TableSet};
 use crate::model::{MemoryBudget, PipelineName, SlotName};
-use crate::sink::Batch;
+use crate::sink::{Batch, Commit};
 use crate::sink::stdout::StdoutSink;
 use crate::source::{PassingPublications, SnapshotUse, SourceError, Stream, StreamOptions, create_slot};
 use crate::wire::sql;
@@ -98,13 +98,16 @@ async fn stream(
                 Arrival::Transaction(transaction) => {
                     ledger.transaction(transaction.end_lsn);
                     let position = transaction.end_lsn;
-                    let receipt = sink.apply(Batch { transactions: vec![transaction], position })?;
-                    ledger.receipt(receipt.applied, receipt.durable);
+                    let commit = Commit::Durable;
+                    let receipt = sink.apply(Batch { transactions: vec![transaction], position, commit })?;
+                    ledger.applied(receipt.applied);
+                    receipt.durable.into_iter().for_each(|durable| ledger.durable(durable));
                 }
                 Arrival::Keepalive { wal_end, .. } => {
                     ledger.keepalive(wal_end);
                     if let Some(idle) = ledger.idle_position() {
-                        ledger.receipt(crate::model::Applied(idle), crate::model::Durable(idle));
+                        ledger.applied(crate::model::Applied(idle));
+                        ledger.durable(crate::model::Durable(idle));
                     }
                 }
                 Arrival::Message(_) => {}

@@ -76,6 +76,15 @@ pub enum SinkError {
         /// Where it stood for us.
         expected: Lsn,
     },
+    /// The second session on the standby met another server than the first.
+    #[error(
+        "two sessions on the standby met two servers, or one that was started anew in between (the second is on {host}): what one \
+         writes the other cannot flush. Let the sink's url lead to one server"
+    )]
+    TwoServers {
+        /// Of the second session.
+        host: String,
+    },
     /// The table or its columns do not fit.
     #[error("{0}")]
     Shape(String),
@@ -120,7 +129,7 @@ impl SinkError {
             SinkError::Wire { source, .. } | SinkError::Change { source, .. } => source.retry(),
             SinkError::Kafka { retry, .. } => *retry,
             // The resume position is read anew; if another daemon really runs, the lock says so.
-            SinkError::ProgressMoved { .. } | SinkError::Spool(_) => Retry::Later,
+            SinkError::ProgressMoved { .. } | SinkError::TwoServers { .. } | SinkError::Spool(_) => Retry::Later,
             _ => Retry::Never,
         }
     }

@@ -19,6 +19,17 @@ pub struct Batch {
     /// What the progress record says after this batch: at least the last transaction's end, further if an idle position
     /// was received behind it.
     pub position: Lsn,
+    /// Whether its commit waits for the sink's disk.
+    pub commit: Commit,
+}
+
+/// Whether a commit waits for the sink's disk. A sink that knows only durable commits makes every one durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// It does: the receipt says that the batch is durable.
+    Durable,
+    /// It does not: the batch is visible first, and durable with a later flush, beside the next batches.
+    Visible,
 }
 
 impl Batch {
@@ -33,8 +44,8 @@ impl Batch {
 pub struct Receipt {
     /// Visible to readers of the sink.
     pub applied: Applied,
-    /// Survives a crash of the sink, and so does the record that says so. Never beyond `applied` here.
-    pub durable: Durable,
+    /// Survives a crash of the sink, and so does the record that says so. `None`: that is for a later flush to say.
+    pub durable: Option<Durable>,
     /// Transactions of the batch.
     pub transactions: u64,
     /// Row changes of the batch.
@@ -76,7 +87,17 @@ impl AnySink {
         }
     }
 
-    /// Writes a batch whole and makes it durable.
+    /// What makes durable what was committed without waiting for the disk, if the sink has it. Once.
+    pub(in crate::sink) fn take_flusher(&mut self) -> Option<Box<postgres::Flusher>> {
+        match self {
+            AnySink::Postgres(sink) => sink.take_flusher(),
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => None,
+            AnySink::Stdout(_) => None,
+        }
+    }
+
+    /// Writes a batch whole, and makes it durable if its commit is to wait for that.
     pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
         match self {
             AnySink::Postgres(sink) => sink.apply(batch).await,

@@ -8,7 +8,7 @@ use tokio_postgres::error::SqlState;
 use crate::config::{OnExistingRows, Pipeline, PostgresSink};
 use crate::model::{Progress, QualifiedName, SlotName};
 use crate::schema::{ShapeColumn, TableShape, catalog_query, read_shapes};
-use crate::sink::postgres::{origin_grants_sql, replica_role_sql, store};
+use crate::sink::postgres::{FLUSH_FUNCTION, flush_grant_sql, origin_grants_sql, replica_role_sql, store};
 use crate::wire::WireError;
 use crate::wire::sql::{self, SqlClient};
 
@@ -87,7 +87,7 @@ impl Look<'_> {
                      COALESCE(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'CREATE') \
                      AND pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'USAGE'), false), \
                      pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') \
-                     FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
+                     , current_setting('synchronous_standby_names') FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
         let row = self.standby.query_one(query, &[]).await?;
         let version = row.get::<_, i32>(0) as u32;
         let (is_superuser, role): (bool, String) = (row.get(4), row.get(5));
@@ -109,13 +109,7 @@ impl Look<'_> {
             let sql = format!("ALTER SYSTEM SET {setting} = 10");
             findings.push(self.error(message, "raise it and restart the server").with_sql([sql]));
         }
-        if !row.get::<_, bool>(3) {
-            let message = "fsync is off: what it calls durable does not survive a power cut, and the primary would be told that it does".to_owned();
-            findings.push(
-                Finding::warning(self.place(), message, "turn it on")
-                    .with_sql(["ALTER SYSTEM SET fsync = on".to_owned(), "SELECT pg_reload_conf()".to_owned()]),
-            );
-        }
+        self.durability(row.get(3), row.get(9), findings);
         let (has_schema, may_create_in_it, may_create_schema): (bool, bool, bool) =
             (row.get(6), row.get(7), row.get(8));
         if !has_schema && !may_create_schema {
@@ -132,6 +126,27 @@ impl Look<'_> {
         }
         self.store_rights(&role, findings).await?;
         Ok(true)
+    }
+
+    /// What the primary may take as durable.
+    fn durability(&self, is_synced: bool, own_standbys: &str, findings: &mut Findings) {
+        if !is_synced {
+            let message = "fsync is off: what it calls durable does not survive a power cut, and the primary would be told that it does";
+            let (level, remedy) = match self.sink.allow_fsync_off {
+                true => (Level::Warning, "turn it on"),
+                false => (Level::Error, "turn it on, or, where rows may be lost, set allow_fsync_off = true"),
+            };
+            let sql = ["ALTER SYSTEM SET fsync = on".to_owned(), "SELECT pg_reload_conf()".to_owned()];
+            findings.push(Finding::new(level, self.place(), message, remedy).with_sql(sql));
+        }
+        if !own_standbys.is_empty() {
+            let message = format!(
+                "the server has synchronous standbys of its own ({own_standbys}); walrelay does not wait for them: what it confirms to the \
+                 primary is on this server's disk"
+            );
+            let remedy = "where it must be on theirs too, let the primary wait for them as well";
+            findings.push(Finding::new(Level::Info, self.place(), message, remedy));
+        }
     }
 
     /// The relay's own tables, which another role may have made.
@@ -180,10 +195,18 @@ impl Look<'_> {
         }
         let query = "SELECT bool_and(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) FROM pg_catalog.pg_proc p \
                      WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname IN ('pg_replication_origin_oid', 'pg_replication_origin_create', \
-                     'pg_replication_origin_session_setup', 'pg_replication_origin_drop', 'pg_replication_origin_progress')";
+                     'pg_replication_origin_session_setup', 'pg_replication_origin_drop')";
         if !self.standby.query_one(query, &[]).await?.get::<_, bool>(0) {
             let message = format!("the role \"{role}\" may not use replication origins, which tag what it writes");
             findings.push(self.error(message, "grant the functions").with_sql(origin_grants_sql(role)));
+            return Ok(());
+        }
+        let query = "SELECT pg_catalog.has_function_privilege($1, 'EXECUTE')";
+        if !self.standby.query_one(query, &[&FLUSH_FUNCTION]).await?.get::<_, bool>(0) {
+            let message = format!(
+                "the role \"{role}\" may not call {FLUSH_FUNCTION}: no session flushes beside the work, and each batch waits for the disk"
+            );
+            findings.push(Finding::warning(self.place(), message, "grant it").with_sql([flush_grant_sql(role)]));
         }
         Ok(())
     }

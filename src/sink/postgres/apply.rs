@@ -3,8 +3,9 @@
 use crate::config::ServerUrl;
 use crate::model::{Fallbacks, Heartbeat, Lsn, Progress};
 
-use super::super::{Batch, Receipt, SinkError};
+use super::super::{Batch, Commit, Receipt, SinkError};
 use super::batch::Applier;
+use super::flusher::Flusher;
 use super::open::open_apply_session;
 use super::opening::Opening;
 use super::session::Pipelined;
@@ -17,6 +18,10 @@ pub struct PostgresSink {
     /// Gone after an error, and while a batch is under way: a batch that is given up half-way drops the connection, and the
     /// server rolls back.
     applier: Option<Applier>,
+    /// Until it is taken.
+    flusher: Option<Box<Flusher>>,
+    /// Whether somebody took it: only then a commit need not wait for the disk.
+    is_flushed_elsewhere: bool,
     tables: Tables,
     progress: Progress,
     heartbeat: Heartbeat,
@@ -30,11 +35,27 @@ impl PostgresSink {
         let Some((progress, place)) = store::durable_row(&mut connection, &opening.pipeline).await? else {
             return Ok(None);
         };
+        let flusher = Flusher::open(url, &opening.pipeline, &mut connection).await?;
         let applier = Applier::new(Pipelined::new(connection), opening.pipeline.as_str(), place.into())?;
-        Ok(Some(Self { applier: Some(applier), tables: Tables::new(opening), progress, heartbeat }))
+        Ok(Some(Self {
+            applier: Some(applier),
+            flusher,
+            is_flushed_elsewhere: false,
+            tables: Tables::new(opening),
+            progress,
+            heartbeat,
+        }))
     }
 
-    /// Where the durable record stands: it began with what the standby said, and each batch moves it on.
+    /// What makes durable what was committed without waiting for the disk, if there is one. Who takes it uses it: from now on a
+    /// batch may ask for such a commit.
+    pub(in crate::sink) fn take_flusher(&mut self) -> Option<Box<Flusher>> {
+        let flusher = self.flusher.take();
+        self.is_flushed_elsewhere |= flusher.is_some();
+        flusher
+    }
+
+    /// Where the record stands: it began with what the standby said, durably, and each batch moves it on.
     pub fn position(&self) -> Lsn {
         self.progress.lsn
     }
@@ -51,12 +72,15 @@ impl PostgresSink {
         }
     }
 
-    /// Applies a batch as one transaction; on return it is visible and on the standby's disk. After an error, or if the
+    /// Applies a batch as one transaction; on return it is visible, and on the standby's disk if the receipt says so. After an error, or if the
     /// future is dropped, nothing of it was recorded, or its fate is unknown (a connection lost during the commit): only the
     /// progress row, read durably by a new `open`, tells.
-    pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
+    pub async fn apply(&mut self, mut batch: Batch) -> Result<Receipt, SinkError> {
         if batch.position < self.progress.lsn {
             return Err(misused("the batch ends before what is applied"));
+        }
+        if !self.is_flushed_elsewhere {
+            batch.commit = Commit::Durable;
         }
         let mut applier = self.applier.take().ok_or_else(|| misused("it failed before"))?;
         let receipt = applier.apply(&mut self.tables, &self.progress, &self.heartbeat, batch).await?;

@@ -14,7 +14,7 @@ use crate::model::{Applied, Durable, Heartbeat, Lsn, Progress, Timestamp, Transa
 use crate::wire::WireError;
 
 use super::super::walk::messages;
-use super::super::{Receipt, SinkError};
+use super::super::{Commit, Receipt, SinkError};
 use super::change::{ApplyError, Purpose};
 use super::fallback::Detours;
 use super::folding::Nets;
@@ -46,6 +46,7 @@ pub(super) struct Around<'a> {
     /// Where the progress row stands.
     pub(super) progress: &'a Progress,
     pub(super) heartbeat: &'a Heartbeat,
+    pub(super) commit: Commit,
 }
 
 /// A session that applies, with what it has prepared.
@@ -63,6 +64,8 @@ pub(super) struct Applier {
     pub(super) rows: u64,
     /// Where the last move left the progress row (`ctid` as text).
     progress_place: Bytes,
+    /// How the session's commits are set.
+    commit: Commit,
 }
 
 impl Applier {
@@ -77,6 +80,7 @@ impl Applier {
             reading_at: 0,
             rows: 0,
             progress_place,
+            commit: Commit::Durable,
         };
         applier.prepare_progress().map_err(SinkError::wire("preparing statements on the standby"))?;
         Ok(applier)
@@ -97,6 +101,7 @@ impl Applier {
         mode: Mode,
     ) -> Result<Receipt, ApplyError> {
         self.rows = 0;
+        self.set_commit(around.commit)?;
         let count = transactions.len();
         let commit_time = transactions.last().map(|transaction| transaction.commit_time);
         let mut reader = Reader::new(transactions);
@@ -117,11 +122,22 @@ impl Applier {
         self.reading_at = count;
         self.move_progress(around.progress, position, commit_time)?;
         self.session.sync().await?;
+        self.commit = around.commit;
         if let Some(place) = self.session.take_progress_place() {
             self.progress_place = place;
         }
-        let (applied, durable) = (Applied(position), Durable(position));
+        let applied = Applied(position);
+        let durable = (self.commit == Commit::Durable).then_some(Durable(position));
         Ok(Receipt { applied, durable, transactions: count as u64, rows: self.rows, commit_time })
+    }
+
+    /// Within the batch's transaction: where that is undone, so is the setting.
+    fn set_commit(&mut self, commit: Commit) -> Result<(), WireError> {
+        match commit {
+            commit if commit == self.commit => Ok(()),
+            Commit::Durable => self.session.execute_once("SET synchronous_commit = local"),
+            Commit::Visible => self.session.execute_once("SET synchronous_commit = off"),
+        }
     }
 
     fn move_progress(

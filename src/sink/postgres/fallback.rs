@@ -60,7 +60,7 @@ impl Applier {
         heartbeat: &Heartbeat,
         mut batch: Batch,
     ) -> Result<Receipt, SinkError> {
-        let mut around = Around { tables, progress, heartbeat };
+        let mut around = Around { tables, progress, heartbeat, commit: batch.commit };
         around.tables.begin_batch();
         self.detours.is_folded = false;
         let (transactions, position) = (&mut batch.transactions[..], batch.position);

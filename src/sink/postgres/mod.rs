@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! batch ─▶ rows (pipelined, answers read while writing) ─▶ counts checked ─▶ progress compare-and-set ─▶ Sync (commits) ─▶ receipt
+//!                                                       the flusher, beside the next batch ─▶ durable
 //! ```
 
 mod apply;
@@ -12,6 +13,7 @@ mod bag_writer;
 mod batch;
 mod change;
 mod fallback;
+mod flusher;
 mod folding;
 mod form;
 pub mod guard;
@@ -32,6 +34,7 @@ mod tables;
 mod target;
 
 pub use apply::PostgresSink;
+pub use flusher::{FLUSH_FUNCTION, Flusher, flush_grant_sql};
 pub use open::{open_session, origin_grants_sql, replica_role_sql};
 pub use opening::{Opening, TableFilter};
 pub use readonly::{ensure_guards, remove_guards};

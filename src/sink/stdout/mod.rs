@@ -54,7 +54,7 @@ impl StdoutSink {
         self.output.flush().map_err(SinkError::Output)?;
         Ok(Receipt {
             applied: Applied(batch.position),
-            durable: Durable(batch.position),
+            durable: Some(Durable(batch.position)),
             transactions: batch.transactions.len() as u64,
             rows,
             commit_time: batch.transactions.last().map(|transaction| transaction.commit_time),

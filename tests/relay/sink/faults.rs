@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use walrelay::model::{QualifiedName, Retry};
+use walrelay::model::{Durable, QualifiedName, Retry};
+use walrelay::sink::{Batch, Commit};
 
 use super::Replay;
 use crate::harness::{Pair, major_versions};
@@ -143,8 +144,9 @@ async fn a_position_alone_is_recorded() {
     replay.open().await.unwrap();
     let sink = replay.sink.as_mut().unwrap();
     let position = walrelay::model::Lsn(0x10);
-    let receipt = sink.apply(walrelay::sink::Batch { transactions: Vec::new(), position }).await.unwrap();
-    assert_eq!((receipt.transactions, receipt.durable.0), (0, position));
+    let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable };
+    let receipt = sink.apply(batch).await.unwrap();
+    assert_eq!((receipt.transactions, receipt.durable), (0, Some(Durable(position))));
     assert_eq!(replay.found("SELECT lsn, commit_time FROM walrelay.progress").await, ["(0/10,)"]);
 }
 

@@ -1,6 +1,7 @@
 //! The Postgres sink alone, driven with streams captured from a real server (`pg_logical_slot_get_binary_changes`).
 
 mod faults;
+mod flushing;
 mod guard;
 mod rows;
 mod setwise;
@@ -13,7 +14,7 @@ use walrelay::config::ServerUrl;
 use walrelay::decode::{Context, Message, decode};
 use walrelay::model::{Body, Fallbacks, Heartbeat, Lsn, PipelineName, Progress, QualifiedName, SlotName, Transaction};
 use walrelay::sink::postgres::{Opening, PostgresSink, TableFilter, open_session, store};
-use walrelay::sink::{Batch, Receipt, SinkError};
+use walrelay::sink::{Batch, Commit, Receipt, SinkError};
 use walrelay::wire::sql::SqlClient;
 
 use super::harness::{Pair, client};
@@ -146,8 +147,8 @@ impl Replay {
         }
         let mut sink = self.sink.take().unwrap();
         let position = transactions.last().map_or(sink.position(), |transaction| transaction.end_lsn);
-        let receipt = sink.apply(Batch { transactions, position }).await?;
-        assert_eq!((receipt.applied.0, receipt.durable.0, sink.position()), (position, position, position));
+        let receipt = sink.apply(Batch { transactions, position, commit: Commit::Durable }).await?;
+        assert_eq!((receipt.applied.0, receipt.durable.unwrap().0, sink.position()), (position, position, position));
         self.sink = Some(sink);
         Ok(receipt)
     }

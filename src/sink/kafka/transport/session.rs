@@ -109,10 +109,10 @@ impl Session {
         if batch.position < streaming.progress.lsn {
             return Err(misused("the batch ends before what is recorded"));
         }
-        let Batch { transactions, position } = batch;
+        let Batch { transactions, position, .. } = batch;
         let mut receipt = Receipt {
             applied: Applied(position),
-            durable: Durable(position),
+            durable: Some(Durable(position)),
             transactions: transactions.iter().filter(|transaction| !transaction.is_outside_message()).count() as u64,
             rows: transactions.iter().map(|transaction| transaction.rows).sum(),
             commit_time: None,

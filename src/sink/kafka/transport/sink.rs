@@ -108,7 +108,7 @@ impl KafkaSink {
     /// was published, or its fate is unknown: only the record, read by the next `open`, tells.
     pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
         let receipt = self.order(|answer| Order::Apply(batch, answer)).await?;
-        self.position = receipt.durable.0;
+        self.position = receipt.applied.0;
         Ok(receipt)
     }
 

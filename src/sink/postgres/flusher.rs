@@ -1,0 +1,123 @@
+//! The flusher: a second session on the standby that makes durable what the apply session committed without waiting for the
+//! disk, while that one goes on with the next batch. Compares no positions of the standby, and never opens itself anew.
+//!
+//! What it relies on (`src/backend/replication/logical/origin.c`, alike in 14–18): every commit of a session that holds an origin
+//! moves the origin's `local_lsn` to the end of its commit record before it is answered, `xact_setup` or not, and
+//! `pg_replication_origin_progress(name, true)` flushes the WAL up to `local_lsn`. So whatever was answered before the call was
+//! sent is on disk when the call is answered. `local_lsn` stands in shared memory alone: a server that was started anew, after
+//! a crash that lost such commits, knows none and flushes nothing, without an error. Hence the two sessions are one unit: both are
+//! opened on one postmaster, the loss of either ends both, and the record is read anew, with a flush.
+
+use postgres_protocol::IsNull;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use postgres_protocol::message::frontend;
+
+use crate::config::ServerUrl;
+use crate::model::PipelineName;
+use crate::wire::{Connection, ServerError, WireError};
+
+use super::super::SinkError;
+use super::open::open_session;
+use super::store::query_row;
+
+/// The function, with the types of its arguments.
+pub const FLUSH_FUNCTION: &str = "pg_catalog.pg_replication_origin_progress(text, boolean)";
+/// Name of the prepared call.
+const STATEMENT: &str = "flush";
+
+/// A session that flushes.
+#[derive(Debug)]
+pub struct Flusher {
+    connection: Connection,
+}
+
+impl Flusher {
+    /// Opens it beside an apply session that holds the pipeline's origin. `None`, with a warning: the role may not call the
+    /// function, or there is no room for one more session; then each commit waits for the disk.
+    pub(super) async fn open(
+        url: &ServerUrl,
+        pipeline: &PipelineName,
+        apply: &mut Connection,
+    ) -> Result<Option<Box<Self>>, SinkError> {
+        let may_call = format!("SELECT pg_catalog.has_function_privilege('{FLUSH_FUNCTION}', 'EXECUTE')::text");
+        let answer = query_row(apply, &may_call, "asking for rights on the standby").await?;
+        if !matches!(answer.first(), Some(Some(text)) if text == "true") {
+            warn_without(&format!("the role \"{}\" may not call {FLUSH_FUNCTION}", url.user), &flush_grant_sql(&url.user));
+            return Ok(None);
+        }
+        let mut connection = match open_session(url, pipeline, "flush").await {
+            Ok(connection) => connection,
+            Err(SinkError::Wire { source, .. }) if source.code() == Some("53300") => {
+                warn_without(&source.to_string(), "raise max_connections, or the role's CONNECTION LIMIT");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        refuse_another_server(&mut connection, apply).await?;
+        let origin = escape_literal(&pipeline.owned_name());
+        let sql = format!("SELECT pg_catalog.pg_replication_origin_progress({origin}, true)");
+        frontend::parse(STATEMENT, &sql, [], connection.outgoing()).map_err(|error| failed(error.into()))?;
+        Ok(Some(Box::new(Self { connection })))
+    }
+
+    /// On return everything is on disk whose commit was answered on the apply session before this was first polled. Gives itself
+    /// back; after an error it is good for nothing.
+    pub(in crate::sink) async fn flush(mut self: Box<Self>) -> (Box<Self>, Result<(), SinkError>) {
+        let result = self.call().await.map_err(failed);
+        (self, result)
+    }
+
+    async fn call(&mut self) -> Result<(), WireError> {
+        let outgoing = self.connection.outgoing();
+        let bound = frontend::bind("", STATEMENT, [], [(); 0], |(), _| Ok(IsNull::Yes), [], outgoing);
+        bound.map_err(|_| WireError::Unexpected { tag: b'B', during: "asking for a flush" })?;
+        frontend::execute("", 0, outgoing)?;
+        frontend::sync(outgoing);
+        self.connection.flush().await?;
+        loop {
+            let message = self.connection.next_message().await?;
+            match message.tag {
+                b'Z' => return Ok(()),
+                b'E' => return Err(WireError::Server(Box::new(ServerError::parse(&message.body)))),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What a superuser runs so that `role` may call the function.
+pub fn flush_grant_sql(role: &str) -> String {
+    format!("GRANT EXECUTE ON FUNCTION {FLUSH_FUNCTION} TO {}", escape_identifier(role))
+}
+
+fn warn_without(reason: &str, remedy: &str) {
+    tracing::warn!(
+        reason,
+        remedy,
+        "no second session flushes the standby's WAL beside the work: each batch waits for the standby's disk"
+    );
+}
+
+fn failed(source: WireError) -> SinkError {
+    SinkError::wire("flushing the standby's WAL")(source)
+}
+
+/// A url of several hosts, or an address that leads to several servers, may bring the second session elsewhere: it would flush what
+/// nobody wrote. The apply session must be seen from it: same process, begun at the same microsecond.
+async fn refuse_another_server(connection: &mut Connection, apply: &mut Connection) -> Result<(), SinkError> {
+    let context = "comparing the sessions on the standby";
+    let sql = "SELECT pid::text, backend_start::text FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()";
+    let own = query_row(apply, sql, context).await?;
+    let [Some(process_id), Some(start)] = own.as_slice() else {
+        return Err(SinkError::Refused("the apply session does not find itself in pg_stat_activity".to_owned()));
+    };
+    let sql = format!(
+        "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {}::int4 AND backend_start = {}::timestamptz",
+        escape_literal(process_id),
+        escape_literal(start)
+    );
+    if query_row(connection, &sql, context).await?.is_empty() {
+        return Err(SinkError::TwoServers { host: connection.host().to_owned() });
+    }
+    Ok(())
+}
