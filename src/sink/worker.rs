@@ -134,8 +134,11 @@ async fn received(state: &mut State) -> Result<Receipt, SinkError> {
 }
 
 async fn flushed(state: &mut FlusherState) -> Result<Durable, SinkError> {
-    let FlusherState::Busy(work, covered) = state else { return pending().await };
-    let covered = *covered;
+    let (work, covered) = match state {
+        FlusherState::Busy(work, covered) => (work, *covered),
+        FlusherState::Idle(flusher) => return Err(flusher.lost().await),
+        FlusherState::None => return pending().await,
+    };
     let (flusher, result) = work.as_mut().await;
     *state = if result.is_ok() { FlusherState::Idle(flusher) } else { FlusherState::None };
     result.map(|()| Durable(covered.0))

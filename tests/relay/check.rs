@@ -372,3 +372,28 @@ async fn a_server_that_is_away_is_another_exit_code() {
     unknown.names("error", "primary", "role \"relay\" does not exist", "CREATE ROLE \"relay\" LOGIN REPLICATION");
     unknown.names("error", "standby1", "role \"relay\" does not exist", "CREATE ROLE \"relay\" LOGIN");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_standby_calls_durable_is_looked_at() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    set(&mut pair.standby, &[("fsync", "off"), ("synchronous_standby_names", "FIRST 1 (elsewhere)")]).await;
+    let first = Checked::of(&pair.config(""));
+    first.refused();
+    first.names("error", "standby1", "fsync is off", "ALTER SYSTEM SET fsync = on");
+    first.names("info", "standby1", "synchronous standbys of its own (FIRST 1 (elsewhere))", "");
+    let allowed = format!("{}allow_fsync_off = true\n", pair.config(""));
+    let second = Checked::of(&allowed);
+    second.passes();
+    second.names("warning", "standby1", "fsync is off", "ALTER SYSTEM SET fsync = on");
+    // A start says the same, before anything is made.
+    let relay = Relay::start(&pair.config("")).await;
+    relay.fails_with(&["fsync is off", "allow_fsync_off = true"]).await;
+    assert_eq!(value(&pair.primary, "shop", "SELECT count(*) FROM pg_replication_slots").await, "0");
+    relay.rewrite_config(&allowed);
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+    // Its own standby never comes; nothing waits for it.
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+}

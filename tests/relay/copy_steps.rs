@@ -37,7 +37,12 @@ impl Steps {
             memory_limit_bytes: 64 << 20,
             publication: None,
             slot: None,
-            sink: Sink::Postgres(PostgresSink { url: standby.clone(), read_only: true, batch_delay: BATCH_DELAY, allow_fsync_off: false }),
+            sink: Sink::Postgres(PostgresSink {
+                url: standby.clone(),
+                read_only: true,
+                batch_delay: BATCH_DELAY,
+                allow_fsync_off: false,
+            }),
         };
         Self {
             primary: pair.primary.server_url("shop").unwrap(),
@@ -65,7 +70,12 @@ impl Steps {
         let copy = Copy {
             pipeline: &self.pipeline,
             primary: &self.primary,
-            sink: &PostgresSink { url: self.standby.clone(), read_only: true, batch_delay: BATCH_DELAY, allow_fsync_off: false },
+            sink: &PostgresSink {
+                url: self.standby.clone(),
+                read_only: true,
+                batch_delay: BATCH_DELAY,
+                allow_fsync_off: false,
+            },
             publication: &publication,
             tables: &tables,
             identity: &identity,

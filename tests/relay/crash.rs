@@ -15,7 +15,7 @@ use walrelay::throwaway::{Options, Server, find_tool};
 use walrelay::wire::Session;
 use walrelay::wire::sql::connect;
 
-use super::harness::{Pair, eventually, value, values};
+use super::harness::{Pair, eventually, from_environment, value, values};
 
 /// Clients that look at the standby after each commit.
 const CLIENTS: u64 = 2;
@@ -24,10 +24,6 @@ const PGBENCH_CLIENTS: &str = "4";
 const PGBENCH_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
 const TABLES: &str = "CREATE TABLE accounts (id int PRIMARY KEY, balance bigint NOT NULL);
     CREATE TABLE history (id bigint PRIMARY KEY, client int NOT NULL, amount int NOT NULL, filler text)";
-
-fn from_environment(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// What the clients share.
 struct Load {

@@ -14,6 +14,7 @@ mod connect;
 mod copy;
 mod copy_steps;
 mod crash;
+mod durability;
 mod facts;
 mod first_steps;
 mod rights;

@@ -14,7 +14,7 @@ use postgres_protocol::message::frontend;
 
 use crate::config::ServerUrl;
 use crate::model::PipelineName;
-use crate::wire::{Connection, ServerError, WireError};
+use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
 
 use super::super::SinkError;
 use super::open::open_session;
@@ -42,7 +42,10 @@ impl Flusher {
         let may_call = format!("SELECT pg_catalog.has_function_privilege('{FLUSH_FUNCTION}', 'EXECUTE')::text");
         let answer = query_row(apply, &may_call, "asking for rights on the standby").await?;
         if !matches!(answer.first(), Some(Some(text)) if text == "true") {
-            warn_without(&format!("the role \"{}\" may not call {FLUSH_FUNCTION}", url.user), &flush_grant_sql(&url.user));
+            warn_without(
+                &format!("the role \"{}\" may not call {FLUSH_FUNCTION}", url.user),
+                &flush_grant_sql(&url.user),
+            );
             return Ok(None);
         }
         let mut connection = match open_session(url, pipeline, "flush").await {
@@ -67,6 +70,18 @@ impl Flusher {
         (self, result)
     }
 
+    /// Waits, between two flushes, for the loss of the session. Cancel safe.
+    pub(in crate::sink) async fn lost(&mut self) -> SinkError {
+        loop {
+            match self.connection.next_message().await {
+                Ok(message) if message.tag == b'E' => return failed(server_error(&message)),
+                // Notices and changed settings.
+                Ok(_) => {}
+                Err(error) => return failed(error),
+            }
+        }
+    }
+
     async fn call(&mut self) -> Result<(), WireError> {
         let outgoing = self.connection.outgoing();
         let bound = frontend::bind("", STATEMENT, [], [(); 0], |(), _| Ok(IsNull::Yes), [], outgoing);
@@ -78,7 +93,7 @@ impl Flusher {
             let message = self.connection.next_message().await?;
             match message.tag {
                 b'Z' => return Ok(()),
-                b'E' => return Err(WireError::Server(Box::new(ServerError::parse(&message.body)))),
+                b'E' => return Err(server_error(&message)),
                 _ => {}
             }
         }
@@ -96,6 +111,10 @@ fn warn_without(reason: &str, remedy: &str) {
         remedy,
         "no second session flushes the standby's WAL beside the work: each batch waits for the standby's disk"
     );
+}
+
+fn server_error(message: &OwnedMessage) -> WireError {
+    WireError::Server(Box::new(ServerError::parse(&message.body)))
 }
 
 fn failed(source: WireError) -> SinkError {

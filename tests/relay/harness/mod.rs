@@ -15,6 +15,11 @@ use std::time::{Duration, Instant};
 /// How long a condition may take; the machine may be slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A number that the environment may set.
+pub fn from_environment(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 /// Waits until `condition` gives a value, looking every 20 ms: the one place where tests sleep.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let began = Instant::now();

@@ -101,7 +101,8 @@ async fn the_loss_of_either_session_ends_both() {
         assert!(matches!(error, SinkError::Wire { .. }), "{error}");
         drop(worker);
         eventually("its sessions are gone", || async {
-            let sessions = "SELECT 1 FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 (apply|flush)$'";
+            let sessions =
+                "SELECT 1 FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 (apply|flush)$'";
             replay.found(sessions).await.is_empty().then_some(())
         })
         .await;
