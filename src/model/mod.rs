@@ -1,6 +1,7 @@
 //! The vocabulary of the house, in Postgres' own words. Plain values and leaf tools; imports nothing of ours and does no I/O.
 
 mod fallbacks;
+mod feed;
 mod health;
 mod heartbeat;
 mod lsn;
@@ -13,6 +14,7 @@ mod report;
 mod transaction;
 
 pub use fallbacks::Fallbacks;
+pub use feed::{FeedCounts, FeedReport};
 pub use health::{Retry, State};
 pub use heartbeat::Heartbeat;
 pub use lsn::{Lsn, LsnParseError, Timestamp};

@@ -1,6 +1,6 @@
 //! What a pipeline tells about itself: plain data, published by the pipeline, read by status and metrics. No one acts on it.
 
-use super::{Lsn, PipelineName, SlotName, State};
+use super::{FeedReport, Lsn, PipelineName, SlotName, State};
 
 /// One pipeline as `/status` shows it. LSNs and `sync_state` are the primary's own words (`pg_stat_replication`) where it
 /// lists us, else our own numbers.
@@ -42,6 +42,8 @@ pub struct PipelineReport {
     pub rows: u64,
     /// Table, reason and number of batches whose changes of the table had to be written row by row.
     pub apply_fallbacks: Vec<(String, &'static str, u64)>,
+    /// What went to Kafka; `None` for a sink of another type.
+    pub feed: Option<FeedReport>,
     /// Applied over the last seconds.
     pub transactions_per_second: f64,
     /// Applied over the last seconds.
@@ -97,6 +99,7 @@ impl PipelineReport {
             transactions: 0,
             rows: 0,
             apply_fallbacks: Vec::new(),
+            feed: None,
             transactions_per_second: 0.0,
             rows_per_second: 0.0,
             memory_bytes: 0,

@@ -77,7 +77,8 @@ pub struct Running {
 /// Starts a pipeline in a task of its own. It never ends by itself: a failed one waits to be stopped.
 pub fn start(settings: Settings) -> Running {
     let name = settings.pipeline.name.clone();
-    let report = PipelineReport::new(name.clone(), settings.pipeline.sink.kind(), settings.pipeline.slot_name());
+    let mut report = PipelineReport::new(name.clone(), settings.pipeline.sink.kind(), settings.pipeline.slot_name());
+    report.feed = matches!(settings.pipeline.sink, config::Sink::Kafka(_)).then(Default::default);
     let (reporter, receiver) = Reporter::new(report);
     let stop = CancellationToken::new();
     let span = tracing::info_span!("pipeline", pipeline = %name);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::model::{Fallbacks, Heartbeat, PipelineReport, State};
+use crate::model::{Fallbacks, FeedCounts, Heartbeat, PipelineReport, State};
 
 /// Over this long a rate is averaged.
 const RATE_SECONDS: f64 = 3.0;
@@ -16,12 +16,14 @@ pub(super) struct Reporter {
     report: Arc<watch::Sender<PipelineReport>>,
     heartbeat: Heartbeat,
     fallbacks: Fallbacks,
+    feed: FeedCounts,
 }
 
 impl Reporter {
     pub(super) fn new(report: PipelineReport) -> (Self, watch::Receiver<PipelineReport>) {
         let (sender, receiver) = watch::channel(report);
-        (Self { report: Arc::new(sender), heartbeat: Heartbeat::default(), fallbacks: Fallbacks::default() }, receiver)
+        let (heartbeat, fallbacks, feed) = (Heartbeat::default(), Fallbacks::default(), FeedCounts::default());
+        (Self { report: Arc::new(sender), heartbeat, fallbacks, feed }, receiver)
     }
 
     /// What beats whenever work is done.
@@ -34,12 +36,21 @@ impl Reporter {
         &self.fallbacks
     }
 
+    /// Where the sink counts what it sent to Kafka.
+    #[cfg(feature = "kafka")]
+    pub(super) fn feed(&self) -> &FeedCounts {
+        &self.feed
+    }
+
     /// Changes the report.
     pub(super) fn update(&self, change: impl FnOnce(&mut PipelineReport)) {
         let heartbeat = self.heartbeat.beats();
         self.report.send_modify(|report| {
             report.heartbeat = heartbeat;
             report.apply_fallbacks = self.fallbacks.counts();
+            if let Some(feed) = &mut report.feed {
+                *feed = self.feed.report();
+            }
             change(report);
         });
     }

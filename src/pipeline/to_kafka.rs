@@ -76,6 +76,7 @@ impl Attempt<'_> {
             },
             tables: publication.tables.clone(),
             heartbeat: self.reporter.heartbeat().clone(),
+            feed: self.reporter.feed().clone(),
         }
     }
 

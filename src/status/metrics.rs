@@ -38,6 +38,25 @@ const METRICS: &[(&str, &str, &str, Read)] = &[
     ("copy_tables_done", "gauge", "Tables copied whole.", |r| Some(r.copy.tables_done as f64)),
     ("copy_rows_total", "counter", "Rows of the initial copy.", |r| Some(r.copy.rows as f64)),
     ("copy_bytes_total", "counter", "Bytes of the initial copy.", |r| Some(r.copy.bytes as f64)),
+    ("feed_records_total", "counter", "Records committed to Kafka since the pipeline started.", |r| {
+        r.feed.map(|feed| feed.records as f64)
+    }),
+    ("feed_bytes_total", "counter", "Bytes of their keys and values.", |r| r.feed.map(|feed| feed.bytes as f64)),
+    (
+        "feed_lossy_values_total",
+        "counter",
+        "Values that the form of the events could not hold (header walrelay.lossy).",
+        |r| r.feed.map(|feed| feed.lossy_values as f64),
+    ),
+    (
+        "feed_dead_letters_total",
+        "counter",
+        "Records too large for their topic, told of in the dead-letter topic.",
+        |r| r.feed.map(|feed| feed.dead_letters as f64),
+    ),
+    ("feed_skipped_truncates_total", "counter", "Truncated tables that made no event.", |r| {
+        r.feed.map(|feed| feed.skipped_truncates as f64)
+    }),
     ("memory_bytes", "gauge", "Rows held in memory, bytes.", |r| Some(r.memory_bytes as f64)),
     ("spool_bytes", "gauge", "Open transactions in the spool folder, bytes.", |r| Some(r.spool_bytes as f64)),
 ];
@@ -92,7 +111,7 @@ fn escape_label(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PipelineName, SlotName};
+    use crate::model::{FeedReport, PipelineName, SlotName};
 
     #[test]
     fn every_metric_has_help_and_type_and_a_pipeline() {
@@ -101,6 +120,7 @@ mod tests {
             transactions: 7,
             lag_bytes: Some(0),
             apply_fallbacks: vec![("public.odd \"t".to_owned(), "row_count", 3)],
+            feed: Some(FeedReport { dead_letters: 2, ..FeedReport::default() }),
             ..PipelineReport::new(name.clone(), "postgres", SlotName::owned_by(&name))
         };
         let page = render(&[report]);
@@ -111,6 +131,7 @@ mod tests {
         assert!(page.contains("walrelay_transactions_total{pipeline=\"a\"} 7\n"), "{page}");
         let fallbacks = r#"walrelay_apply_fallbacks_total{pipeline="a",table="public.odd \"t",reason="row_count"} 3"#;
         assert!(page.contains(fallbacks), "{page}");
+        assert!(page.contains("walrelay_feed_dead_letters_total{pipeline=\"a\"} 2\n"), "{page}");
         assert!(page.contains("walrelay_lag_bytes{pipeline=\"a\"} 0\n"), "{page}");
         assert!(page.contains("walrelay_state{pipeline=\"a\",state=\"starting\"} 1\n"), "{page}");
     }

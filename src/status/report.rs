@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{Lsn, PipelineReport};
+use crate::model::{FeedReport, Lsn, PipelineReport};
 
 /// `{"version", "pipelines": […]}`.
 pub fn status_json(reports: &[PipelineReport]) -> Value {
@@ -48,6 +48,17 @@ fn pipeline(report: &PipelineReport) -> Value {
         "memory_bytes": report.memory_bytes,
         "spool_bytes": report.spool_bytes,
         "apply_fallbacks_total": report.apply_fallbacks.iter().map(|(.., count)| count).sum::<u64>(),
+        "feed": report.feed.map(feed),
+    })
+}
+
+fn feed(feed: FeedReport) -> Value {
+    json!({
+        "records": feed.records,
+        "bytes": feed.bytes,
+        "lossy_values": feed.lossy_values,
+        "dead_letters": feed.dead_letters,
+        "skipped_truncates": feed.skipped_truncates,
     })
 }
 

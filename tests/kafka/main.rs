@@ -9,6 +9,7 @@
 mod harness;
 
 mod brokers;
+mod counters;
 mod delivery;
 mod example;
 mod left_open;

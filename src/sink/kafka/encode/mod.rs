@@ -50,7 +50,7 @@ use std::collections::HashMap;
 use crate::config::KafkaSink;
 use crate::config::kafka::KafkaFormat;
 use crate::decode::{Logical, Message, OldTuple, Value, Values};
-use crate::model::{Lsn, PipelineName, QualifiedName, Timestamp};
+use crate::model::{FeedReport, Lsn, PipelineName, QualifiedName, Timestamp};
 
 use super::super::SinkError;
 use super::super::postgres::TableFilter;
@@ -191,19 +191,6 @@ pub struct SnapshotPoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotTable(pub(super) usize);
 
-/// What has been counted since the encoder was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Records handed to the outlet.
-    pub records: u64,
-    /// Bytes of their keys and values.
-    pub bytes: u64,
-    /// Values that the form could not hold, named in `walrelay.lossy`.
-    pub lossy_values: u64,
-    /// Truncates of tables that made no event.
-    pub skipped_truncates: u64,
-}
-
 /// Makes records out of changes.
 #[derive(Debug)]
 pub struct Encoder {
@@ -243,8 +230,8 @@ impl Encoder {
         topic::topic_of(table, &self.writer.settings)
     }
 
-    /// The counters.
-    pub fn counters(&self) -> Counters {
+    /// What has been counted since the encoder was made; dead letters are the outlet's matter.
+    pub fn counters(&self) -> FeedReport {
         self.writer.counters
     }
 

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::config::KafkaSink;
 use crate::config::kafka::{KafkaFormat, PlainFormat};
 use crate::decode::Value;
-use crate::model::{Lsn, QualifiedName};
+use crate::model::{FeedReport, Lsn, QualifiedName};
 
 use super::super::super::SinkError;
 use super::context::ContextHeaders;
@@ -17,7 +17,7 @@ use super::plain::{self, PlainFacts};
 use super::plan::Plan;
 use super::row::{Notes, Row, push_header_key, push_key, push_names, push_open_row};
 use super::source::SourceParts;
-use super::{Counters, Header, Outlet, Placement, Record};
+use super::{Header, Outlet, Placement, Record};
 
 /// Most headers that a record of ours can have.
 const HEADERS: usize = 12;
@@ -49,7 +49,7 @@ pub(super) struct Event<V> {
 pub(super) struct Writer {
     pub(super) settings: KafkaSink,
     pub(super) context: Option<ContextHeaders>,
-    pub(super) counters: Counters,
+    pub(super) counters: FeedReport,
     /// The open transaction's, or a snapshot row's.
     pub(super) source: SourceParts,
     pub(super) transaction: Option<Transaction>,
@@ -69,7 +69,7 @@ impl Writer {
         Self {
             context: settings.context_headers.then(|| ContextHeaders::new(&settings.topic_prefix)),
             settings,
-            counters: Counters::default(),
+            counters: FeedReport::default(),
             source: SourceParts::default(),
             transaction: None,
             key: Vec::new(),
@@ -436,7 +436,7 @@ impl<'a> Headers<'a> {
     }
 }
 
-pub(super) fn count(counters: &mut Counters, record: &Record<'_>) {
+pub(super) fn count(counters: &mut FeedReport, record: &Record<'_>) {
     counters.records += 1;
     counters.bytes += (record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len)) as u64;
 }

@@ -38,7 +38,7 @@ pub(super) struct Carrier {
     on_oversized: OnOversized,
     dead_letter_topic: String,
     deadline: Option<Instant>,
-    dead_letters: u64,
+    pub(super) dead_letters: u64,
 }
 
 impl Carrier {

@@ -293,6 +293,7 @@ impl Work {
         if std::mem::take(&mut self.is_in_transaction) {
             self.transaction_bytes = 0;
             self.session.commit()?;
+            self.session.tally(self.encoder.counters());
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What a Kafka sink is opened for. Plain data.
 
 use crate::config::{KafkaSink, ServerUrl};
-use crate::model::{Heartbeat, PipelineName, QualifiedName};
+use crate::model::{FeedCounts, Heartbeat, PipelineName, QualifiedName};
 
 use crate::sink::postgres::TableFilter;
 
@@ -22,4 +22,6 @@ pub struct Opening {
     pub tables: Vec<QualifiedName>,
     /// Beats while work is done.
     pub heartbeat: Heartbeat,
+    /// Counts what is committed.
+    pub feed: FeedCounts,
 }

@@ -13,7 +13,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::config::kafka::Delivery;
 use crate::decode::{Context, Message, decode};
-use crate::model::{Applied, Durable, Lsn, Progress, QualifiedName, Transaction};
+use crate::model::{Applied, Durable, FeedReport, Lsn, Progress, QualifiedName, Transaction};
 use crate::wire::frame::frames;
 use crate::wire::replication::{ReplicationMessage, parse};
 
@@ -55,6 +55,7 @@ pub(super) struct Session {
     timeout: Duration,
     buffer: Vec<u8>,
     streaming: Option<Streaming>,
+    counted: FeedReport,
 }
 
 /// What there is once events may be sent.
@@ -72,7 +73,16 @@ impl Session {
             .producer
             .topic(&opening.sink.progress_topic)
             .map_err(|fault| fault.while_doing("opening the progress topic", None))?;
-        Ok(Self { opening, carrier, catalog, progress_topic, timeout, buffer: Vec::new(), streaming: None })
+        Ok(Self {
+            opening,
+            carrier,
+            catalog,
+            progress_topic,
+            timeout,
+            buffer: Vec::new(),
+            streaming: None,
+            counted: FeedReport::default(),
+        })
     }
 
     /// Writes a record that no event belongs to, durably, together with the plan of a copy: tables that are not finished.
@@ -135,6 +145,7 @@ impl Session {
             }
             session.produce_progress(&streaming.progress)
         })?;
+        self.tally(streaming.encoder.counters());
         self.streaming = Some(streaming);
         Ok(receipt)
     }
@@ -195,6 +206,13 @@ impl Session {
     fn flush(&self) -> Result<(), SinkError> {
         let flushed = self.carrier.producer.flush();
         flushed.map_err(|fault| self.carrier.failed(fault, "waiting for the delivery of records"))
+    }
+
+    /// Adds what was committed to the pipeline's counters; `made`: what its one encoder has made so far.
+    pub(super) fn tally(&mut self, made: FeedReport) {
+        let now = FeedReport { dead_letters: self.carrier.dead_letters, ..made };
+        self.opening.feed.add(now.since(self.counted));
+        self.counted = now;
     }
 
     /// The outlet of an encoder.
