@@ -3,10 +3,11 @@ SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 TEST_THREADS ?= 2
 
-.PHONY: help demo check test bench build clean-servers
+.PHONY: help demo demo-kafka check test bench build clean-servers
 
 help:
 	@echo "make demo    two real servers, a copy, a stream, a synchronous commit, a crash: three minutes"
+	@echo "make demo-kafka   the same towards a real Kafka broker: events, a commit that waits for it, crashes (needs Java)"
 	@echo "make test    everything, on real servers of versions 14 to 18"
 	@echo "make check   format, lints, documentation and the fast tests: needs no server"
 	@echo "make bench   speed and memory as ratios against the peers, in one run"
@@ -18,6 +19,11 @@ build:
 demo: build
 	@target/release/walrelay demo --probe >/dev/null 2>&1 || scripts/fetch-servers 18
 	@target/release/walrelay demo
+
+demo-kafka: build
+	@target/release/walrelay demo --probe >/dev/null 2>&1 || scripts/fetch-servers 18
+	@target/release/walrelay demo --kafka --probe >/dev/null 2>&1 || scripts/fetch-kafka
+	@target/release/walrelay demo --kafka
 
 check:
 	@scripts/bootstrap

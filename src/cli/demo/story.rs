@@ -1,44 +1,26 @@
-//! The story itself, step by step. Each step shows what was done and proves what it claims; a claim that does not hold is an error.
+//! The story of two servers, step by step. Each step shows what was done and proves what it claims; a claim that does not hold is
+//! an error.
 
-use std::fs::{self, File};
-use std::net::TcpListener;
-use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use tokio::time::{sleep, timeout};
-use tokio_postgres::SimpleQueryMessage;
+use std::time::Instant;
 
 use crate::throwaway::{Options, Programs, Server};
-use crate::wire::Session;
-use crate::wire::sql::{SqlClient, connect};
+use crate::wire::sql::SqlClient;
 
 use super::DemoError;
 use super::screen::{proven, say, sql, step, table};
-use crate::cli::status;
+use super::stage::{Relay, WaitingCommit, expect, median, rows, session, text};
 
 const ROWS: u32 = 200_000;
 const TABLES: &str = "CREATE TABLE customers (id int PRIMARY KEY, name text NOT NULL);
     CREATE TABLE orders (id bigint PRIMARY KEY, customer int REFERENCES customers, amount numeric(10,2), placed timestamptz)";
-/// A condition of the story is given up after this.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The stage: two servers, a relay, a session on each server.
+/// The stage: a relay between two servers, a session on each.
 struct Stage {
+    relay: Relay,
     primary: Server,
     standby: Server,
     on_primary: SqlClient,
     on_standby: SqlClient,
-    relay: Option<Child>,
-    folder: tempfile::TempDir,
-    http: std::net::SocketAddr,
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        self.kill_relay();
-    }
 }
 
 /// Tells it.
@@ -53,13 +35,18 @@ pub(super) async fn tell(programs: &Programs, keep: bool) -> Result<(), DemoErro
     compare(&stage).await?;
     say("");
     say(&format!(
-        "The story took {:.0} s. Now your own servers: see \"Quick start\" in README.md.",
+        "The story took {:.0} s. Now your own servers: see \"Quick start\" in README.md. The same towards Kafka: make demo-kafka \
+         (needs Java).",
         began.elapsed().as_secs_f64()
     ));
     if keep {
         say(&format!("primary  {}", stage.primary.url("shop")));
         say(&format!("standby  {}", stage.standby.url("shop")));
-        say(&format!("relay    http://{}/status, configuration {}", stage.http, stage.config_path().display()));
+        say(&format!(
+            "relay    http://{}/status, configuration {}",
+            stage.relay.http(),
+            stage.relay.config_path().display()
+        ));
         say("Ctrl-C ends and removes everything.");
         std::future::pending::<()>().await;
     }
@@ -87,9 +74,7 @@ async fn open(programs: &Programs) -> Result<Stage, DemoError> {
     );
     on_primary.batch_execute(&fill).await?;
     say(&format!("the primary has 1000 customers and {ROWS} orders; the standby has empty tables"));
-    let http = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let folder = tempfile::Builder::new().prefix("walrelay-demo-").tempdir()?;
-    Ok(Stage { primary, standby, on_primary, on_standby, relay: None, folder, http })
+    Ok(Stage { relay: Relay::new()?, primary, standby, on_primary, on_standby })
 }
 
 async fn copy(stage: &mut Stage) -> Result<(), DemoError> {
@@ -97,16 +82,13 @@ async fn copy(stage: &mut Stage) -> Result<(), DemoError> {
     let config = format!(
         "[primary]\nurl = \"{}\"\n\n[http]\nlisten = \"{}\"\n\n[[pipeline]]\nname = \"standby1\"\n\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
         stage.primary.url("shop"),
-        stage.http,
+        stage.relay.http(),
         stage.standby.url("shop")
     );
-    for line in config.lines().filter(|line| !line.is_empty()) {
-        say(&format!("  {line}"));
-    }
-    fs::write(stage.config_path(), config)?;
+    stage.relay.configure(&config)?;
     let began = Instant::now();
-    stage.start_relay()?;
-    stage.until("the relay streams", async || Ok(stage.state().await == "streaming")).await?;
+    stage.relay.start()?;
+    stage.relay.until_it_streams().await?;
     let rows = text(&stage.on_standby, "SELECT count(*) FROM orders").await?;
     expect("the standby has every order", &rows, &ROWS.to_string())?;
     proven(&format!(
@@ -124,28 +106,14 @@ async fn stream(stage: &Stage) -> Result<(), DemoError> {
     stage.on_primary.batch_execute(change).await?;
     let began = Instant::now();
     let count = async || Ok(text(&stage.on_standby, "SELECT count(*) FROM customers WHERE name = 'Ada'").await? == "1");
-    stage.until("Ada is on the standby", count).await?;
+    stage.relay.until("Ada is on the standby", count).await?;
     proven(&format!("on the standby {} ms later", began.elapsed().as_millis().max(1)));
     Ok(())
 }
 
 async fn become_synchronous(stage: &Stage) -> Result<(), DemoError> {
     step(4, "The primary waits for it by name");
-    let set = "ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 (standby1)'";
-    sql("primary", set);
-    stage.on_primary.batch_execute(set).await?;
-    sql("primary", "SELECT pg_reload_conf()");
-    stage.on_primary.batch_execute("SELECT pg_reload_conf()").await?;
-    let query = "SELECT application_name, state, sync_state, flush_lsn, replay_lsn FROM pg_stat_replication WHERE application_name = 'standby1'";
-    let is_sync = async || Ok(rows(&stage.on_primary, query).await?.first().is_some_and(|row| row[2] == "sync"));
-    stage.until("standby1 is synchronous", is_sync).await?;
-    sql("primary", "SELECT … FROM pg_stat_replication");
-    let mut shown =
-        vec![["application_name", "state", "sync_state", "flush_lsn", "replay_lsn"].map(str::to_owned).to_vec()];
-    shown.extend(rows(&stage.on_primary, query).await?);
-    table(&shown);
-    sql("primary", "SET synchronous_commit = remote_apply");
-    stage.on_primary.batch_execute("SET synchronous_commit = remote_apply").await?;
+    stage.relay.become_synchronous(&stage.on_primary, "standby1").await?;
     let mut times = Vec::new();
     for id in 0..50 {
         let began = Instant::now();
@@ -155,38 +123,22 @@ async fn become_synchronous(stage: &Stage) -> Result<(), DemoError> {
             text(&stage.on_standby, &format!("SELECT count(*) FROM customers WHERE id = {}", 2000 + id)).await?;
         expect("a returned commit is on the standby", &found, "1")?;
     }
-    times.sort();
-    let median_ms = times[times.len() / 2].as_secs_f64() * 1000.0;
+    let median_ms = median(times).as_secs_f64() * 1000.0;
     proven(&format!("50 commits, each on the standby's disk before it returned; median {median_ms:.1} ms"));
     Ok(())
 }
 
 async fn crash(stage: &mut Stage) -> Result<(), DemoError> {
     step(5, "kill -9 the relay: commits wait, and nothing is lost");
-    stage.kill_relay();
+    stage.relay.kill();
     say("walrelay is dead");
-    sql("primary", "INSERT INTO customers VALUES (3000, 'patient')");
-    let writer = session(&stage.primary, "shop").await?;
-    let began = Instant::now();
-    let commit = tokio::spawn(async move {
-        writer
-            .batch_execute("SET synchronous_commit = remote_apply; INSERT INTO customers VALUES (3000, 'patient')")
-            .await
-    });
-    tokio::pin!(commit);
-    if timeout(Duration::from_secs(2), &mut commit).await.is_ok() {
-        return Err(DemoError::Unexpected("the commit did not wait for the dead relay".to_owned()));
-    }
-    proven("after 2 s the commit still waits: the primary does not pretend");
-    stage.start_relay()?;
+    let commit = WaitingCommit::begin(&stage.primary, "INSERT INTO customers VALUES (3000, 'patient')").await?;
+    stage.relay.start()?;
     say("walrelay is started again");
-    let ended = timeout(PATIENCE, &mut commit).await;
-    ended
-        .map_err(|_| DemoError::Unexpected("the commit did not return after the relay came back".to_owned()))?
-        .map_err(|error| DemoError::Unexpected(error.to_string()))??;
+    let waited = commit.returns().await?;
     let found = text(&stage.on_standby, "SELECT count(*) FROM customers WHERE id = 3000").await?;
     expect("the commit that waited is on the standby", &found, "1")?;
-    proven(&format!("the commit returned after {:.1} s, and its row is on the standby", began.elapsed().as_secs_f64()));
+    proven(&format!("the commit returned after {:.1} s, and its row is on the standby", waited.as_secs_f64()));
     Ok(())
 }
 
@@ -219,89 +171,4 @@ async fn compare(stage: &Stage) -> Result<(), DemoError> {
     table(&shown);
     proven("equal: nothing lost, nothing twice");
     Ok(())
-}
-
-impl Stage {
-    fn config_path(&self) -> PathBuf {
-        self.folder.path().join("walrelay.toml")
-    }
-
-    fn start_relay(&mut self) -> Result<(), DemoError> {
-        let log = File::options().create(true).append(true).open(self.folder.path().join("walrelay.log"))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(["run", "--config"])
-            .arg(self.config_path())
-            // Whoever tries the demo may have WALRELAY__… set for servers of their own.
-            .env_clear()
-            // What a kill -9 leaves of its temporary folder goes with the stage.
-            .env("TMPDIR", self.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        // SAFETY: prctl is async-signal-safe and touches only the new process: it ends with the demo, however that ends.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
-        self.relay = Some(command.spawn()?);
-        Ok(())
-    }
-
-    fn kill_relay(&mut self) {
-        if let Some(mut relay) = self.relay.take() {
-            let _ = relay.kill();
-            let _ = relay.wait();
-        }
-    }
-
-    async fn state(&self) -> String {
-        let answer = status::get(self.http, "/status").await.unwrap_or_default();
-        let status: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
-        status["pipelines"][0]["state"].as_str().unwrap_or("").to_owned()
-    }
-
-    async fn until(&self, what: &str, is_met: impl AsyncFn() -> Result<bool, DemoError>) -> Result<(), DemoError> {
-        let began = Instant::now();
-        while !is_met().await? {
-            if began.elapsed() > PATIENCE {
-                let log = fs::read_to_string(self.folder.path().join("walrelay.log")).unwrap_or_default();
-                let tail: Vec<&str> = log.lines().rev().take(10).collect();
-                let tail: Vec<&str> = tail.into_iter().rev().collect();
-                return Err(DemoError::Unexpected(format!(
-                    "{what}: not within {PATIENCE:?}; the relay's log:\n{}",
-                    tail.join("\n")
-                )));
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
-    }
-}
-
-async fn session(server: &Server, database: &str) -> Result<SqlClient, DemoError> {
-    Ok(connect(&server.server_url(database)?, &Session::new("walrelay demo").with("synchronous_commit", "local"))
-        .await?)
-}
-
-async fn rows(client: &SqlClient, query: &str) -> Result<Vec<Vec<String>>, DemoError> {
-    let messages = client.simple_query(query).await?;
-    let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).unwrap_or("").to_owned()).collect()),
-        _ => None,
-    });
-    Ok(rows.collect())
-}
-
-async fn text(client: &SqlClient, query: &str) -> Result<String, DemoError> {
-    Ok(rows(client, query).await?.into_iter().next().and_then(|row| row.into_iter().next()).unwrap_or_default())
-}
-
-fn expect(claim: &str, found: &str, expected: &str) -> Result<(), DemoError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(DemoError::Unexpected(format!("{claim}: found {found} instead of {expected}")))
 }

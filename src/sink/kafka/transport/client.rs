@@ -25,11 +25,15 @@ const QUEUE_RECORDS_LIMIT: &str = "100000";
 const RECORD_LIMIT_BYTES: &str = "1000000000";
 /// `batch.size` unless a topic takes less.
 const BATCH_BYTES: usize = 1_000_000;
+/// Longest pause before a broker is tried again.
+const RECONNECT_MOST_MS: &str = "1000";
 
 /// Brokers, credentials and whatever `[pipeline.sink.client]` says.
 pub(super) fn settings(sink: &KafkaSink) -> ClientConfig {
     let mut settings = ClientConfig::new();
     settings.set("bootstrap.servers", &sink.brokers).set("client.id", "walrelay");
+    // Commits may wait for a broker that comes back: it is found soon.
+    settings.set("reconnect.backoff.ms", "50").set("reconnect.backoff.max.ms", RECONNECT_MOST_MS);
     for (name, value) in &sink.client.0 {
         settings.set(name, value);
     }
