@@ -142,7 +142,7 @@ mod tests {
         let short = PipelineName::new("standby1").unwrap();
         assert_eq!(short.session_name("apply"), "walrelay standby1 apply");
         let [one, other] = ["a", "b"].map(|end| PipelineName::new(&format!("{}{end}", "x".repeat(53))).unwrap());
-        for role in ["control", "apply", "copy"] {
+        for role in ["control", "apply", "flush", "copy"] {
             let name = one.session_name(role);
             assert!(name.len() == 63 && name.ends_with(&format!(" {role}")), "{name}");
             assert_ne!(name, other.session_name(role));

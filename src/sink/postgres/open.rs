@@ -100,7 +100,7 @@ pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName)
         match connection.simple_query(&set_up).await {
             Ok(_) => return Ok(connection),
             Err(error) if error.code() == Some("55006") && tokio::time::Instant::now() < deadline => {
-                end_other_sessions(&mut connection).await?;
+                end_other_sessions(&mut connection, pipeline).await?;
                 tokio::time::sleep(TAKE_OVER_INTERVAL).await;
             }
             Err(error) => return Err(explain_origin(error, url, pipeline)),
@@ -108,12 +108,15 @@ pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName)
     }
 }
 
-async fn end_other_sessions(connection: &mut Connection) -> Result<(), SinkError> {
-    // Both sessions carry the same name, whatever the server made of it.
-    let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text FROM pg_catalog.pg_stat_activity \
-               WHERE application_name = pg_catalog.current_setting('application_name') AND usename = current_user \
-               AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()";
-    let ended = query_row(connection, sql, "ending an earlier apply session on the standby").await?;
+async fn end_other_sessions(connection: &mut Connection, pipeline: &PipelineName) -> Result<(), SinkError> {
+    // Both apply sessions carry the same name, whatever the server made of it; the earlier one's flusher goes with it.
+    let flusher = escape_literal(&pipeline.session_name("flush"));
+    let sql = format!(
+        "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text FROM pg_catalog.pg_stat_activity \
+               WHERE application_name IN (pg_catalog.current_setting('application_name'), {flusher}) AND usename = current_user \
+               AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()"
+    );
+    let ended = query_row(connection, &sql, "ending an earlier apply session on the standby").await?;
     tracing::info!(sessions = ended.first().cloned().flatten(), "ended an earlier apply session of this pipeline");
     Ok(())
 }

@@ -15,11 +15,15 @@ pub const LAYOUT_VERSION: i32 = 1;
 /// Serializes the creation among pipelines that share a standby ("walrelay" read as a number; `snapshot` uses it too).
 const CREATION_LOCK: i64 = 0x7761_6c72_656c_6179;
 
+/// Without an index: whenever the row moves to another page, a unique one looks at every version that an open snapshot on the
+/// standby keeps alive, more with every commit. The pipeline's lock stands for its uniqueness. The replica identity is for a standby
+/// that publishes all its tables.
 const CREATE_PROGRESS: &str = "CREATE TABLE IF NOT EXISTS walrelay.progress (
-  pipeline text PRIMARY KEY, system_identifier text NOT NULL, timeline int8 NOT NULL, database text NOT NULL,
+  pipeline text NOT NULL, system_identifier text NOT NULL, timeline int8 NOT NULL, database text NOT NULL,
   slot text NOT NULL, lsn pg_lsn NOT NULL, commit_time timestamptz, version int4 NOT NULL,
   updated_at timestamptz NOT NULL DEFAULT pg_catalog.now()
-) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)";
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+ALTER TABLE walrelay.progress REPLICA IDENTITY FULL";
 
 /// The compare-and-set. No row moved is a division by zero in the server, which undoes the batch sent in the same breath.
 /// The row is found by the place where the last move left it: by its key every version of it would be looked at that an open
@@ -121,19 +125,22 @@ fn read_progress(pipeline: &PipelineName, row: &[Option<String>]) -> Result<Prog
     })
 }
 
-/// Writes the first row, durably. An existing row is replaced only where it still stands at `0/0` (a start that was cut off).
+/// Writes the first row, durably, for the one who holds the pipeline's lock. An existing row is replaced only where it still stands
+/// at `0/0` (a start that was cut off).
 pub async fn write_first_progress(
     connection: &mut Connection,
     pipeline: &PipelineName,
     progress: &Progress,
 ) -> Result<(), SinkError> {
     let sql = format!(
-        "SET synchronous_commit = local; INSERT INTO walrelay.progress AS p \
-         (pipeline, system_identifier, timeline, database, slot, lsn, version) \
-         VALUES ({}, {}, {}, {}, {}, '{}'::pg_lsn, {LAYOUT_VERSION}) \
-         ON CONFLICT (pipeline) DO UPDATE SET system_identifier = EXCLUDED.system_identifier, \
-         timeline = EXCLUDED.timeline, database = EXCLUDED.database, slot = EXCLUDED.slot, lsn = EXCLUDED.lsn, \
-         updated_at = pg_catalog.now() WHERE p.lsn = '0/0' RETURNING 1",
+        "SET synchronous_commit = local; WITH mine (pipeline, system_identifier, timeline, database, slot, lsn, version) AS \
+         (VALUES ({}, {}, {}::int8, {}, {}, '{}'::pg_lsn, {LAYOUT_VERSION})), \
+         again AS (UPDATE walrelay.progress p SET system_identifier = m.system_identifier, timeline = m.timeline, \
+         database = m.database, slot = m.slot, lsn = m.lsn, updated_at = pg_catalog.now() \
+         FROM mine m WHERE p.pipeline = m.pipeline AND p.lsn = '0/0' RETURNING 1), \
+         first AS (INSERT INTO walrelay.progress (pipeline, system_identifier, timeline, database, slot, lsn, version) \
+         SELECT * FROM mine m WHERE NOT EXISTS (SELECT FROM walrelay.progress p WHERE p.pipeline = m.pipeline) RETURNING 1) \
+         SELECT 1 FROM again UNION ALL SELECT 1 FROM first",
         escape_literal(pipeline.as_str()),
         escape_literal(&progress.system_identifier),
         progress.timeline,

@@ -3,6 +3,7 @@
 mod faults;
 mod flushing;
 mod guard;
+mod long_reader;
 mod rows;
 mod setwise;
 mod types;
