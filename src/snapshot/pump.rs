@@ -84,7 +84,7 @@ async fn read(
     progress: &CopyProgress,
 ) -> Result<Passed, WireError> {
     let mut passed = Passed::default();
-    let mut policy = ReceivePolicy::new(true, Instant::now());
+    let mut policy = ReceivePolicy::new(true, None, Instant::now());
     loop {
         let chunk = read_chunk(from, &mut policy).await?;
         let run = Run::at_start_of(&chunk)?;

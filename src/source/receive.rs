@@ -24,10 +24,22 @@ const HOT_TIMEOUT: Duration = Duration::from_millis(5);
 /// small sends: up to three times its CPU on a backlog of single-row transactions.
 const BEHIND_HOT_TIMEOUT: Duration = Duration::from_millis(20);
 
+/// While behind, the socket is left alone for so long after each read, so that its small buffer (`RESTING_BUFFER_BYTES`) fills and
+/// the walsender's messages join its queue instead of going out one by one: half of its CPU for single-row transactions. A larger
+/// buffer is not full by then, and stays the dear way for ever.
+const REST: Duration = Duration::from_millis(10);
+/// The kernel's receive buffer, once there was a rest.
+pub(super) const RESTING_BUFFER_BYTES: usize = 64 * 1024;
+/// A read of so much is no trickle: a rest after it would throttle it.
+const FULL_BYTES: usize = 1024 * 1024;
+/// Over a longer round trip a small buffer would throttle, and messages gather by themselves.
+const NEAR: Duration = Duration::from_micros(500);
+
 /// The adaptive receive policy of one connection.
 #[derive(Debug)]
 pub struct ReceivePolicy {
     is_enabled: bool,
+    is_near: bool,
     is_hot: bool,
     is_behind: bool,
     window_start: Instant,
@@ -36,9 +48,18 @@ pub struct ReceivePolicy {
 }
 
 impl ReceivePolicy {
-    /// Starts cold. A disabled policy stays cold.
-    pub fn new(is_enabled: bool, now: Instant) -> Self {
-        Self { is_enabled, is_hot: false, is_behind: false, window_start: now, window_bytes: 0, last_read: now }
+    /// Starts cold. A disabled policy stays cold. Without a round trip (a Unix socket) there is no rest.
+    pub fn new(is_enabled: bool, round_trip: Option<Duration>, now: Instant) -> Self {
+        let is_near = round_trip.is_some_and(|round_trip| round_trip < NEAR);
+        Self {
+            is_enabled,
+            is_near,
+            is_hot: false,
+            is_behind: false,
+            window_start: now,
+            window_bytes: 0,
+            last_read: now,
+        }
     }
 
     /// The newest transaction that begins in what was read was sent this long after its commit, by the primary's own clock.
@@ -75,6 +96,11 @@ impl ReceivePolicy {
         None
     }
 
+    /// How long the socket may be left alone after a read of `bytes`, whose buffer may then be small.
+    pub fn rest(&self, bytes: usize) -> Option<Duration> {
+        (self.is_near && self.is_hot && self.is_behind && bytes < FULL_BYTES).then_some(REST)
+    }
+
     /// When the low-water mark must be lowered to 1 to see what has gathered; `None` while cold.
     pub fn look_at(&self) -> Option<Instant> {
         let limit = if self.is_behind { BEHIND_HOT_TIMEOUT } else { HOT_TIMEOUT };
@@ -97,7 +123,7 @@ mod tests {
     fn a_flood_makes_it_hot_and_a_short_read_cold() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        let mut policy = ReceivePolicy::new(true, start);
+        let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
         assert_eq!(policy.read(100 * 1024, at(1)), None);
         assert_eq!(policy.look_at(), None);
         assert_eq!(policy.read(100 * 1024, at(2)), Some(HOT_BYTES));
@@ -115,16 +141,21 @@ mod tests {
     fn while_behind_a_trickle_is_gathered_too() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
-        let mut policy = ReceivePolicy::new(true, start);
+        let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
         policy.sent_after_commit(Duration::from_secs(5));
         assert_eq!(policy.read(10 * 1024, at(1)), None);
         assert_eq!(policy.read(10 * 1024, at(2)), Some(HOT_BYTES));
         assert_eq!(policy.look_at(), Some(at(22)));
         policy.looked(at(22));
         assert_eq!(policy.read(150 * 1024, at(22)), Some(HOT_BYTES));
+        assert_eq!((policy.rest(300_000), policy.rest(FULL_BYTES)), (Some(REST), None));
+        policy.is_near = false;
+        assert_eq!(policy.rest(300_000), None);
+        policy.is_near = true;
         // The last one of the backlog, then a fresh one: eager again.
         policy.sent_after_commit(Duration::from_millis(2));
         assert_eq!(policy.read(20 * 1024, at(24)), Some(1));
+        assert_eq!(policy.rest(20 * 1024), None);
         assert_eq!(policy.read(20 * 1024, at(25)), None);
         // A commit alone is never held back, however old it says it is.
         policy.sent_after_commit(Duration::from_secs(5));
@@ -136,7 +167,7 @@ mod tests {
     #[test]
     fn a_disabled_policy_never_touches_the_socket() {
         let start = Instant::now();
-        let mut policy = ReceivePolicy::new(false, start);
+        let mut policy = ReceivePolicy::new(false, None, start);
         assert_eq!(policy.read(10 << 20, start), None);
         assert_eq!(policy.look_at(), None);
     }

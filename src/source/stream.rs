@@ -21,6 +21,7 @@ use crate::model::{Lsn, Positions, SlotName, Timestamp};
 use crate::wire::replication::{self, ReplicationMessage};
 use crate::wire::{Connection, ServerError, WireError, frame};
 
+use super::receive::RESTING_BUFFER_BYTES;
 use super::{ReceivePolicy, SourceError};
 
 /// A status message goes out at least this often: a primary that newly lists us releases its waiters only when one arrives.
@@ -90,6 +91,8 @@ pub struct Stream {
     /// How long the socket is left alone after a short read, so that the next one finds more.
     gather: Option<watch::Receiver<Duration>>,
     rest_until: Option<Instant>,
+    /// Whether the socket's buffer was made small.
+    is_small: bool,
 }
 
 impl Stream {
@@ -115,14 +118,15 @@ impl Stream {
         }
         let now = Instant::now();
         Ok(Self {
+            policy: ReceivePolicy::new(options.adaptive_receive, connection.round_trip(), now),
             connection,
-            policy: ReceivePolicy::new(options.adaptive_receive, now),
             last_message: now,
             is_ping_outstanding: false,
             last_sent: Positions { write: options.start, flush: options.start, apply: options.start },
             receipt_due: None,
             gather: None,
             rest_until: None,
+            is_small: false,
         })
     }
 
@@ -209,6 +213,10 @@ impl Stream {
         if let Some(low_water_bytes) = self.policy.read(size_bytes, now) {
             self.set_low_water(low_water_bytes);
         }
+        if let Some(rest) = self.policy.rest(size_bytes) {
+            self.rest_until = Some(now + rest);
+            self.make_small();
+        }
         if read.wants_reply {
             self.send_status(positions, false).await?;
         }
@@ -218,6 +226,15 @@ impl Stream {
     fn set_low_water(&mut self, bytes: u32) {
         if let Err(error) = self.connection.set_receive_low_water(bytes) {
             tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
+        }
+    }
+
+    fn make_small(&mut self) {
+        if std::mem::replace(&mut self.is_small, true) {
+            return;
+        }
+        if let Err(error) = self.connection.set_receive_buffer(RESTING_BUFFER_BYTES) {
+            tracing::debug!(%error, "SO_RCVBUF could not be set; the primary spends more on sending");
         }
     }
 

@@ -23,10 +23,12 @@ const BURST_BYTES: usize = 16 * 1024;
 const BURST_LOOKS: usize = 2;
 /// A server that has not closed within this was told all the same.
 const CLOSE_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+/// A read of this much is part of a flood: it goes on as long as the buffer has room.
+const FLOOD_BYTES: usize = 64 * 1024;
 /// The read buffer starts with this.
 const READ_BYTES: usize = 64 * 1024;
 /// A read buffer that is filled grows up to this, so that a flood is read in few calls.
-const READ_LIMIT_BYTES: usize = 1024 * 1024;
+const READ_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 
 /// Longest message before the session is ready: who answers is not authenticated yet.
 const START_LIMIT_BYTES: usize = 1024 * 1024;
@@ -170,8 +172,18 @@ impl Connection {
 
     /// `SO_RCVLOWAT`, and reads that take as much; only the latter on a Unix socket.
     pub fn set_receive_low_water(&mut self, bytes: u32) -> io::Result<()> {
-        self.read_floor_bytes = (bytes as usize).clamp(READ_BYTES, READ_LIMIT_BYTES);
+        self.read_floor_bytes = if bytes as usize > READ_BYTES { READ_LIMIT_BYTES } else { READ_BYTES };
         self.transport.set_receive_low_water(bytes)
+    }
+
+    /// The kernel's buffer for what the server has sent and nobody has read, bytes; of TCP only.
+    pub fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        self.transport.set_receive_buffer(bytes)
+    }
+
+    /// The round trip to the server, as the kernel measured it; `None` on a Unix socket.
+    pub fn round_trip(&self) -> Option<std::time::Duration> {
+        self.transport.round_trip()
     }
 
     /// Writes everything outgoing. Cancel safe: what was written is gone from `outgoing`, the rest is still there.
@@ -374,7 +386,13 @@ impl Connection {
                 break;
             }
         }
-        let filled = buffer.filled().len();
+        let mut filled = buffer.filled().len();
+        if filled >= FLOOD_BYTES {
+            // Reading opens the window, and what the sender had queued behind it comes at once.
+            while let Some(count) = self.transport.receive_now(&mut room[filled..room_bytes]) {
+                filled += count;
+            }
+        }
         if filled == 0 {
             return Poll::Ready(Err(WireError::Closed));
         }

@@ -1,6 +1,7 @@
 //! The byte stream below a connection: TCP or Unix socket, with or without TLS. Knows no messages.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -105,25 +106,46 @@ impl Transport {
         matches!(self, Transport::Tls(_))
     }
 
+    /// Reads more of what is there into `room`, past the runtime's own account of readiness (which stays right: it only looks
+    /// once too often). `None` where nothing is there, and where the transport is not plain TCP; an error comes again at the next read.
+    pub(super) fn receive_now(&self, room: &mut [MaybeUninit<u8>]) -> Option<usize> {
+        let Transport::Plain(Socket::Tcp(stream)) = self else { return None };
+        SockRef::from(stream).recv(room).ok().filter(|count| *count > 0)
+    }
+
+    /// The round trip to the other side, of TCP.
+    pub(super) fn round_trip(&self) -> Option<Duration> {
+        round_trip(self.tcp()?.as_raw_fd())
+    }
+
+    /// `SO_RCVBUF`: the most that the other side may have under way unread is about half of it. Does nothing on a Unix socket.
+    pub(super) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        self.tcp().map_or(Ok(()), |stream| SockRef::from(stream).set_recv_buffer_size(bytes))
+    }
+
     /// `SO_RCVLOWAT`: the kernel wakes a reader only when this many bytes wait. Does nothing on a Unix socket, which ignores it.
     pub(super) fn set_receive_low_water(&self, bytes: u32) -> io::Result<()> {
         let Some(stream) = self.tcp() else { return Ok(()) };
-        set_receive_low_water(stream.as_raw_fd(), bytes)
+        set_option(stream.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
     }
 }
 
-fn set_receive_low_water(socket: RawFd, bytes: u32) -> io::Result<()> {
+/// The round trip as the kernel measured it last.
+fn round_trip(socket: RawFd) -> Option<Duration> {
+    // SAFETY: an all-zero tcp_info is valid, it is plain numbers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for the life of the borrowed stream; pointer and length are those of `info`.
+    let result =
+        unsafe { libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length) };
+    (result == 0).then(|| Duration::from_micros(u64::from(info.tcpi_rtt)))
+}
+
+fn set_option(socket: RawFd, level: libc::c_int, name: libc::c_int, bytes: u32) -> io::Result<()> {
     let value = bytes.min(i32::MAX as u32) as libc::c_int;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open for the life of the borrowed stream, and the pointer and the length are those of `value`.
-    let result = unsafe {
-        libc::setsockopt(
-            socket,
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
+    let result = unsafe { libc::setsockopt(socket, level, name, (&raw const value).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
