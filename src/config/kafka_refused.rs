@@ -55,7 +55,7 @@ const DEBEZIUM: &[(&str, &str)] = &[
     ("delete.tombstone.handling.mode", "delete_handling, with format = \"plain\""),
     ("delete.handling.mode", "delete_handling, with format = \"plain\""),
     ("add.fields", "add_fields, with format = \"plain\""),
-    ("signal.data.collection", "nothing: there are no signals; `walrelay resync` sends a table again"),
+    ("signal.data.collection", "nothing: there are no signals; new tables are copied by themselves"),
     ("exactly.once.support", "delivery = \"exactly_once\""),
     ("bootstrap.servers", "brokers"),
     ("offset.storage.topic", "progress_topic"),

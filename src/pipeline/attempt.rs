@@ -22,6 +22,7 @@ use crate::wire::{Connection, Session};
 
 use super::adoption::adoption;
 use super::durability::check_durability;
+use super::joining::Noticed;
 use super::monitor::primary_session;
 use super::origin;
 use super::ownership::{self, Ownership};
@@ -34,6 +35,7 @@ pub(super) struct Attempt<'a> {
     pub(super) settings: &'a Settings,
     pub(super) reporter: &'a Reporter,
     pub(super) stop: &'a CancellationToken,
+    pub(super) noticed: &'a Noticed,
 }
 
 /// The sessions to the primary and who it is.
@@ -56,18 +58,18 @@ impl Attempt<'_> {
         match &self.settings.pipeline.sink {
             config::Sink::Postgres(sink) => {
                 let (ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
-                stream::run(streaming, Some(ownership), self.reporter, self.stop).await
+                stream::run(streaming, Some(ownership), self.reporter, self.stop, self.noticed).await
             }
             #[cfg(feature = "kafka")]
             config::Sink::Kafka(sink) => {
                 let (ownership, streaming) = self.unless_stopped(self.to_kafka(sink, spool)).await?;
-                stream::run(streaming, Some(ownership), self.reporter, self.stop).await
+                stream::run(streaming, Some(ownership), self.reporter, self.stop, self.noticed).await
             }
             #[cfg(not(feature = "kafka"))]
             config::Sink::Kafka(_) => Err(PipelineError::Refused(NO_KAFKA.to_owned())),
             config::Sink::Stdout => {
                 let streaming = self.unless_stopped(self.to_stdout(spool)).await?;
-                stream::run(streaming, None, self.reporter, self.stop).await
+                stream::run(streaming, None, self.reporter, self.stop, self.noticed).await
             }
         }
     }

@@ -16,6 +16,7 @@ mod durability;
 mod error;
 #[cfg(feature = "kafka")]
 mod forget_kafka;
+mod joining;
 mod monitor;
 mod origin;
 mod ownership;
@@ -47,6 +48,7 @@ pub use resume::{Beginning, Facts, beginning};
 pub use tail::tail;
 
 use attempt::Attempt;
+use joining::Noticed;
 use reporter::Reporter;
 
 /// An attempt that lasted this long, or applied anything, was a success: the next fault starts the backoff anew.
@@ -96,10 +98,11 @@ pub fn start(settings: Settings) -> Running {
 /// Attempts until stopped.
 async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationToken) {
     let mut backoff = Backoff::default();
+    let noticed = Noticed::default();
     while !stop.is_cancelled() {
         let began = tokio::time::Instant::now();
         let applied_before = reporter.transactions();
-        let attempt = Attempt { settings, reporter, stop: &stop };
+        let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed };
         let error = match attempt.run().await {
             Ok(()) | Err(PipelineError::Stopped) => break,
             Err(error) => error,

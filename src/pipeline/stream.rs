@@ -25,6 +25,7 @@ use crate::sink::{AnySink, Batch, Commit, Receipt};
 use crate::source::{SourceError, Stream};
 
 use super::batching::Batching;
+use super::joining::{self, Noticed};
 use super::monitor::{self, View};
 use super::ownership::{self, Ownership};
 use super::reporter::{Rate, Reporter};
@@ -60,6 +61,7 @@ pub(super) async fn run(
     ownership: Option<Ownership>,
     reporter: &Reporter,
     stop: &CancellationToken,
+    noticed: &Noticed,
 ) -> Result<(), PipelineError> {
     let Streaming { settings, stream, start, target, sink, spool, may_hurry } = streaming;
     let process_id = stream.process_id();
@@ -103,6 +105,7 @@ pub(super) async fn run(
     reporter.state(State::CatchingUp);
     let ended = tokio::select! {
         ended = flow.run(chunks, source, &source_stop, stop) => ended,
+        error = joining::watch(&settings, noticed) => Err(error),
         error = ownership::keep(ownership, &settings.pipeline.name, &lock_in) => Err(error),
         () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
     };

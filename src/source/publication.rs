@@ -174,6 +174,26 @@ pub async fn missing_tables_sql(
     Ok((!missing.is_empty()).then(|| add_command(name, &missing)))
 }
 
+/// Tables that have come into the set of a managed publication since, and that this role may add to it.
+pub async fn joining_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Vec<QualifiedName>, SourceError> {
+    let Some(existing) = existing(sql, name).await? else { return Ok(Vec::new()) };
+    if existing.publishes_all_tables || !existing.is_owned {
+        return Ok(Vec::new());
+    }
+    let wanted = publishable_tables(sql, tables).await?;
+    let missing = missing_tables(sql, name, &existing, &wanted).await?;
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p') AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE')";
+    let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the tables that the role owns"))?;
+    let owned: BTreeSet<QualifiedName> =
+        rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
+    Ok(missing.into_iter().map(|table| table.name.clone()).filter(|table| owned.contains(table)).collect())
+}
+
 async fn add_missing(
     sql: &SqlClient,
     name: &str,

@@ -10,7 +10,9 @@ mod harness;
 
 mod brokers;
 mod counters;
+mod debezium_offsets;
 mod delivery;
 mod example;
+mod joining;
 mod left_open;
 mod takeover;

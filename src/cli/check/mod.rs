@@ -7,6 +7,8 @@ mod finding;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod missing;
+#[cfg(feature = "kafka")]
+mod offsets;
 mod primary;
 mod row_security;
 mod session;
@@ -41,6 +43,14 @@ pub(super) struct CheckArgs {
     /// {"ok", "findings": [{"level", "place", "message", "remedy", "sql"}]}
     #[arg(long)]
     json: bool,
+    /// Instead: read how far a Debezium connector came from this offsets topic of Kafka Connect, and print the start_lsn
+    #[cfg(feature = "kafka")]
+    #[arg(long, value_name = "TOPIC", requires = "connector", conflicts_with = "json")]
+    debezium_offsets: Option<String>,
+    /// The connector's name
+    #[cfg(feature = "kafka")]
+    #[arg(long, value_name = "NAME", requires = "debezium_offsets")]
+    connector: Option<String>,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Exit {
@@ -59,6 +69,10 @@ pub(super) fn run(args: &CheckArgs) -> Exit {
         Ok(runtime) => runtime,
         Err(exit) => return exit,
     };
+    #[cfg(feature = "kafka")]
+    if let (Some(topic), Some(connector)) = (&args.debezium_offsets, &args.connector) {
+        return runtime.block_on(offsets::show(&config, topic, connector));
+    }
     let findings = runtime.block_on(examine(&config));
     if args.json {
         println!("{}", findings.to_json());

@@ -12,6 +12,7 @@ mod carrier;
 mod catalog;
 mod client;
 mod copy;
+mod debezium;
 mod fault;
 mod open;
 mod opening;
@@ -26,6 +27,7 @@ mod survey;
 mod topics;
 
 pub use copy::{CopyWriter, FirstRow, Piece, PieceEnd};
+pub use debezium::{DebeziumOffset, DebeziumOffsets, debezium_offsets};
 pub use open::refuse_unfinished;
 pub use opening::Opening;
 pub use progress::{CopiedTable, Records};

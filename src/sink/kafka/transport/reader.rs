@@ -148,7 +148,7 @@ fn read_to_end(
 }
 
 /// What the consumer mends by itself: it goes on fetching.
-fn may_pass(error: &KafkaError) -> bool {
+pub(super) fn may_pass(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

@@ -1,0 +1,124 @@
+//! Tables that come into a running feed: noticed while it streams. Without an initial copy they are published at once; with one,
+//! the attempt ends, and the next one publishes and copies them before it streams on. Copies nothing itself.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::config;
+use crate::model::QualifiedName;
+use crate::source::{
+    Additions, SourceError, ensure_publication, joining_tables, lists_standby, synchronous_standby_names,
+};
+use crate::wire::sql::{self, SqlClient};
+
+use super::monitor::primary_session;
+use super::{PipelineError, Settings};
+
+/// How often it is looked for new tables.
+const EVERY: Duration = Duration::from_secs(5);
+/// An answer that takes longer is given up, and the session with it.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+/// More names are only counted.
+const SHOWN: usize = 5;
+
+/// Tables that an attempt of this pipeline was ended for: none is ended twice for the same.
+#[derive(Debug, Default)]
+pub(super) struct Noticed(Mutex<BTreeSet<QualifiedName>>);
+
+impl Noticed {
+    /// Those that are new to it.
+    fn take_new(&self, found: Vec<QualifiedName>) -> Vec<QualifiedName> {
+        let mut noticed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        found.into_iter().filter(|table| noticed.insert(table.clone())).collect()
+    }
+}
+
+/// Runs until tables have come that must be copied. Only a feed takes them up: a standby's tables are made by a person.
+pub(super) async fn watch(settings: &Settings, noticed: &Noticed) -> PipelineError {
+    let is_feed = matches!(settings.pipeline.sink, config::Sink::Kafka(_));
+    if !is_feed || settings.pipeline.publication.is_some() {
+        return std::future::pending().await;
+    }
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut session = None;
+    let mut is_told = false;
+    loop {
+        ticks.tick().await;
+        match timeout(ANSWER_LIMIT, look(settings, &mut session, &mut is_told)).await {
+            Ok(Ok(found)) => {
+                let new = noticed.take_new(found);
+                if !new.is_empty() {
+                    return PipelineError::NotYet(format!("the copy of {}", listed(&new)));
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the primary's tables cannot be listed");
+                session = None;
+            }
+            Err(_) => session = None,
+        }
+    }
+}
+
+/// The tables that are to be copied; what needs no copy is published here.
+async fn look(
+    settings: &Settings,
+    session: &mut Option<SqlClient>,
+    is_told: &mut bool,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    let pipeline = &settings.pipeline;
+    let sql = match session {
+        Some(sql) => sql,
+        None => {
+            let opened = sql::connect(&settings.primary, &primary_session(&pipeline.name, "tables")).await;
+            session.insert(opened.map_err(SourceError::wire("opening a session"))?)
+        }
+    };
+    let name = pipeline.publication_name();
+    let found = joining_tables(sql, &name, &pipeline.tables).await?;
+    if found.is_empty() {
+        return Ok(found);
+    }
+    if !pipeline.initial_copy {
+        ensure_publication(sql, &name, true, &pipeline.tables, Additions::IfAllowed).await?;
+        tracing::info!(tables = listed(&found), "joined the feed, with what is written from now on");
+        return Ok(Vec::new());
+    }
+    // The snapshot of their copy waits for running transactions, and those would wait for us.
+    let names = synchronous_standby_names(sql).await?;
+    if !lists_standby(&names, pipeline.name.as_str()) {
+        return Ok(found);
+    }
+    if !std::mem::replace(is_told, true) {
+        tracing::warn!(
+            tables = listed(&found),
+            "new tables are copied once this pipeline does not stand in synchronous_standby_names"
+        );
+    }
+    Ok(Vec::new())
+}
+
+fn listed(tables: &[QualifiedName]) -> String {
+    let names: Vec<String> = tables.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = tables.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{rest}", names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_noticed_once() {
+        let table = |name: &str| QualifiedName::new("public", name);
+        let noticed = Noticed::default();
+        assert_eq!(noticed.take_new(vec![table("a")]), [table("a")]);
+        assert_eq!(noticed.take_new(vec![table("a"), table("b")]), [table("b")]);
+        assert_eq!(noticed.take_new(vec![table("a")]), []);
+    }
+}

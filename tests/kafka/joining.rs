@@ -1,0 +1,68 @@
+//! A table made while the feed runs joins it by itself: with its rows as `r` events before its changes, or, without an initial copy,
+//! with what is written from then on.
+
+use super::harness::{Feed, Record, eventually, value};
+
+/// Operation and id of each event.
+fn events(records: &[Record]) -> Vec<(String, i64)> {
+    let event = |record: &Record| {
+        let json = record.json();
+        Some((json["op"].as_str()?.to_owned(), json["after"]["id"].as_i64()?))
+    };
+    records.iter().filter_map(event).collect()
+}
+
+async fn is_published(feed: &Feed, table: &str) {
+    let sql = format!("SELECT count(*) FROM pg_publication_tables WHERE tablename = '{table}'");
+    eventually(&format!("{table} is published"), || async {
+        (value(&feed.primary, "shop", &sql).await == "1").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rows_of_a_new_table_come_before_its_changes() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (1)").await;
+    let mut relay = feed.relay_with("initial_copy = true", "").await;
+    feed.on_primary("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1), (2)").await;
+    // Written all the while: each is in the copy or in the stream, never in both.
+    for id in 10..200 {
+        feed.on_primary(&format!("INSERT INTO later VALUES ({id}); INSERT INTO orders VALUES ({id})")).await;
+        tokio::time::sleep(std::time::Duration::from_millis(40)).await;
+    }
+    is_published(&feed, "later").await;
+    feed.caught_up().await;
+    let records = feed.reader().read_count(&["shop.public.later"], 192).await;
+    let found = events(&records);
+    let mut ids: Vec<i64> = found.iter().map(|(_, id)| *id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2].into_iter().chain(10..200).collect::<Vec<_>>(), "each row once");
+    let copied = found.iter().take_while(|(op, _)| op == "r").count();
+    assert!(copied >= 2 && found[copied..].iter().all(|(op, _)| op == "c"), "{found:?}");
+    assert!(copied < found.len(), "nothing was streamed after the copy");
+    let orders = feed.reader().read_count(&["shop.public.orders"], 191).await;
+    let orders = events(&orders);
+    assert_eq!(orders.len(), 191, "the other table's events go on, each once");
+    // A restart repeats nothing of it.
+    relay.kill9();
+    relay.start_again().await;
+    feed.on_primary("INSERT INTO later VALUES (900)").await;
+    let is_last = |records: &[Record]| events(records).last() == Some(&("c".to_owned(), 900));
+    assert_eq!(feed.reader().read_until("the last", &["shop.public.later"], is_last).await.len(), 193);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_copy_a_new_table_joins_with_what_is_written_from_then_on() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY)").await;
+    let relay = feed.relay("").await;
+    let transactions = relay.report("feed1").await.unwrap()["transactions"].clone();
+    feed.on_primary("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1)").await;
+    is_published(&feed, "later").await;
+    feed.on_primary("INSERT INTO later VALUES (2)").await;
+    let records = feed.reader().read_count(&["shop.public.later"], 1).await;
+    assert_eq!(events(&records), [("c".to_owned(), 2)]);
+    let report = relay.report("feed1").await.unwrap();
+    assert!(report["transactions"].as_u64() > transactions.as_u64() && report["last_error"].is_null(), "{report}");
+}
