@@ -92,6 +92,17 @@ pub(super) async fn import(primary: &mut Connection, snapshot: &str) -> Result<(
     }
 }
 
+/// The first transaction that the imported snapshot does not see; none is begun for the question.
+pub(super) async fn snapshot_xid(primary: &mut Connection) -> Result<Option<u32>, SnapshotError> {
+    let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
+    let results = primary.simple_query(sql).await;
+    let results = results.map_err(|error| server(Side::Primary, "ask for the snapshot's transaction id", error))?;
+    let value =
+        results.into_iter().flat_map(|result| result.rows).next().and_then(|row| row.into_iter().next().flatten());
+    // Without its epoch, as pgoutput sends it.
+    Ok(value.and_then(|text| std::str::from_utf8(&text).ok()?.parse::<u64>().ok()).map(|xid| xid as u32))
+}
+
 /// A COPY session on the standby.
 pub(super) async fn standby_copy(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SnapshotError> {
     let failed = |error| server(Side::Standby, "open a session", error);

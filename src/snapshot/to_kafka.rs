@@ -60,6 +60,7 @@ pub struct PreparedKafka {
     cancel: CancellationToken,
     locked: Option<Locked>,
     snapshot_lsn: Lsn,
+    snapshot_xid: Option<u32>,
 }
 
 /// Lists what is left to copy and takes the locks that must stand before the snapshot is made.
@@ -95,6 +96,7 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
         cancel: copy.cancel,
         locked,
         snapshot_lsn: Lsn::ZERO,
+        snapshot_xid: None,
     };
     prepared.begin_progress(copy.earlier);
     Ok(prepared)
@@ -143,6 +145,9 @@ impl PreparedKafka {
     async fn import_all(&mut self, snapshot: &ExportedSnapshot) -> Result<(), SnapshotError> {
         for worker in self.locked.iter_mut().flat_map(|locked| &mut locked.workers) {
             session::import(worker, &snapshot.name).await?;
+            if self.snapshot_xid.is_none() {
+                self.snapshot_xid = session::snapshot_xid(worker).await?;
+            }
         }
         self.snapshot_lsn = snapshot.lsn;
         Ok(())
@@ -162,13 +167,15 @@ impl PreparedKafka {
     }
 
     async fn run_all(self, opening: &Opening) -> Result<HashMap<QualifiedName, Lsn>, SnapshotError> {
-        let Self { workers_limit, smallest_range_pages, database, progress, locked, snapshot_lsn, .. } = self;
+        let Self {
+            workers_limit, smallest_range_pages, database, progress, locked, snapshot_lsn, snapshot_xid, ..
+        } = self;
         let Some(Locked { workers, tables, .. }) = locked else { return Ok(HashMap::new()) };
         let pieces = pieces(&tables, workers_limit, smallest_range_pages, |_| false);
         let names: Vec<QualifiedName> = tables.iter().map(|table| table.name.clone()).collect();
         let queue = schedule(&tables, &pieces);
         tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
-        let point = SnapshotPoint { lsn: snapshot_lsn, time: Timestamp::now(), xid: None };
+        let point = SnapshotPoint { lsn: snapshot_lsn, time: Timestamp::now(), xid: snapshot_xid };
         let tables: Vec<TableWork> =
             tables.into_iter().zip(&pieces).map(|(table, pieces)| TableWork::new(table, pieces.len())).collect();
         let work = Arc::new(Work {

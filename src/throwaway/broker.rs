@@ -36,6 +36,8 @@ pub struct BrokerOptions {
     pub properties: Vec<(String, String)>,
     /// Listeners with TLS, and SCRAM over TLS.
     pub secure: Option<SecureListeners>,
+    /// Where the controller of a running broker listens, whose cluster this one joins as a second node.
+    pub joins: Option<u16>,
 }
 
 impl BrokerOptions {
@@ -113,7 +115,10 @@ impl Broker {
     }
 
     fn write_properties(&self) -> Result<(), ThrowawayError> {
-        let fixed = properties(self.ports, self.options.secure.is_some());
+        let mut fixed = properties(self.ports, self.options.secure.is_some());
+        if let Some(controller) = self.options.joins {
+            fixed.extend(joining(self.ports, controller));
+        }
         let given = self.options.properties.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let lines: Vec<String> =
             fixed.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect();
@@ -185,6 +190,11 @@ impl Broker {
     /// Where clients without TLS connect: `bootstrap.servers`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.ports.plain)
+    }
+
+    /// Where its controller listens, for a second broker.
+    pub fn controller_port(&self) -> u16 {
+        self.ports.controller
     }
 
     /// The listener with TLS and SCRAM.
@@ -260,6 +270,16 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// What makes it the second node of a cluster: a broker without a controller of its own.
+fn joining(ports: Ports, controller: u16) -> Vec<(&'static str, String)> {
+    vec![
+        ("process.roles", "broker".to_owned()),
+        ("node.id", "2".to_owned()),
+        ("controller.quorum.voters", format!("1@127.0.0.1:{controller}")),
+        ("listeners", format!("PLAINTEXT://127.0.0.1:{}", ports.plain)),
+    ]
 }
 
 /// What every broker gets. Topics are never made by a mere look at them, and one node keeps every internal topic.

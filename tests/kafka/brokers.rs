@@ -63,36 +63,3 @@ async fn a_broker_crashes_and_comes_back_with_its_data_and_leaves_nothing() {
     let is_left = folder.exists() || std::path::Path::new(&format!("/proc/{process}")).exists();
     assert!(!is_left, "something is left of the broker");
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_secure_listeners_take_who_knows_the_password() {
-    let authority = Authority::new("test authority");
-    let server = authority.issue("broker", &["localhost", "127.0.0.1"]);
-    let broker = broker_with(BrokerOptions {
-        secure: Some(SecureListeners {
-            keystore_pem: [server.key, server.certificate, authority.pem()].concat(),
-            authority_pem: authority.pem(),
-            user: "walrelay".to_owned(),
-            password: "secret".to_owned(),
-        }),
-        ..BrokerOptions::default()
-    })
-    .await;
-    let pem = authority.pem();
-    let scram = |password| {
-        [
-            ("security.protocol", "SASL_SSL"),
-            ("sasl.mechanism", "SCRAM-SHA-512"),
-            ("sasl.username", "walrelay"),
-            ("sasl.password", password),
-            ("ssl.ca.pem", pem.as_str()),
-        ]
-    };
-    let reader = Reader::with(&broker.scram_address(), &scram("secret"));
-    assert!(reader.topics().await.is_empty());
-    let tls = [("security.protocol", "SSL"), ("ssl.ca.pem", pem.as_str())];
-    assert!(Reader::with(&broker.tls_address(), &tls).topics().await.is_empty());
-    let wrong = producer(&broker.scram_address(), &scram("wrong"));
-    let refused = wrong.client().fetch_metadata(None, Duration::from_secs(3));
-    assert!(refused.is_err(), "a wrong password was taken");
-}

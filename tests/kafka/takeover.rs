@@ -1,10 +1,12 @@
 //! Who may write: the record and the slot at every beginning, a hot spare, a stranger's record, a record that is missing, `drop`.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use serde_json::Value;
+use walrelay::throwaway::{BrokerOptions, Options};
 
 use super::harness::{Feed, PATIENCE, Relay, eventually, fails_with, streams, value};
 
@@ -35,25 +37,54 @@ async fn write_record(feed: &Feed, key: &str, record: Option<&str>) {
     tokio::task::spawn_blocking(move || producer.flush(PATIENCE).unwrap()).await.unwrap();
 }
 
+/// How long the feed stands idle: `WALRELAY_TEST_IDLE_SECONDS`.
+fn idle_time() -> Duration {
+    let seconds = std::env::var("WALRELAY_TEST_IDLE_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(10))
+}
+
+/// The brokers forget an idle producer meanwhile: that is a new producer, and no failure.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_position_is_recorded_before_it_is_confirmed_and_a_crash_loses_nothing() {
-    let feed = Feed::start().await;
-    let mut relay = feed.relay("").await;
+    let forgetful = BrokerOptions::default()
+        .with("transactional.id.expiration.ms", "2000")
+        .with("transaction.remove.expired.transaction.cleanup.interval.ms", "500")
+        .with("producer.id.expiration.ms", "2000")
+        .with("producer.id.expiration.check.interval.ms", "500");
+    let feed = Feed::with(Options::default(), forgetful).await;
+    feed.on_primary("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let mut relay = feed.relay_with("initial_copy = false\ntables = [\"public.t\"]", "").await;
     assert_eq!(relay.report("feed1").await.unwrap()["sink"], "kafka");
-    for _ in 0..3 {
+    feed.on_primary("INSERT INTO t VALUES (1)").await;
+    let began = Instant::now();
+    for round in 0.. {
         let target = foreign_commit(&feed).await;
-        let confirmed = format!("SELECT confirmed_flush_lsn >= '{target}' FROM pg_replication_slots");
-        eventually("the idle position is confirmed", || async {
-            (value(&feed.primary, "postgres", &confirmed).await == "t").then_some(())
-        })
-        .await;
+        // A crash may come at any moment of it.
+        if round % 2 == 0 {
+            let confirmed = format!("SELECT confirmed_flush_lsn >= '{target}' FROM pg_replication_slots");
+            eventually("the idle position is confirmed", || async {
+                (value(&feed.primary, "postgres", &confirmed).await == "t").then_some(())
+            })
+            .await;
+        }
+        relay.kill9();
         let recorded = record(&feed).await["lsn"].as_str().unwrap().to_owned();
         let behind = format!("SELECT confirmed_flush_lsn <= '{recorded}' FROM pg_replication_slots");
         assert_eq!(value(&feed.primary, "postgres", &behind).await, "t", "confirmed beyond the record {recorded}");
-        relay.kill9();
         relay.start_again().await;
         streams(&relay).await;
+        if began.elapsed() > idle_time() {
+            break;
+        }
     }
+    feed.caught_up().await;
+    // Long enough for the broker to forget the producer.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    feed.on_primary("INSERT INTO t VALUES (2)").await;
+    feed.caught_up().await;
+    let records = feed.reader().read_one("shop.public.t").await;
+    let keys: Vec<String> = records.iter().map(|record| record.key_text()).collect();
+    assert_eq!(keys, [r#"{"id":1}"#, r#"{"id":2}"#]);
     let found = record(&feed).await;
     assert_eq!(
         (&found["database"], &found["slot"], &found["version"]),

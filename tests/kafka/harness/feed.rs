@@ -21,6 +21,11 @@ pub async fn broker_with(options: BrokerOptions) -> Broker {
     Broker::start(&programs, options).await.unwrap()
 }
 
+/// A second node of a running broker's cluster.
+pub async fn second_broker(first: &Broker) -> Broker {
+    broker_with(BrokerOptions { joins: Some(first.controller_port()), ..BrokerOptions::default() }).await
+}
+
 /// See the module.
 pub struct Feed {
     pub primary: Server,
@@ -64,14 +69,20 @@ impl Feed {
         Reader::new(&self.broker.address())
     }
 
-    /// Waits until the primary has heard that everything committed on it up to now is in Kafka.
+    /// Waits until the primary has heard that everything committed on it up to now is in Kafka, and readers see it.
     pub async fn caught_up(&self) {
+        self.pipeline_caught_up("feed1").await;
+    }
+
+    /// The same of a pipeline of another name.
+    pub async fn pipeline_caught_up(&self, name: &str) {
         let target = value(&self.primary, "postgres", "SELECT pg_current_wal_insert_lsn()").await;
-        let sql = format!("SELECT replay_lsn >= '{target}' FROM pg_stat_replication WHERE application_name = 'feed1'");
-        eventually(&format!("feed1 has confirmed {target}"), || async {
+        let sql = format!("SELECT replay_lsn >= '{target}' FROM pg_stat_replication WHERE application_name = '{name}'");
+        eventually(&format!("{name} has confirmed {target}"), || async {
             (value(&self.primary, "postgres", &sql).await == "t").then_some(())
         })
         .await;
+        self.reader().settled().await;
     }
 
     /// Makes the primary wait for the feed.

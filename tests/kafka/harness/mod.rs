@@ -1,13 +1,17 @@
 //! What the tests with a Kafka broker share: a feed (primary, broker, relay), a reader of topics, tables rebuilt from events.
 
+mod acl;
 mod feed;
+mod load;
 mod reader;
 mod rebuild;
 
 #[path = "../../relay/harness/mod.rs"]
 mod servers;
 
-pub use feed::{Feed, broker, broker_with, config, fails_with, streams, waits_with};
+pub use acl::Acl;
+pub use feed::{Feed, broker, broker_with, config, fails_with, second_broker, streams, waits_with};
+pub use load::{ACCOUNTS, Load, TABLES as LOAD_TABLES};
 pub use reader::{Reader, Record};
 pub use rebuild::Tables;
 pub use servers::{

@@ -108,6 +108,30 @@ impl Reader {
         .await
     }
 
+    /// Waits until no transaction is open in any partition: a commit is irrevocable before its markers let a reader see it.
+    pub async fn settled(&self) {
+        let topics = self.partitions().await;
+        let settings = self.settings.clone();
+        blocking(move || {
+            let committed: BaseConsumer = settings.create().unwrap();
+            let everything: BaseConsumer =
+                settings.clone().set("isolation.level", "read_uncommitted").create().unwrap();
+            let began = Instant::now();
+            let end = |consumer: &BaseConsumer, topic: &str, partition| {
+                consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1
+            };
+            for (topic, partitions) in &topics {
+                for partition in 0..*partitions {
+                    while end(&committed, topic, partition) < end(&everything, topic, partition) {
+                        assert!(began.elapsed() < PATIENCE, "a transaction stays open in {topic}/{partition}");
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                }
+            }
+        })
+        .await;
+    }
+
     /// Every record of these topics that is committed by now: partition by partition in order of their offsets. A topic that is
     /// not there has no record.
     pub async fn read(&self, topics: &[&str]) -> Vec<Record> {

@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use rdkafka::error::RDKafkaErrorCode as Code;
+
 use crate::config::KafkaSink;
 use crate::config::kafka::OnOversized;
 use crate::model::Lsn;
 
 use super::fault::Fault;
 use super::producer::{Outgoing, Producer, TopicHandle};
-use super::topics::Topics;
+use super::topics::{Topics, listed};
 use crate::sink::SinkError;
 use crate::sink::kafka::encode::{Outlet, Placement, Record};
 use crate::sink::kafka::partition::partition_of;
@@ -68,8 +70,25 @@ impl Carrier {
 
     /// Hands a record over as it is.
     pub(super) fn produce(&self, handle: TopicHandle, record: Outgoing<'_>) -> Result<(), SinkError> {
-        let produced = self.producer.produce(handle, record, self.deadline);
-        produced.map_err(|fault| self.failed(fault, "handing a record to the Kafka client"))
+        loop {
+            match self.producer.produce(handle, record, self.deadline) {
+                Ok(()) => return Ok(()),
+                Err(fault) if fault.code == Some(Code::QueueFull) => self.refuse_vanished()?,
+                Err(fault) => return Err(self.failed(fault, "handing a record to the Kafka client")),
+            }
+        }
+    }
+
+    /// The client waits for a topic as long as a transaction may take, and longer where there is none: one that somebody deleted
+    /// is seen here.
+    pub(super) fn refuse_vanished(&self) -> Result<(), SinkError> {
+        let names: Vec<&str> = self.list.iter().map(|(name, _)| name.as_str()).collect();
+        let vanished = self.topics.vanished(&names);
+        if vanished.is_empty() {
+            return Ok(());
+        }
+        let context = format!("records were on their way to {}, which somebody deleted", listed(&vanished));
+        Err(Fault::from(Code::UnknownTopicOrPartition).while_doing(context, None))
     }
 
     /// An error with what the producer knows more.

@@ -1,12 +1,13 @@
 //! The settings of every Kafka client of a pipeline, and what its clients say in the log. Opens no connection by itself.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::ConsumerContext;
-use rdkafka::error::KafkaError;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 
@@ -117,6 +118,9 @@ impl ClientContext for Events {
             _ if facility == "CONFWARN" => tracing::debug!(facility, "Kafka client: {text}"),
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
                 tracing::warn!(facility, "Kafka client: {text}");
+                if facility == "FAIL" {
+                    self.said(|said| said.connection = Some(without_thread(text).to_owned()));
+                }
             }
             RDKafkaLogLevel::Warning | RDKafkaLogLevel::Notice => tracing::info!(facility, "Kafka client: {text}"),
             RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => tracing::debug!(facility, "Kafka client: {text}"),
@@ -125,9 +129,30 @@ impl ClientContext for Events {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "Kafka client");
+        let says_why = error.rdkafka_error_code() != Some(Code::AllBrokersDown);
         let word = if reason.is_empty() { error.to_string() } else { reason.to_owned() };
-        self.said(|said| said.connection = Some(word));
+        self.said(|said| {
+            if says_why || said.connection.is_none() {
+                said.connection = Some(word);
+            }
+        });
     }
+}
+
+/// A consumer tells what happened to its connections only when it is polled: done where a call of it failed.
+pub(super) fn listen(consumer: &BaseConsumer<Events>) {
+    const WORDS_LIMIT: usize = 100;
+    for _ in 0..WORDS_LIMIT {
+        if consumer.poll(Duration::ZERO).is_none() {
+            break;
+        }
+    }
+}
+
+/// The client's words begin with the name of one of its threads.
+fn without_thread(text: &str) -> &str {
+    let rest = text.strip_prefix("[thrd:").and_then(|text| text.split_once("]: "));
+    rest.map_or(text, |(_, rest)| rest)
 }
 
 impl ConsumerContext for Events {}

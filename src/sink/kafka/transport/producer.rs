@@ -23,6 +23,8 @@ use crate::sink::kafka::encode::Header;
 const SLICE: Duration = Duration::from_millis(250);
 /// Pause before a call is made again.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
+/// A call that makes no progress for so long is left, so that the caller can see why.
+pub(super) const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause while the client's queue is full: a broker takes some hundred records in it.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -91,6 +93,10 @@ impl Producer {
         self.client.client().native_ptr()
     }
 
+    pub(super) fn is_halted(&self) -> bool {
+        self.halt.is_halted()
+    }
+
     pub(super) fn events(&self) -> &Events {
         &self.events
     }
@@ -110,13 +116,14 @@ impl Producer {
         Ok(handle)
     }
 
-    /// Hands a record over; waits while the queue is full, as long as the deadline allows.
+    /// Hands a record over; waits while the queue is full, as long as the deadline allows. `QueueFull`: it stayed full.
     pub(super) fn produce(
         &self,
         topic: TopicHandle,
         record: Outgoing<'_>,
         deadline: Option<Instant>,
     ) -> Result<(), Fault> {
+        let mut full_since = None;
         loop {
             match self.produce_now(topic, record) {
                 Code::NoError => return Ok(()),
@@ -129,6 +136,9 @@ impl Producer {
                     }
                     if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                         return Err(Fault::from(Code::MessageTimedOut));
+                    }
+                    if full_since.get_or_insert_with(Instant::now).elapsed() > STILL_LIMIT {
+                        return Err(Fault::from(Code::QueueFull));
                     }
                     std::thread::sleep(QUEUE_PAUSE);
                 }
@@ -205,8 +215,9 @@ impl Producer {
         })
     }
 
-    /// Waits until everything handed over was acknowledged; an error if anything was not.
-    pub(super) fn flush(&self) -> Result<(), Fault> {
+    /// Waits until everything handed over was acknowledged; an error if anything was not. `OperationTimedOut`: not yet.
+    pub(super) fn flush(&self, limit: Duration) -> Result<(), Fault> {
+        let deadline = Instant::now() + limit;
         loop {
             // SAFETY: the client is alive.
             let code = Code::from(unsafe { native::rd_kafka_flush(self.native(), SLICE.as_millis() as i32) });
@@ -215,7 +226,7 @@ impl Producer {
             }
             match code {
                 Code::NoError => return Ok(()),
-                Code::OperationTimedOut if !self.halt.is_halted() => {}
+                Code::OperationTimedOut if !self.halt.is_halted() && Instant::now() < deadline => {}
                 code => return Err(Fault::from(code)),
             }
         }

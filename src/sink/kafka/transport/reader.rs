@@ -89,7 +89,7 @@ fn read(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt, undecided: Undec
 }
 
 fn exists(consumer: &BaseConsumer<Events>, topic: &str) -> Result<bool, Fault> {
-    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_LIMIT)?;
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER_LIMIT).inspect_err(|_| client::listen(consumer))?;
     let Some(found) = metadata.topics().first() else { return Ok(false) };
     match found.error().map(Code::from) {
         None => Ok(!found.partitions().is_empty()),

@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
@@ -22,7 +22,7 @@ use super::catalog::Catalog;
 use super::fault::Fault;
 use super::open::Opened;
 use super::opening::Opening;
-use super::producer::{Outgoing, TopicHandle};
+use super::producer::{Outgoing, STILL_LIMIT, TopicHandle};
 use super::progress::{CopiedTable, copied_key, copied_value, write_progress};
 use super::skipping::{Skip, Skipping};
 use crate::sink::kafka::encode::{Encoder, Origin, Step, TransactionMark};
@@ -178,8 +178,17 @@ impl Session {
     /// Waits until the outcome of what was sent cannot change any more.
     pub(super) fn commit(&mut self) -> Result<(), SinkError> {
         if self.is_exactly_once() {
-            let committed = self.carrier.producer.commit(self.timeout);
-            committed.map_err(|fault| self.carrier.failed(fault, "committing a Kafka transaction"))?;
+            let deadline = Instant::now() + self.timeout;
+            loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match self.carrier.producer.commit(left.min(STILL_LIMIT)) {
+                    Ok(()) => break,
+                    Err(fault) if fault.is_retriable() && left > STILL_LIMIT && !self.carrier.producer.is_halted() => {
+                        self.carrier.refuse_vanished()?;
+                    }
+                    Err(fault) => return Err(self.carrier.failed(fault, "committing a Kafka transaction")),
+                }
+            }
             self.carrier.set_limit(None);
             Ok(())
         } else {
@@ -204,8 +213,15 @@ impl Session {
     }
 
     fn flush(&self) -> Result<(), SinkError> {
-        let flushed = self.carrier.producer.flush();
-        flushed.map_err(|fault| self.carrier.failed(fault, "waiting for the delivery of records"))
+        loop {
+            match self.carrier.producer.flush(STILL_LIMIT) {
+                Ok(()) => return Ok(()),
+                Err(fault) if fault.code == Some(Code::OperationTimedOut) && !self.carrier.producer.is_halted() => {
+                    self.carrier.refuse_vanished()?;
+                }
+                Err(fault) => return Err(self.carrier.failed(fault, "waiting for the delivery of records")),
+            }
+        }
     }
 
     /// Adds what was committed to the pipeline's counters; `made`: what its one encoder has made so far.

@@ -123,6 +123,23 @@ impl Topics {
         self.create(&missing, create.partitions, create.replication_factor, &settings)
     }
 
+    /// Which of the topics that were known are gone, or were made anew with fewer partitions. Where the brokers do not answer,
+    /// nothing is said.
+    pub(super) fn vanished(&self, names: &[&str]) -> Vec<String> {
+        let all = self.sink.progress_topic.as_str();
+        let Ok(reader) = self.reader() else { return Vec::new() };
+        let Ok(metadata) = reader.fetch_metadata(None, ANSWER_LIMIT) else { return Vec::new() };
+        let count = |name: &str| {
+            metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| topic.partitions().len())
+        };
+        let is_gone = |name: &&&str| match (count(name), self.known(name)) {
+            (Some(now), Some(known)) => (now as i32) < known.partitions,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        names.iter().chain(&[all]).filter(is_gone).map(|name| (*name).to_owned()).collect()
+    }
+
     /// Which of the known topics hold a record; only some are looked at.
     pub(super) fn holding_records(&self, names: &[String]) -> Result<Vec<String>, Fault> {
         let reader = self.reader()?;
@@ -222,13 +239,14 @@ impl Topics {
             Ok(())
         };
         if names.len() > SINGLE_LOOKUPS_LIMIT {
-            let metadata = reader.fetch_metadata(None, ANSWER_LIMIT)?;
+            let metadata = reader.fetch_metadata(None, ANSWER_LIMIT).inspect_err(|_| client::listen(&reader))?;
             for topic in metadata.topics().iter().filter(|topic| names.iter().any(|name| name == topic.name())) {
                 note(topic)?;
             }
         } else {
             for name in names {
-                let metadata = reader.fetch_metadata(Some(name), ANSWER_LIMIT)?;
+                let metadata =
+                    reader.fetch_metadata(Some(name), ANSWER_LIMIT).inspect_err(|_| client::listen(&reader))?;
                 metadata.topics().iter().try_for_each(&mut note)?;
             }
         }

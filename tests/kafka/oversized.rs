@@ -1,0 +1,53 @@
+//! A record that its topic would refuse: stopped with numbers and remedy, or into the dead letter topic; never dropped silently.
+
+use serde_json::json;
+
+use super::harness::{Feed, Record, fails_with, streams};
+
+const TOPIC: &str = "shop.public.docs";
+/// A row whose event is about 20 kB however it is compressed; the topic takes 10 kB.
+const LARGE_ROW: &str = "SELECT string_agg(md5(g::text), '') FROM generate_series(1, 640) g";
+
+fn ids(records: &[Record]) -> Vec<i64> {
+    let mut ids: Vec<i64> = records.iter().map(|record| record.key_json()["id"].as_i64().unwrap()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_oversized_record_stops_the_feed_or_goes_to_the_dead_letters_with_its_transaction() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE docs (id int PRIMARY KEY, doc text)").await;
+    feed.create_topic(TOPIC, 2, &[("max.message.bytes", "10000")]).await;
+    let mut relay = feed.relay("").await;
+    feed.on_primary("INSERT INTO docs VALUES (1, 'small')").await;
+    feed.caught_up().await;
+    feed.on_primary(&format!("BEGIN; INSERT INTO docs VALUES (2, 'first'), (3, ({LARGE_ROW})), (4, 'last'); COMMIT"))
+        .await;
+    feed.on_primary("INSERT INTO docs VALUES (5, 'small')").await;
+    fails_with(&relay, &[TOPIC, "max.message.bytes = 10000", "on_oversized"]).await;
+    assert_eq!(ids(&feed.reader().read_one(TOPIC).await), [1], "a part of the transaction is seen");
+    // The topic takes more: a reload goes on.
+    feed.set_topic(TOPIC, &[("max.message.bytes", "100000")]).await;
+    relay.signal(libc::SIGHUP);
+    streams(&relay).await;
+    feed.caught_up().await;
+    assert_eq!(ids(&feed.reader().read_one(TOPIC).await), [1, 2, 3, 4, 5]);
+    // The topic takes less again, and the record goes elsewhere.
+    feed.set_topic(TOPIC, &[("max.message.bytes", "10000")]).await;
+    relay.stop().await;
+    relay.rewrite_config(&feed.config("initial_copy = false", "on_oversized = \"dead_letter\""));
+    feed.on_primary(&format!("BEGIN; INSERT INTO docs VALUES (6, 'first'), (7, ({LARGE_ROW})), (8, 'last'); COMMIT"))
+        .await;
+    relay.start_again().await;
+    streams(&relay).await;
+    feed.caught_up().await;
+    assert_eq!(ids(&feed.reader().read_one(TOPIC).await), [1, 2, 3, 4, 5, 6, 8]);
+    let dead = feed.reader().read_one("shop.dead_letter").await;
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!(dead[0].key_json(), json!({"id": 7}));
+    let letter = dead[0].json();
+    assert_eq!((letter["topic"].as_str(), letter["key"].as_str()), (Some(TOPIC), Some("{\"id\":7}")));
+    assert!(letter["bytes"].as_u64().unwrap() > 20_000 && letter["xid"].as_u64().is_some(), "{letter}");
+    assert!(letter["reason"].is_string() && letter["lsn"].is_string(), "{letter}");
+}
