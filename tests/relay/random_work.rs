@@ -39,7 +39,16 @@ pub const SHAPES: &[Shape] = &[
     ("t_ident", &[("k", "int GENERATED ALWAYS AS IDENTITY")], &["#"]),
     ("t_extra", &[("k", "int")], &["#"]),
     ("t_uniq", &[("k", "int")], &["#"]),
+    // The whole old row is sent, and the standby's types are wider.
+    ("t_full", &[("k", "int")], &["#"]),
+    // The identity is an index, and no primary key.
+    ("t_index", &[("k", "int")], &["#"]),
+    // What is unique may be NULL, so that rows are found by all they hold.
+    ("t_null", &[("k", "int")], &["CASE WHEN # % 4 > 0 THEN # END"]),
 ];
+
+/// Tables whose keys can be moved on, all at once.
+const SHIFTED: &[&str] = &["t_int", "t_part", "t_extra", "t_uniq", "t_full", "t_index", "t_null"];
 
 const TYPES: &str =
     "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('sad', 'o k', 'happy'); CREATE TYPE pair AS (x int, y text);
@@ -57,7 +66,11 @@ pub fn schema(is_standby: bool) -> String {
         } else {
             rest
         };
-        let rest = if *name == "t_extra" { rest.to_owned() } else { rest.replace(" extra text DEFAULT 'kept',", "") };
+        let rest = match *name {
+            "t_full" if is_standby => rest.replace("varchar(40)", "text").replace("i int", "i bigint"),
+            _ => rest.to_owned(),
+        };
+        let rest = if *name == "t_extra" { rest } else { rest.replace(" extra text DEFAULT 'kept',", "") };
         let partition = if *name == "t_part" { " PARTITION BY RANGE (k)" } else { "" };
         let constraints = if *name == "t_uniq" { ", u int, r int4range, w int" } else { "" };
         schema += &format!(
@@ -76,6 +89,12 @@ pub fn schema(is_standby: bool) -> String {
          ALTER TABLE t_part_1 ALTER big SET STORAGE EXTERNAL; ALTER TABLE t_part_2 ALTER big SET STORAGE EXTERNAL;
          ALTER TABLE t_uniq ADD UNIQUE (u) {timing}, ADD EXCLUDE USING gist (r WITH &&) {timing};"
     );
+    schema += "ALTER TABLE t_full REPLICA IDENTITY FULL; ALTER TABLE t_null REPLICA IDENTITY FULL, DROP CONSTRAINT t_null_pkey, ALTER k DROP NOT NULL;
+         CREATE UNIQUE INDEX t_null_k ON t_null (k);";
+    if !is_standby {
+        schema += "ALTER TABLE t_index DROP CONSTRAINT t_index_pkey, ALTER k SET NOT NULL; CREATE UNIQUE INDEX t_index_k ON t_index (k);
+             ALTER TABLE t_index REPLICA IDENTITY USING INDEX t_index_k;";
+    }
     if is_standby {
         schema += "CREATE UNIQUE INDEX ON t_uniq ((w % 1000)) WHERE w > 0;";
     }
@@ -89,7 +108,7 @@ pub fn statement(dice: &mut Dice, mark: u64) -> String {
     let (columns, number) = (columns.join(", "), dice.roll(40));
     let key_of = |number: &str| values.iter().map(|value| value.replace('#', number)).collect::<Vec<_>>().join(", ");
     let big = format!("repeat('{mark} big', 800)");
-    match dice.roll(10) {
+    match dice.roll(11) {
         0..4 => {
             let always = if name == "t_ident" { "OVERRIDING SYSTEM VALUE" } else { "" };
             let (more, unique) = match name {
@@ -118,15 +137,31 @@ pub fn statement(dice: &mut Dice, mark: u64) -> String {
         7 if name != "t_ident" => {
             let to = dice.roll(40);
             format!(
-                "UPDATE {name} SET ({columns}) = ROW({}), i = {to} WHERE i = {number} AND NOT EXISTS (SELECT FROM {name} WHERE i = {to})",
-                key_of(&to.to_string())
+                "UPDATE {name} SET ({columns}) = ROW({key}), i = {to} WHERE i = {number} \
+                 AND NOT EXISTS (SELECT FROM {name} WHERE i = {to} OR ({columns}) = ({key}))",
+                key = key_of(&to.to_string())
             )
         }
         8 => format!("DELETE FROM {name} WHERE i IN ({number}, {})", (number + 7) % 40),
-        _ if name == "t_uniq" => match dice.roll(3) {
+        9 if SHIFTED.contains(&name) => {
+            // Not deferrable: two steps, whose net effect is that each key takes its neighbour's place.
+            let back = [999, 1001][dice.roll(2) as usize];
+            format!("UPDATE {name} SET k = k + 1000; UPDATE {name} SET k = k - {back}")
+        }
+        _ if name == "t_uniq" => match dice.roll(5) {
             0 => "UPDATE t_uniq SET u = u + 1".to_owned(),
-            1 => "UPDATE t_uniq SET r = int4range(390 - lower(r), 400 - lower(r)), u = 3000 - u".to_owned(),
-            _ => "UPDATE t_uniq SET w = 40 - w WHERE w > 0".to_owned(),
+            1 => "UPDATE t_uniq SET r = int4range(390 - lower(r), 400 - lower(r)), u = 3000 - u WHERE r IS NOT NULL".to_owned(),
+            2 => "UPDATE t_uniq SET w = 40 - w WHERE w > 0".to_owned(),
+            3 => format!("UPDATE t_uniq SET u = NULL, r = NULL, v = 'free' WHERE i % 5 = {}", number % 5),
+            _ => {
+                let pair = format!(
+                    "SELECT min(i) AS one, max(i) AS other FROM (SELECT i FROM t_uniq WHERE u IS NOT NULL ORDER BY (i + {number}) % 40 LIMIT 2) x"
+                );
+                format!(
+                    "UPDATE t_uniq t SET u = o.u, r = o.r FROM ({pair}) p JOIN t_uniq o ON o.i IN (p.one, p.other) \
+                     WHERE t.i IN (p.one, p.other) AND o.i <> t.i"
+                )
+            }
         },
         _ => format!("UPDATE {name} SET v = v || '+' WHERE length(v) < 30"),
     }
