@@ -150,7 +150,8 @@ pub fn statement(dice: &mut Dice, mark: u64) -> String {
         }
         _ if name == "t_uniq" => match dice.roll(5) {
             0 => "UPDATE t_uniq SET u = u + 1".to_owned(),
-            1 => "UPDATE t_uniq SET r = int4range(390 - lower(r), 400 - lower(r)), u = 3000 - u WHERE r IS NOT NULL".to_owned(),
+            1 => "UPDATE t_uniq SET r = int4range(390 - lower(r), 400 - lower(r)), u = 3000 - u WHERE r IS NOT NULL"
+                .to_owned(),
             2 => "UPDATE t_uniq SET w = 40 - w WHERE w > 0".to_owned(),
             3 => format!("UPDATE t_uniq SET u = NULL, r = NULL, v = 'free' WHERE i % 5 = {}", number % 5),
             _ => {
