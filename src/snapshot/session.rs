@@ -92,7 +92,8 @@ pub(super) async fn import(primary: &mut Connection, snapshot: &str) -> Result<(
     }
 }
 
-/// The first transaction that the imported snapshot does not see; none is begun for the question.
+/// The first transaction that the imported snapshot does not see; none is begun for the question. Only a feed names it.
+#[cfg(feature = "kafka")]
 pub(super) async fn snapshot_xid(primary: &mut Connection) -> Result<Option<u32>, SnapshotError> {
     let sql = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())";
     let results = primary.simple_query(sql).await;
