@@ -84,6 +84,7 @@ pub(super) async fn run(
         arrivals: Vec::new(),
         waiting: VecDeque::new(),
         in_flight: None,
+        is_unread: false,
         began: Instant::now(),
         batch_bytes: 0,
         batching: Batching::new(sink.batch_limit()),
@@ -123,6 +124,8 @@ struct Flow<'a> {
     waiting: VecDeque<Transaction>,
     /// Commit time of the first transaction of the batch the sink works on; `Some(None)` for a mere position.
     in_flight: Option<Option<Timestamp>>,
+    /// Whether the last batch is durable, and its readers do not see it yet.
+    is_unread: bool,
     /// When the last batch began.
     began: Instant,
     /// Its size.
@@ -249,7 +252,17 @@ impl Flow<'_> {
 
     /// Hands the sink what waits, if it has nothing to do.
     async fn dispatch(&mut self) {
-        if self.in_flight.is_some() || self.waiting.is_empty() {
+        if self.in_flight.is_some() {
+            return;
+        }
+        if std::mem::take(&mut self.is_unread) {
+            // The same position again: its receipt comes when readers see it.
+            let position = self.ledger.positions().flush;
+            let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable };
+            self.hand_over(batch, None).await;
+            return;
+        }
+        if self.waiting.is_empty() {
             return;
         }
         let transactions = self.batching.take(&mut self.waiting);
@@ -302,6 +315,7 @@ impl Flow<'_> {
     fn receipt(&mut self, receipt: Receipt) {
         self.ledger.applied(receipt.applied);
         self.in_flight = None;
+        self.is_unread = receipt.durable.is_some_and(|durable| durable.0 > receipt.applied.0);
         self.batching.measured(receipt.rows, self.began.elapsed());
         self.reporter.heartbeat().beat();
         self.reporter.update(|report| {

@@ -42,7 +42,7 @@ impl Batch {
 /// What a sink promises after a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// Visible to readers of the sink.
+    /// Visible to readers of the sink. Where that is behind `durable`, the same position without transactions waits for it.
     pub applied: Applied,
     /// Survives a crash of the sink, and so does the record that says so. `None`: that is for a later flush to say.
     pub durable: Option<Durable>,

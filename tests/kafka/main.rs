@@ -20,6 +20,7 @@ mod keys;
 mod left_open;
 mod life;
 mod oversized;
+mod readable;
 mod shapes;
 mod synchronous;
 mod takeover;

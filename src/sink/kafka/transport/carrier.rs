@@ -1,12 +1,12 @@
 //! Carries records to the producer: finds or makes their topics, gives each its partition, checks its size. Keeps no record.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::config::KafkaSink;
-use crate::config::kafka::OnOversized;
+use crate::config::kafka::{ApplyMeans, OnOversized};
 use crate::model::Lsn;
 
 use super::fault::Fault;
@@ -41,6 +41,8 @@ pub(super) struct Carrier {
     dead_letter_topic: String,
     deadline: Option<Instant>,
     pub(super) dead_letters: u64,
+    /// Partitions that records went to, where somebody wants to know them.
+    touched: Option<BTreeSet<(usize, i32)>>,
 }
 
 impl Carrier {
@@ -55,6 +57,7 @@ impl Carrier {
             dead_letter_topic: sink.dead_letter_topic_name(),
             deadline: None,
             dead_letters: 0,
+            touched: (sink.apply_means == ApplyMeans::Readable).then(BTreeSet::new),
         }
     }
 
@@ -126,6 +129,19 @@ impl Carrier {
         Ok(target)
     }
 
+    /// The partitions that records went to since this was asked.
+    pub(super) fn take_touched(&mut self) -> Vec<(String, i32)> {
+        let touched = self.touched.as_mut().map(std::mem::take).unwrap_or_default();
+        touched.into_iter().map(|(target, partition)| (self.list[target].0.clone(), partition)).collect()
+    }
+
+    /// The next record goes to this partition of the topic that was looked up last.
+    fn touch(&mut self, partition: i32) {
+        if let Some(touched) = &mut self.touched {
+            touched.insert((self.last, partition));
+        }
+    }
+
     fn oversized(&mut self, record: &Record<'_>, bytes: usize, limit: usize) -> Result<(), SinkError> {
         let Lsn(_) = record.lsn;
         if self.on_oversized == OnOversized::Stop {
@@ -152,8 +168,10 @@ impl Carrier {
         let target = target?;
         self.dead_letters += 1;
         tracing::warn!(topic = record.topic, lsn = %record.lsn, bytes, limit, "an oversized record went to the dead letters");
+        let partition = partition_of(record.key, target.partitions);
+        self.touch(partition);
         let letter = Outgoing {
-            partition: partition_of(record.key, target.partitions),
+            partition,
             key: record.key,
             value: Some(value.as_bytes()),
             headers: &[],
@@ -184,6 +202,7 @@ impl Outlet for Carrier {
             Placement::EveryPartition => 0..target.partitions,
         };
         for partition in partitions {
+            self.touch(partition);
             let outgoing = Outgoing {
                 partition,
                 key: record.key,

@@ -18,6 +18,7 @@ mod open;
 mod opening;
 mod producer;
 mod progress;
+mod readable;
 mod reader;
 mod remove;
 mod session;

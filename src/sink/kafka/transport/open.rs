@@ -10,7 +10,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::runtime::Handle;
 
 use crate::config::KafkaSink;
-use crate::config::kafka::{ApplyMeans, Delivery, OnLargeTransaction, OnOversized};
+use crate::config::kafka::{Delivery, OnLargeTransaction, OnOversized};
 
 use super::client::{self, Events};
 use super::fault::Fault;
@@ -43,9 +43,6 @@ pub fn refuse_unfinished(sink: &KafkaSink) -> Result<(), SinkError> {
     };
     if sink.on_large_transaction == OnLargeTransaction::Split {
         return refused("on_large_transaction", "split", "use \"stop\", and a transaction_timeout that is long enough");
-    }
-    if sink.apply_means == ApplyMeans::Readable {
-        return refused("apply_means", "readable", "use \"committed\"");
     }
     Ok(())
 }

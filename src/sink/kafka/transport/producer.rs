@@ -97,6 +97,11 @@ impl Producer {
         self.halt.is_halted()
     }
 
+    /// Told to stop with its thread.
+    pub(super) fn halt(&self) -> &Halt {
+        &self.halt
+    }
+
     pub(super) fn events(&self) -> &Events {
         &self.events
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use crate::config::kafka::Delivery;
+use crate::config::kafka::{ApplyMeans, Delivery};
 use crate::decode::{Context, Message, decode};
 use crate::model::{Applied, Durable, FeedReport, Lsn, Progress, QualifiedName, Transaction};
 use crate::wire::frame::frames;
@@ -24,6 +24,7 @@ use super::open::Opened;
 use super::opening::Opening;
 use super::producer::{Outgoing, STILL_LIMIT, TopicHandle};
 use super::progress::{CopiedTable, copied_key, copied_value, write_progress};
+use super::readable::Readability;
 use super::skipping::{Skip, Skipping};
 use crate::sink::kafka::encode::{Encoder, Origin, Step, TransactionMark};
 use crate::sink::{Batch, Receipt, SinkError};
@@ -56,6 +57,8 @@ pub(super) struct Session {
     buffer: Vec<u8>,
     streaming: Option<Streaming>,
     counted: FeedReport,
+    /// `apply_means = "readable"`: with the partitions that the last batch went to, until they are looked at.
+    readability: Option<(Readability, Vec<(String, i32)>)>,
 }
 
 /// What there is once events may be sent.
@@ -73,6 +76,13 @@ impl Session {
             .producer
             .topic(&opening.sink.progress_topic)
             .map_err(|fault| fault.while_doing("opening the progress topic", None))?;
+        let readability = match opening.sink.apply_means {
+            ApplyMeans::Committed => None,
+            ApplyMeans::Readable => Some(Readability::new(&opening.sink, carrier.producer.halt().clone())),
+        };
+        let readability =
+            readability.transpose().map_err(|fault| fault.while_doing("setting up a Kafka reader", None))?;
+        let readability = readability.map(|readability| (readability, Vec::new()));
         Ok(Self {
             opening,
             carrier,
@@ -82,6 +92,7 @@ impl Session {
             buffer: Vec::new(),
             streaming: None,
             counted: FeedReport::default(),
+            readability,
         })
     }
 
@@ -113,13 +124,20 @@ impl Session {
         Ok(())
     }
 
-    /// Sends a batch whole; on return all of it and the record are in the brokers' logs.
+    /// Sends a batch whole; on return all of it and the record are in the brokers' logs. Where applied means readable, the receipt
+    /// says so of what was before; the same position without transactions then waits for this batch.
     pub(super) fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
         let mut streaming = self.streaming.take().ok_or_else(|| misused("it was not started"))?;
         if batch.position < streaming.progress.lsn {
             return Err(misused("the batch ends before what is recorded"));
         }
         let Batch { transactions, position, .. } = batch;
+        let before = streaming.progress.lsn;
+        if transactions.is_empty() && position == before && self.settle_readability()? {
+            self.streaming = Some(streaming);
+            let (applied, durable) = (Applied(position), Some(Durable(position)));
+            return Ok(Receipt { applied, durable, transactions: 0, rows: 0, commit_time: None });
+        }
         let mut receipt = Receipt {
             applied: Applied(position),
             durable: Some(Durable(position)),
@@ -146,8 +164,24 @@ impl Session {
             session.produce_progress(&streaming.progress)
         })?;
         self.tally(streaming.encoder.counters());
+        if let Some((_, unread)) = &mut self.readability {
+            *unread = self.carrier.take_touched();
+            if !unread.is_empty() {
+                receipt.applied = Applied(before);
+            }
+        }
         self.streaming = Some(streaming);
         Ok(receipt)
+    }
+
+    /// Waits until the last batch can be read; whether there was something to wait for.
+    fn settle_readability(&mut self) -> Result<bool, SinkError> {
+        let Some((readability, unread)) = &mut self.readability else { return Ok(false) };
+        let unread = std::mem::take(unread);
+        let heartbeat = &self.opening.heartbeat;
+        let waited = readability.wait(&unread, || heartbeat.beat());
+        waited.map_err(|fault| fault.while_doing("waiting until the events can be read", None))?;
+        Ok(!unread.is_empty())
     }
 
     fn is_exactly_once(&self) -> bool {

@@ -1,0 +1,53 @@
+//! `apply_means = "readable"`: a commit that waits for *apply* returns when a `read_committed` reader sees its events; one that waits
+//! for *flush* alone does not wait for readers.
+
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+
+use super::harness::{Feed, PATIENCE};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_see_the_events_when_the_commit_returns() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY, item text); CREATE TABLE other (id int PRIMARY KEY)")
+        .await;
+    let sink = "apply_means = \"readable\"\ncreate_topics = { partitions = 3, replication_factor = 1 }";
+    let mut relay = feed.relay(sink).await;
+    feed.become_synchronous().await;
+    for id in 1..=10 {
+        let insert = format!("INSERT INTO orders VALUES ({id}, 'x'); INSERT INTO other VALUES ({id})");
+        feed.on_primary(&format!("SET synchronous_commit = remote_apply; BEGIN; {insert}; COMMIT")).await;
+        let records = feed.reader().read(&["shop.public.orders", "shop.public.other"]).await;
+        assert_eq!(records.len(), 2 * id, "the commit returned before a reader saw its events");
+    }
+    // What brings no event waits for nobody.
+    feed.on_primary("SET synchronous_commit = remote_apply; CREATE TABLE unpublished AS SELECT 1 AS a").await;
+    relay.kill9();
+    relay.start_again().await;
+    feed.on_primary("SET synchronous_commit = remote_apply; INSERT INTO orders VALUES (100, 'x')").await;
+    assert_eq!(feed.reader().read(&["shop.public.orders"]).await.len(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_open_transaction_holds_apply_back_and_not_flush() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY, item text)").await;
+    let _relay = feed.relay("apply_means = \"readable\"").await;
+    feed.become_synchronous().await;
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", feed.broker.address()).set("transactional.id", "somebody else");
+    let stranger: ThreadedProducer<DefaultProducerContext> = settings.create().unwrap();
+    stranger.init_transactions(PATIENCE).unwrap();
+    stranger.begin_transaction().unwrap();
+    stranger.send(BaseRecord::<str, str>::to("shop.public.orders").key("k").payload("{}")).unwrap();
+    stranger.flush(PATIENCE).unwrap();
+    feed.on_primary("SET synchronous_commit = on; INSERT INTO orders VALUES (1, 'x')").await;
+    let mut waiting = feed.in_background("SET synchronous_commit = remote_apply; INSERT INTO orders VALUES (2, 'x')");
+    let early = tokio::time::timeout(Duration::from_secs(2), &mut waiting).await;
+    assert!(early.is_err(), "the commit returned while no reader could see its event");
+    stranger.abort_transaction(PATIENCE).unwrap();
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
+    assert_eq!(feed.reader().read(&["shop.public.orders"]).await.len(), 2);
+}
