@@ -4,7 +4,7 @@ use toml::Value;
 
 use super::error::ConfigError;
 use super::kafka::{AddedField, Mask, MaskWith, Outbox, Route};
-use super::kafka_read::{column_patterns, placeholders};
+use super::kafka_patterns::{column_patterns, placeholders};
 use super::section::Section;
 use super::{Secret, TablePattern, text_file};
 use crate::model::QualifiedName;

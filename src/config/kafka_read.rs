@@ -9,6 +9,7 @@ use super::environment::Environment;
 use super::error::{ConfigError, nearest};
 use super::kafka::*;
 use super::kafka_parts::{masks, outbox, routes};
+use super::kafka_patterns::{column_patterns, placeholders};
 use super::kafka_refused::{client_reason, instead_of};
 use super::password;
 use super::section::{Section, shown};
@@ -230,21 +231,6 @@ fn topic_name(sink: &mut Section<'_>, key: &'static str, default: &str) -> Resul
     }
 }
 
-/// The placeholders of a text in braces, or `None` for a brace without its other.
-pub(super) fn placeholders(text: &str) -> Option<Vec<&str>> {
-    let mut found = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(['{', '}']) {
-        let (name, behind) = rest.get(at..)?.strip_prefix('{')?.split_once('}')?;
-        if name.contains('{') {
-            return None;
-        }
-        found.push(name);
-        rest = behind;
-    }
-    Some(found)
-}
-
 fn topic(sink: &mut Section<'_>) -> Result<String, ConfigError> {
     let text = sink.string("topic")?.unwrap_or_else(|| DEFAULT_TOPIC.to_owned());
     let names = placeholders(&text);
@@ -333,16 +319,6 @@ fn skipped_operations(sink: &mut Section<'_>) -> Result<SkippedOperations, Confi
         }
     }
     Ok(skipped)
-}
-
-/// A list of `schema.table.column`.
-pub(super) fn column_patterns(section: &mut Section<'_>, key: &'static str) -> Result<Vec<ColumnPattern>, ConfigError> {
-    let texts = section.strings(key)?.unwrap_or_default();
-    let pattern = |text: &String| {
-        let rule = "must be a column pattern, schema.table.column, where * stands for any characters";
-        ColumnPattern::new(text).ok_or_else(|| section.error(key, Some(format!("\"{text}\"")), rule))
-    };
-    texts.iter().map(pattern).collect()
 }
 
 fn message_key(sink: &mut Section<'_>) -> Result<Vec<(TablePattern, Vec<String>)>, ConfigError> {

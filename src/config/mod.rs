@@ -4,6 +4,7 @@ mod environment;
 mod error;
 pub mod kafka;
 mod kafka_parts;
+mod kafka_patterns;
 mod kafka_read;
 mod kafka_refused;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::wire::sql::SqlClient;
 use super::PipelineError;
 use super::monitor::primary_session;
 use super::ownership;
-use super::removal::Removed;
+use super::removed::Removed;
 
 /// A session on the primary that owns the pipeline; refuses while a daemon does.
 pub(super) async fn own(config: &config::Config, name: &PipelineName) -> Result<Connection, PipelineError> {

@@ -21,6 +21,7 @@ mod monitor;
 mod origin;
 mod ownership;
 mod removal;
+mod removed;
 mod reporter;
 mod resume;
 mod stream;
@@ -43,7 +44,8 @@ use crate::model::{PipelineReport, Retry, State};
 
 pub use adoption::adoption;
 pub use error::PipelineError;
-pub use removal::{Removed, remove};
+pub use removal::remove;
+pub use removed::Removed;
 pub use resume::{Beginning, Facts, beginning};
 pub use tail::tail;
 

@@ -11,15 +11,7 @@ use crate::wire::sql::{self, SqlClient};
 use super::PipelineError;
 use super::monitor::primary_session;
 use super::ownership;
-
-/// One line of the report.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Removed {
-    /// Done, or nothing to do.
-    Done(String),
-    /// Left, with the reason and the remedy.
-    Left(String),
-}
+use super::removed::Removed;
 
 /// Removes slot, managed publication, guards, record, copy records and origin of a pipeline.
 pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<Removed>, PipelineError> {

@@ -7,6 +7,10 @@ use crate::model::QualifiedName;
 use super::format::Format;
 use super::plan::{PageRange, PublishedTable, Storage};
 
+/// One attempt at the locks waits this long: less than `deadlock_timeout` (1 s), so that it is never someone else's DDL that
+/// the deadlock detector ends because of us.
+pub(super) const PATIENCE: &str = "500ms";
+
 /// `COPY … TO STDOUT` on the primary.
 ///
 /// A plain COPY of the table where that is possible, since it spares the executor; a COPY of a SELECT for a page range, a row
@@ -54,7 +58,7 @@ pub(super) fn begin_and_lock(tables: &[PublishedTable]) -> String {
     let names: Vec<String> = tables.iter().map(from_item).collect();
     format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '{}'; LOCK TABLE {} IN ACCESS SHARE MODE",
-        super::locks::PATIENCE,
+        PATIENCE,
         names.join(", ")
     )
 }

@@ -11,14 +11,12 @@ use crate::model::{PipelineName, QualifiedName};
 use crate::wire::Connection;
 use crate::wire::sql::SqlClient;
 
+use super::command::PATIENCE;
 use super::error::{Side, SnapshotError, server};
 use super::plan::PublishedTable;
 use super::progress::CopyProgress;
 use super::{blockers, command, published, session};
 
-/// One attempt at the locks waits this long: less than `deadlock_timeout` (1 s), so that it is never someone else's DDL that
-/// the deadlock detector ends because of us.
-pub(super) const PATIENCE: &str = "500ms";
 /// Pause between attempts, in which all locks are given back, so that who waits behind us gets through.
 const PAUSE: Duration = Duration::from_secs(1);
 /// `lock_not_available`.

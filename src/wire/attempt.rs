@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::config::{Host, ServerUrl, SslMode};
 
-use super::sql::{self, SqlClient};
+use super::sql_client::{self, SqlClient};
 use super::transport::{Address, Socket, Transport};
 use super::{Connection, Session, WireError, startup, tls};
 
@@ -123,7 +123,7 @@ async fn attempt(
             Ok(Opened::Own(Box::new(connection)))
         }
         Speaker::TokioPostgres => {
-            let client = sql::start(transport, wish.url, wish.session, end_point).await?;
+            let client = sql_client::start(transport, wish.url, wish.session, end_point).await?;
             Ok(Opened::Sql(Box::new(client)))
         }
     }

@@ -13,7 +13,7 @@ use crate::config::{Host, ServerUrl, TargetSessionAttributes};
 use crate::model::Retry;
 
 use super::attempt::{self, Opened, Speaker, Wish};
-use super::sql::SqlClient;
+use super::sql_client::SqlClient;
 use super::transport::Address;
 use super::{Connection, Session, WireError};
 

@@ -1,6 +1,5 @@
 //! TLS by rustls with libpq's meaning of sslmode and sslrootcert. Verifies exactly what the URL asks for, no less and no more.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::ServerUrl;
 
+use super::pem::certificates;
 use super::transport::{Socket, Tls};
 use super::verify::Verifier;
 use super::{WireError, certificate};
@@ -118,15 +118,4 @@ fn client_identity(
         )));
     }
     Ok(CertifiedKey::new(chain, signing_key).into())
-}
-
-pub(super) fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, WireError> {
-    let unreadable = |error: String| WireError::Tls(format!("{key} {} cannot be read: {error}", path.display()));
-    let pem = fs::read(path).map_err(|error| unreadable(error.to_string()))?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let found = found.map_err(|error| unreadable(error.to_string()))?;
-    if found.is_empty() {
-        return Err(unreadable("it holds no certificate in PEM form".to_owned()));
-    }
-    Ok(found)
 }

@@ -15,7 +15,8 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 
 use crate::config::{ServerUrl, SslMode};
 
-use super::{WireError, certificate, tls};
+use super::pem::certificates;
+use super::{WireError, certificate};
 
 /// What must hold of the server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ impl Verifier {
         };
         let given = match &url.ssl_root_certificate {
             _ if check == Check::Nothing => Vec::new(),
-            Some(path) if path != Path::new("system") => tls::certificates(path, "sslrootcert")?,
+            Some(path) if path != Path::new("system") => certificates(path, "sslrootcert")?,
             // Everybody can have a certificate of a public authority: without the name it says nothing.
             _ if check != Check::ChainAndName => {
                 return Err(WireError::Tls(

@@ -1,6 +1,6 @@
 //! Debezium's headers about where an event was made. The same for every record of a session.
 
-use super::writer::Headers;
+use super::headers::Headers;
 
 /// The four values.
 #[derive(Clone, Debug)]

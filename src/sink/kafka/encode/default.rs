@@ -2,9 +2,9 @@
 //! type. Evaluates nothing.
 
 use super::facts::ColumnFacts;
+use super::filler::filler_of;
 use super::form::{Form, Room, push_value};
 use super::json::Fidelity;
-use super::plan::filler_of;
 use super::temporal::Temporal;
 
 /// `None` where Debezium has none either: bytea, arrays, domains, decimals without scale, expressions.

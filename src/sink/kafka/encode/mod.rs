@@ -19,16 +19,20 @@
 mod behaviour;
 #[cfg(test)]
 mod captured;
+mod column;
 mod composite;
 mod context;
 mod default;
 mod facts;
+mod filler;
 mod form;
 #[cfg(test)]
 mod golden;
+mod headers;
 mod json;
 mod metadata;
 mod number;
+mod open_transaction;
 mod outbox;
 mod plain;
 mod plan;
@@ -54,8 +58,9 @@ use crate::model::{FeedReport, Lsn, PipelineName, QualifiedName, Timestamp};
 
 use super::super::SinkError;
 use super::super::postgres::TableFilter;
-use metadata::Transaction;
-use plan::{Knowledge, Plan};
+use column::Knowledge;
+use open_transaction::Transaction;
+use plan::Plan;
 use row::Row;
 use source::SourceFacts;
 use tables::{Tables, Target};

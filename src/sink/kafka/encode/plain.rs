@@ -5,7 +5,7 @@ use crate::config::kafka::{AddedField, PlainFormat};
 use crate::model::{Lsn, QualifiedName};
 
 use super::json::{push_integer, push_string};
-use super::metadata::Transaction;
+use super::open_transaction::Transaction;
 use super::source::{SourceParts, VERSION};
 
 /// Headers of a plain record; an empty one is left out.

@@ -4,10 +4,11 @@
 use crate::config::KafkaSink;
 use crate::model::{QualifiedName, Relation, ReplicaIdentity};
 
+use super::column::{Knowledge, PlannedColumn};
 use super::facts::TableFacts;
 use super::form::form_of;
 use super::outbox::OutboxPlan;
-use super::plan::{Knowledge, Plan};
+use super::plan::Plan;
 use super::tables::Tables;
 
 /// One thing to know.
@@ -116,7 +117,7 @@ fn review_table(settings: &KafkaSink, facts: &TableFacts, relation: &Relation, p
         let message = format!("a mask covers {} of {name}, but not the records' key, which holds it too", column.name);
         remarks.push(Remark::warning(message, "name another key with message_key"));
     }
-    let is_dropped = |column: &&super::plan::PlannedColumn| form_of(&column.base, column.modifier, settings).is_none();
+    let is_dropped = |column: &&PlannedColumn| form_of(&column.base, column.modifier, settings).is_none();
     if !settings.include_unknown_types {
         let dropped: Vec<&str> = plan.columns.iter().filter(is_dropped).map(|column| column.name.as_str()).collect();
         if !dropped.is_empty() {

@@ -5,9 +5,10 @@ use sha2::{Digest as _, Sha256};
 use crate::config::kafka::MaskWith;
 use crate::decode::Value;
 
+use super::column::PlannedColumn;
 use super::form::{Room, push_header_value, push_value};
 use super::json::{Fidelity, push_hex, push_string};
-use super::plan::{Plan, PlannedColumn};
+use super::plan::Plan;
 
 /// A row's values in the order of its Relation message, and how much of them came.
 #[derive(Clone, Copy, Debug)]

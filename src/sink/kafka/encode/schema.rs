@@ -3,35 +3,49 @@
 
 use crate::config::KafkaSink;
 use crate::config::kafka::{BinaryMode, DecimalMode, HstoreMode, TimePrecision};
+use crate::model::QualifiedName;
 
+use super::column::PlannedColumn;
 use super::composite::Shape;
 use super::facts::TypeFacts;
 use super::form::{Form, numeric_modifier};
 use super::json::push_string;
-use super::plan::{Plan, PlannedColumn};
 use super::temporal::{Temporal, Unit};
 
 const SOURCE: &str = r#"{"type":"struct","fields":[{"type":"string","optional":false,"field":"version"},{"type":"string","optional":false,"field":"connector"},{"type":"string","optional":false,"field":"name"},{"type":"int64","optional":false,"field":"ts_ms"},{"type":"string","optional":true,"name":"io.debezium.data.Enum","version":1,"parameters":{"allowed":"true,first,first_in_data_collection,last_in_data_collection,last,false,incremental"},"default":"false","field":"snapshot"},{"type":"string","optional":false,"field":"db"},{"type":"string","optional":true,"field":"sequence"},{"type":"int64","optional":true,"field":"ts_us"},{"type":"int64","optional":true,"field":"ts_ns"},{"type":"string","optional":false,"field":"schema"},{"type":"string","optional":false,"field":"table"},{"type":"int64","optional":true,"field":"txId"},{"type":"int64","optional":true,"field":"lsn"},{"type":"int64","optional":true,"field":"xmin"},{"type":"string","optional":true,"field":"origin"},{"type":"int64","optional":true,"field":"origin_lsn"}],"optional":false,"name":"io.debezium.connector.postgresql.Source","version":1,"field":"source"}"#;
 const TRANSACTION: &str = r#"{"type":"struct","fields":[{"type":"string","optional":false,"field":"id"},{"type":"int64","optional":false,"field":"total_order"},{"type":"int64","optional":false,"field":"data_collection_order"}],"optional":true,"name":"event.block","version":1,"field":"transaction"}"#;
 const TAIL: &str = r#"{"type":"string","optional":false,"field":"op"},{"type":"int64","optional":true,"field":"ts_ms"},{"type":"int64","optional":true,"field":"ts_us"},{"type":"int64","optional":true,"field":"ts_ns"}"#;
 
-/// Puts the schemas into the plan, where they are wanted.
-pub(super) fn add_schemas(plan: &mut Plan, settings: &KafkaSink) {
-    let name = format!("{}.{}.{}", settings.topic_prefix, plan.name.schema, plan.name.name);
-    if settings.schemas_key && !plan.key.is_empty() {
-        let columns = plan.key.iter().filter_map(|place| plan.columns.get(*place));
-        let fields: Vec<String> = columns.map(|column| field(column, settings)).collect();
-        let schema = structure(&fields, false, &name, "Key");
-        plan.key_schema = format!("{{\"schema\":{schema}}},\"payload\":").into_bytes();
+/// What stands before the key where its schema is wanted: `{"schema":…,"payload":`; else nothing.
+pub(super) fn key_schema<'a>(
+    table: &QualifiedName,
+    key: impl Iterator<Item = &'a PlannedColumn>,
+    settings: &KafkaSink,
+) -> Vec<u8> {
+    let fields: Vec<String> = key.map(|column| field(column, settings)).collect();
+    if !settings.schemas_key || fields.is_empty() {
+        return Vec::new();
     }
-    if settings.schemas_value {
-        let columns = plan.columns.iter().filter(|column| column.is_sent);
-        let fields: Vec<String> = columns.map(|column| field(column, settings)).collect();
-        let row = structure(&fields, true, &name, "Value");
-        let parts = format!("{row},\"field\":\"before\"}},{row},\"field\":\"after\"}},{SOURCE},{TRANSACTION},{TAIL}");
-        let schema = structure(&[parts], false, &name, "Envelope");
-        plan.value_schema = format!("{{\"schema\":{schema},\"version\":2}},\"payload\":").into_bytes();
+    let schema = structure(&fields, false, &schema_name(table, settings), "Key");
+    format!("{{\"schema\":{schema}}},\"payload\":").into_bytes()
+}
+
+/// The same of the value: Debezium's envelope around the row.
+pub(super) fn value_schema(table: &QualifiedName, columns: &[PlannedColumn], settings: &KafkaSink) -> Vec<u8> {
+    if !settings.schemas_value {
+        return Vec::new();
     }
+    let name = schema_name(table, settings);
+    let columns = columns.iter().filter(|column| column.is_sent);
+    let fields: Vec<String> = columns.map(|column| field(column, settings)).collect();
+    let row = structure(&fields, true, &name, "Value");
+    let parts = format!("{row},\"field\":\"before\"}},{row},\"field\":\"after\"}},{SOURCE},{TRANSACTION},{TAIL}");
+    let schema = structure(&[parts], false, &name, "Envelope");
+    format!("{{\"schema\":{schema},\"version\":2}},\"payload\":").into_bytes()
+}
+
+fn schema_name(table: &QualifiedName, settings: &KafkaSink) -> String {
+    format!("{}.{}.{}", settings.topic_prefix, table.schema, table.name)
 }
 
 /// A struct's schema up to its name, not closed.

@@ -7,9 +7,10 @@ use crate::decode::{DecodeError, RelationBody};
 use crate::model::{QualifiedName, Relation};
 
 use super::super::super::SinkError;
+use super::column::Knowledge;
 use super::facts::TableFacts;
 use super::outbox::OutboxPlan;
-use super::plan::{Knowledge, Plan};
+use super::plan::Plan;
 use super::topic::{is_routed, topic_of};
 use super::{Origin, Step};
 

@@ -4,9 +4,9 @@
 use proptest::prelude::*;
 
 use super::facts::TypeFacts;
+use super::filler::{filler_of, unavailable_of};
 use super::form::{Form, Room, form_of, push_value};
 use super::json::Fidelity;
-use super::plan::{filler_of, unavailable_of};
 use super::testing::settings;
 use crate::config::KafkaSink;
 

@@ -10,17 +10,15 @@ use crate::model::{FeedReport, Lsn, QualifiedName};
 use super::super::super::SinkError;
 use super::context::ContextHeaders;
 use super::form::Room;
+use super::headers::Headers;
 use super::json::push_integer;
-use super::metadata::Transaction;
+use super::open_transaction::{Transaction, push_transaction};
 use super::outbox::{OutboxMessage, OutboxPlan};
 use super::plain::{self, PlainFacts};
 use super::plan::Plan;
 use super::row::{Notes, Row, push_header_key, push_key, push_names, push_open_row};
 use super::source::SourceParts;
 use super::{Header, Outlet, Placement, Record};
-
-/// Most headers that a record of ours can have.
-const HEADERS: usize = 12;
 
 /// Room that a buffer may keep for the next record, bytes; a larger one was for a rare value.
 const KEPT_BYTES: usize = 1 << 20;
@@ -411,43 +409,9 @@ impl Writer {
     }
 }
 
-/// Headers on the stack.
-pub(super) struct Headers<'a> {
-    all: [Header<'a>; HEADERS],
-    length: usize,
-}
-
-impl Default for Headers<'_> {
-    fn default() -> Self {
-        Self { all: [Header { name: "", value: &[] }; HEADERS], length: 0 }
-    }
-}
-
-impl<'a> Headers<'a> {
-    pub(super) fn push(&mut self, name: &'a str, value: &'a [u8]) {
-        if let Some(place) = self.all.get_mut(self.length) {
-            *place = Header { name, value };
-            self.length += 1;
-        }
-    }
-
-    pub(super) fn as_slice(&self) -> &[Header<'a>] {
-        self.all.get(..self.length).unwrap_or(&[])
-    }
-}
-
 pub(super) fn count(counters: &mut FeedReport, record: &Record<'_>) {
     counters.records += 1;
     counters.bytes += (record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len)) as u64;
-}
-
-/// `,"transaction":…` and the comma behind.
-pub(super) fn push_transaction(transaction: Option<&Transaction>, is_wanted: bool, out: &mut Vec<u8>) {
-    out.extend_from_slice(b",\"transaction\":");
-    match transaction.filter(|_| is_wanted) {
-        Some(transaction) => transaction.push_block(out),
-        None => out.extend_from_slice(b"null"),
-    }
 }
 
 /// `,"op":"c","ts_ms":…,"ts_us":…,"ts_ns":…}`.
