@@ -36,6 +36,7 @@ check:
 test: check
 	@scripts/fetch-servers all
 	@scripts/fetch-kafka
+	@[ -n "$${WALRELAY_NO_DEBEZIUM:-}" ] || scripts/fetch-debezium
 	cargo test --locked --test relay -- --test-threads=$(TEST_THREADS)
 	cargo test --locked --test kafka -- --test-threads=$(TEST_THREADS)
 

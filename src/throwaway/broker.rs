@@ -24,10 +24,6 @@ const READY_LINE: &str = "Kafka Server started";
 const JAVA_FLAGS: [&str; 3] = ["-Xmx384m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
 /// A cluster id is 16 bytes in base64; a folder of our own needs no better one.
 const CLUSTER_ID: &str = "AAAAAAAAAAAAAAAAAAAAAQ";
-const LOG_CONFIGURATION: &str = r#"Configuration:
-  Appenders: { Console: { name: OUT, PatternLayout: { pattern: "%d %p %c{1} %m%n" } } }
-  Loggers: { Root: { level: INFO, AppenderRef: [ { ref: OUT } ] } }
-"#;
 
 /// What to start.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +34,8 @@ pub struct BrokerOptions {
     pub secure: Option<SecureListeners>,
     /// Where the controller of a running broker listens, whose cluster this one joins as a second node.
     pub joins: Option<u16>,
+    /// Flags of its Java beside those that every broker gets; the later one wins.
+    pub java_flags: Vec<String>,
 }
 
 impl BrokerOptions {
@@ -101,7 +99,7 @@ impl Broker {
     }
 
     fn write_files(&self) -> Result<(), ThrowawayError> {
-        self.write("log4j2.yaml", LOG_CONFIGURATION)?;
+        self.write("log4j2.xml", process::LOG_CONFIGURATION)?;
         if let Some(secure) = &self.options.secure {
             self.write("keystore.pem", &secure.keystore_pem)?;
             self.write("ca.pem", &secure.authority_pem)?;
@@ -134,8 +132,8 @@ impl Broker {
 
     fn command(&self) -> Command {
         let mut command = Command::new(self.programs.java());
-        command.args(JAVA_FLAGS).arg("-cp").arg(self.programs.class_path());
-        command.arg("-Dlog4j2.configurationFile=log4j2.yaml").current_dir(self.folder.path()).stdin(Stdio::null());
+        command.args(JAVA_FLAGS).args(&self.options.java_flags).arg("-cp").arg(self.programs.class_path());
+        command.arg("-Dlog4j2.configurationFile=log4j2.xml").current_dir(self.folder.path()).stdin(Stdio::null());
         command
     }
 
@@ -177,13 +175,7 @@ impl Broker {
         let second = log.try_clone().map_err(ThrowawayError::io("opening the broker's log"))?;
         let mut command = self.command();
         command.args(["kafka.Kafka", "server.properties"]).stdout(log).stderr(second).process_group(0);
-        // SAFETY: prctl is async-signal-safe and touches only the new process.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        process::end_with_us(&mut command);
         command.spawn().map_err(ThrowawayError::io("starting java"))
     }
 

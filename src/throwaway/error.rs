@@ -24,6 +24,20 @@ pub enum ThrowawayError {
         /// Where.
         libs: PathBuf,
     },
+    /// No Debezium.
+    #[error("no Kafka Connect with Debezium was found: {} is not a folder. Run scripts/fetch-debezium", .folder.display())]
+    NoConnect {
+        /// Where.
+        folder: PathBuf,
+    },
+    /// Kafka Connect refused a connector.
+    #[error("Kafka Connect refuses the connector \"{name}\": {answer}")]
+    Connector {
+        /// Its name.
+        name: String,
+        /// What Connect answered.
+        answer: String,
+    },
     /// No Java.
     #[error(
         "no java was found in JAVA_HOME or PATH, and a Kafka broker needs Java 17: apt-get install openjdk-17-jre-headless"

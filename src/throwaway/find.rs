@@ -1,4 +1,5 @@
-//! Finds PostgreSQL's programs (PG_BIN, PATH, Debian's folders, the project's own `.servers`) and Kafka's (KAFKA_LIBS, `.servers`).
+//! Finds PostgreSQL's programs (PG_BIN, PATH, Debian's folders, the project's own `.servers`) those of a
+//! Kafka broker (KAFKA_LIBS, `.servers`), and those of Kafka Connect with Debezium (`.servers`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,14 +99,56 @@ impl BrokerPrograms {
 /// else PATH.
 pub fn find_broker(environment: &Environment, project: &Path) -> Result<BrokerPrograms, ThrowawayError> {
     let libs = environment.get("KAFKA_LIBS").map_or_else(|| project.join(KAFKA_LIBS), PathBuf::from);
-    let java_folders: Vec<PathBuf> = match environment.get("JAVA_HOME") {
+    let java = find_java(environment)?;
+    if libs.is_dir() { Ok(BrokerPrograms { java, libs }) } else { Err(ThrowawayError::NoBroker { libs }) }
+}
+
+fn find_java(environment: &Environment) -> Result<PathBuf, ThrowawayError> {
+    let folders: Vec<PathBuf> = match environment.get("JAVA_HOME") {
         Some(home) => vec![Path::new(home).join("bin")],
         None => environment.get("PATH").into_iter().flat_map(std::env::split_paths).collect(),
     };
-    let java = java_folders.into_iter().map(|folder| folder.join("java")).find(|path| path.is_file());
-    match java {
-        Some(java) if libs.is_dir() => Ok(BrokerPrograms { java, libs }),
-        Some(_) => Err(ThrowawayError::NoBroker { libs }),
-        None => Err(ThrowawayError::NoJava),
+    let found = folders.into_iter().map(|folder| folder.join("java")).find(|path| path.is_file());
+    found.ok_or(ThrowawayError::NoJava)
+}
+
+/// Where scripts/fetch-debezium puts Kafka Connect and the connector, below the project.
+const CONNECT_LIBS: &str = ".servers/connect-4.3.1/libs";
+const DEBEZIUM: &str = ".servers/debezium-3.7.0.Final";
+
+/// Java, the jars of Kafka Connect, and the folder of its plugins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectPrograms {
+    java: PathBuf,
+    libs: PathBuf,
+    plugins: PathBuf,
+}
+
+impl ConnectPrograms {
+    /// The Java that runs it.
+    pub fn java(&self) -> &Path {
+        &self.java
     }
+
+    /// Every jar; Java expands the star.
+    pub fn class_path(&self) -> PathBuf {
+        self.libs.join("*")
+    }
+
+    /// `plugin.path`.
+    pub fn plugins(&self) -> &Path {
+        &self.plugins
+    }
+}
+
+/// Kafka Connect with Debezium's connector for Postgres: `.servers` below `project`; Java in JAVA_HOME, else PATH.
+pub fn find_connect(environment: &Environment, project: &Path) -> Result<ConnectPrograms, ThrowawayError> {
+    let java = find_java(environment)?;
+    let (libs, plugins) = (project.join(CONNECT_LIBS), project.join(DEBEZIUM));
+    for folder in [&libs, &plugins] {
+        if !folder.is_dir() {
+            return Err(ThrowawayError::NoConnect { folder: folder.clone() });
+        }
+    }
+    Ok(ConnectPrograms { java, libs, plugins })
 }

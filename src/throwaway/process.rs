@@ -1,6 +1,25 @@
 //! What a server and a broker have in common as processes of ours. Starts nothing.
 
-use std::process::Child;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command};
+
+/// What a Java process of ours logs, and how: to its standard output.
+pub(super) const LOG_CONFIGURATION: &str = r#"<Configuration>
+  <Appenders><Console name="OUT"><PatternLayout pattern="%d %p %c{1} %m%n"/></Console></Appenders>
+  <Loggers><Root level="INFO"><AppenderRef ref="OUT"/></Root></Loggers>
+</Configuration>
+"#;
+
+/// The kernel ends the process with the thread that starts it.
+pub(super) fn end_with_us(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe and touches only the new process.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        });
+    }
+}
 
 /// Sends a signal to a child that is not yet reaped.
 pub(super) fn signal(child: Option<&Child>, signal: i32) {

@@ -11,6 +11,7 @@ mod harness;
 mod brokers;
 mod counters;
 mod debezium_offsets;
+mod debezium_takeover;
 mod delivery;
 mod exactly_once;
 mod example;

@@ -1,7 +1,7 @@
 //! The consumer of the tests: reads whole topics up to the end that a `read_committed` reader sees. Never commits an offset, never
 //! joins a group.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -142,6 +142,21 @@ impl Reader {
             (&one.topic, one.partition, one.offset).cmp(&(&other.topic, other.partition, other.offset))
         });
         records
+    }
+
+    /// Where each partition of these topics ends for a reader.
+    pub async fn ends(&self, topics: &[&str]) -> BTreeMap<(String, i32), i64> {
+        let mut partitions = self.partitions().await;
+        partitions.retain(|(topic, _)| topics.contains(&topic.as_str()));
+        let settings = self.settings.clone();
+        blocking(move || {
+            let consumer: BaseConsumer = settings.create().unwrap();
+            let places =
+                partitions.iter().flat_map(|(topic, count)| (0..*count).map(move |partition| (topic, partition)));
+            let end = |topic: &str, partition| consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1;
+            places.map(|(topic, partition)| ((topic.clone(), partition), end(topic, partition))).collect()
+        })
+        .await
     }
 
     /// How many records of one topic are committed; keeps none of them.
