@@ -98,8 +98,13 @@ impl Ledger {
         self.applied.0 <= self.durable.0
     }
 
+    /// End of the last transaction that arrived; everything so far is in the sink once its record has come there.
+    pub fn last_arrived(&self) -> Lsn {
+        self.pending.back().copied().unwrap_or_else(|| self.recorded())
+    }
+
     /// How far the sink's record has come, durable or not.
-    fn recorded(&self) -> Lsn {
+    pub fn recorded(&self) -> Lsn {
         self.applied.0.max(self.durable.0)
     }
 

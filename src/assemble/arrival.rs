@@ -66,6 +66,7 @@ impl LogicalMessage {
             commit_time: received,
             origin: None,
             streamed: false,
+            taken_back: 0,
             rows: 0,
             size_bytes: body.len() as u64,
             body: Body::Memory([body.freeze()].into()),

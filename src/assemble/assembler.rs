@@ -36,6 +36,15 @@ const SPOOLED_MIN_BYTES: u64 = 64 * 1024;
 /// With a small memory limit that is rather this part of the limit.
 const SPOOLED_MIN_PART: u64 = 16;
 
+/// A streamed transaction whose end is not known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenStream {
+    /// What has come, bytes, without what was taken back.
+    pub size_bytes: u64,
+    /// See [`crate::model::Transaction::taken_back`].
+    pub taken_back: u32,
+}
+
 /// Puts the messages of one replication session together to whole transactions, in commit order. A new session needs a new
 /// one: the primary sends open transactions again from their beginning.
 #[derive(Debug)]
@@ -123,6 +132,36 @@ impl Assembler {
     /// Streamed transactions that are open.
     pub fn open_streams(&self) -> usize {
         self.streams.len() + usize::from(matches!(self.state, State::Block(_)))
+    }
+
+    /// The streamed transaction that is open and has brought the most, with its size in bytes.
+    pub fn largest_stream(&self) -> Option<(u32, u64)> {
+        let sizes = self.open_stream_list().map(|stream| (stream.xid, stream.body.size_bytes()));
+        sizes.max_by_key(|(_, size_bytes)| *size_bytes)
+    }
+
+    /// What is known of an open streamed transaction; `None` once it has ended.
+    pub fn stream(&self, xid: u32) -> Option<OpenStream> {
+        let stream = self.open_stream_list().find(|stream| stream.xid == xid)?;
+        Some(OpenStream { size_bytes: stream.body.size_bytes(), taken_back: stream.taken_back() })
+    }
+
+    /// The run of whole messages at `offset` of an open streamed transaction, where a message begins, for who writes it before its
+    /// end is known. `None` where nothing more has come. May read from the spool folder.
+    pub fn read_stream(&mut self, xid: u32, offset: u64) -> Result<Option<Bytes>, AssembleError> {
+        let stream = match &mut self.state {
+            State::Block(stream) if stream.xid == xid => Some(stream),
+            _ => self.streams.get_mut(&xid),
+        };
+        Ok(stream.map(|stream| stream.read(offset)).transpose()?.flatten())
+    }
+
+    fn open_stream_list(&self) -> impl Iterator<Item = &Stream> {
+        let current = match &self.state {
+            State::Block(stream) => Some(&**stream),
+            _ => None,
+        };
+        self.streams.values().map(|stream| &**stream).chain(current)
     }
 
     /// Whether the message belongs to the body of what is open; then it is counted. `run_bytes` lie before it in its run.

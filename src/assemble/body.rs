@@ -87,6 +87,23 @@ impl OpenBody {
         self.settle()
     }
 
+    /// The run of whole messages at `offset`, where a message must begin; `None` at the end.
+    pub(super) fn run_at(&self, offset: u64) -> Result<Option<Bytes>, SpoolError> {
+        let file_bytes = self.file.as_ref().map_or(0, SpoolFile::size_bytes);
+        if let Some(file) = self.file.as_ref().filter(|_| offset < file_bytes) {
+            return file.run_at(offset);
+        }
+        let mut before_bytes = (offset - file_bytes) as usize;
+        for piece in &self.pieces {
+            if before_bytes < piece.len() {
+                return Ok(Some(piece.slice(before_bytes..)));
+            }
+            before_bytes -= piece.len();
+        }
+        let rest = self.growing.get(before_bytes..).filter(|rest| !rest.is_empty());
+        Ok(rest.map(Bytes::copy_from_slice))
+    }
+
     /// Moves what is in memory to the file, which is made if there is none. From then on the rest follows by itself.
     pub(super) fn spool(&mut self, spool: &Spool, xid: u32) -> Result<(), SpoolError> {
         if self.file.is_none() {

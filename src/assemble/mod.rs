@@ -23,6 +23,6 @@ mod subtransactions;
 mod tests;
 
 pub use arrival::{Arrival, LogicalMessage};
-pub use assembler::Assembler;
+pub use assembler::{Assembler, OpenStream};
 pub use error::{AssembleError, SpoolError};
 pub use spool::Spool;

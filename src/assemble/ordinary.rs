@@ -56,6 +56,7 @@ impl Ordinary {
             commit_time,
             origin: self.origin,
             streamed: false,
+            taken_back: 0,
             rows: self.rows,
             size_bytes: finished.size_bytes,
             body: finished.body,

@@ -11,6 +11,8 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::decode::stream_xid;
 use crate::model::{Lsn, MemoryBudget, Reservation, Timestamp, Transaction};
 
@@ -25,6 +27,10 @@ pub(super) struct Stream {
     pub(super) origin: Option<String>,
     pub(super) rows: u64,
     pub(super) body: OpenBody,
+    /// How far the body was read before its end is known, …
+    read_bytes: u64,
+    /// … and how often a rollback took some of that back.
+    taken_back: u32,
     subtransactions: Subtransactions,
     subtransactions_reservation: Reservation,
 }
@@ -36,6 +42,8 @@ impl Stream {
             origin: None,
             rows: 0,
             body: OpenBody::new(budget),
+            read_bytes: 0,
+            taken_back: 0,
             subtransactions: Subtransactions::new(xid),
             subtransactions_reservation: budget.reservation(),
         }
@@ -59,10 +67,27 @@ impl Stream {
     /// The subtransaction `subxid` rolled back. One that never changed anything here is nothing to take back.
     pub(super) fn abort(&mut self, subxid: u32) -> Result<(), AssembleError> {
         if let Some(offset) = self.subtransactions.cut(subxid) {
+            if offset < self.read_bytes {
+                self.taken_back += 1;
+                self.read_bytes = 0;
+            }
             self.rows -= self.body.cut(offset)?;
             self.subtransactions_reservation.resize(self.subtransactions.size_bytes());
         }
         Ok(())
+    }
+
+    /// The run at `offset` of what has come, for who writes it before the end is known; `None` where nothing more has.
+    pub(super) fn read(&mut self, offset: u64) -> Result<Option<Bytes>, SpoolError> {
+        let run = self.body.run_at(offset)?;
+        let end = offset + run.as_ref().map_or(0, |run| run.len() as u64);
+        self.read_bytes = self.read_bytes.max(end);
+        Ok(run)
+    }
+
+    /// How often what was read was taken back.
+    pub(super) fn taken_back(&self) -> u32 {
+        self.taken_back
     }
 
     /// Everything reserved.
@@ -84,6 +109,7 @@ impl Stream {
             commit_time,
             origin: self.origin,
             streamed: true,
+            taken_back: self.taken_back,
             rows: self.rows,
             size_bytes: finished.size_bytes,
             body: finished.body,

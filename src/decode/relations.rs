@@ -36,6 +36,11 @@ impl Relations {
         self.by_oid.remove(&oid);
     }
 
+    /// Every description, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Relation>> {
+        self.by_oid.values()
+    }
+
     /// The description of a row's relation.
     pub fn get(&self, oid: u32) -> Result<&Arc<Relation>, DecodeError> {
         self.by_oid.get(&oid).ok_or(DecodeError::UnknownRelation(oid))

@@ -27,6 +27,9 @@ pub struct Transaction {
     pub origin: Option<String>,
     /// Whether it came in streamed blocks: then each message carries an int32 xid after its tag.
     pub streamed: bool,
+    /// How often something was taken back (a subtransaction rolled back) that had been read while the transaction was open: who
+    /// wrote what it read begins anew.
+    pub taken_back: u32,
     /// Number of Insert, Update and Delete messages.
     pub rows: u64,
     /// Total size of the chunks, bytes, wherever they are.

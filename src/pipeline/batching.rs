@@ -85,6 +85,7 @@ mod tests {
             commit_time: Timestamp(0),
             origin: None,
             streamed: false,
+            taken_back: 0,
             rows,
             size_bytes,
             body: Body::Memory(VecDeque::new()),

@@ -9,6 +9,7 @@
 //! ```
 
 mod adoption;
+mod ahead;
 mod attempt;
 mod batching;
 mod create;

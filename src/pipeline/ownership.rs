@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
-use crate::sink::postgres::open_session;
+use crate::sink::postgres::{AHEAD_ROLE, open_session};
 #[cfg(feature = "kafka")]
 use crate::source::SourceError;
 use crate::source::slot_facts;
@@ -77,7 +77,8 @@ pub(super) async fn own(
     reporter: &Reporter,
 ) -> Result<Ownership, PipelineError> {
     let connection = open_session(sink, pipeline, "control").await?;
-    let claim = Claim { pipeline, lock: standby_lock(pipeline), roles: &["control", "apply", "flush", "copy"] };
+    let claim =
+        Claim { pipeline, lock: standby_lock(pipeline), roles: &["control", "apply", "flush", AHEAD_ROLE, "copy"] };
     take(connection, claim, primary_sql, slot, reporter).await
 }
 

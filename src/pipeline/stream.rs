@@ -24,6 +24,7 @@ use crate::sink::worker::{Outcome, Worker};
 use crate::sink::{AnySink, Batch, Commit, Receipt};
 use crate::source::{SourceError, Stream};
 
+use super::ahead::Lead;
 use super::batching::Batching;
 use super::joining::{self, Noticed};
 use super::monitor::{self, View};
@@ -87,12 +88,14 @@ pub(super) async fn run(
         is_unread: false,
         began: Instant::now(),
         batch_bytes: 0,
+        is_ahead: false,
         batching: Batching::new(sink.batch_limit()),
         batch_delay,
         gather,
         idle: IdleRecords::default(),
         flushes: Flushes::default(),
         positions,
+        lead: Lead::new(sink.ahead(), settings.pipeline.memory_limit_bytes),
         worker: Worker::new(sink),
         reporter,
         target,
@@ -130,6 +133,8 @@ struct Flow<'a> {
     began: Instant,
     /// Its size.
     batch_bytes: u64,
+    /// Whether most of it was written before.
+    is_ahead: bool,
     batching: Batching,
     /// How long changes gather while nobody waits for them, …
     batch_delay: Duration,
@@ -139,6 +144,8 @@ struct Flow<'a> {
     flushes: Flushes,
     positions: watch::Sender<Positions>,
     worker: Worker,
+    /// What is written of a transaction that is still open on the primary.
+    lead: Lead,
     reporter: &'a Reporter,
     target: Lsn,
     may_hurry: bool,
@@ -174,6 +181,7 @@ impl Flow<'_> {
                     Outcome::Durable(durable) => self.durable(durable),
                     Outcome::Applied(receipt) => self.receipt(receipt),
                 },
+                () = self.lead.done() => {}
                 // 2. A lost connection ends everything that was pending.
                 ended = &mut source => return Err(ended_source(ended)),
                 () = stop.cancelled(), if !is_draining => {
@@ -196,6 +204,9 @@ impl Flow<'_> {
             // The sink gets its work before the primary is told of what arrived: a commit that waits for the sink gains by it.
             self.flush_if_due().await;
             self.dispatch().await;
+            if !is_draining {
+                self.lead.advance(&mut self.assembler, &self.ledger)?;
+            }
             self.confirm();
         }
         source_stop.cancel();
@@ -228,7 +239,10 @@ impl Flow<'_> {
         for arrival in self.arrivals.drain(..) {
             match arrival {
                 Arrival::Transaction(transaction) => match self.ledger.transaction(transaction.end_lsn) {
-                    Arrived::New => self.waiting.push_back(transaction),
+                    Arrived::New => {
+                        self.lead.arrived(&transaction);
+                        self.waiting.push_back(transaction);
+                    }
                     Arrived::AlreadyRecorded => {
                         tracing::debug!(lsn = %transaction.end_lsn, "already recorded; dropped")
                     }
@@ -258,25 +272,42 @@ impl Flow<'_> {
         if std::mem::take(&mut self.is_unread) {
             // The same position again: its receipt comes when readers see it.
             let position = self.ledger.positions().flush;
-            let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable };
+            let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable, ahead: None };
             self.hand_over(batch, None).await;
             return;
         }
         if self.waiting.is_empty() {
             return;
         }
-        let transactions = self.batching.take(&mut self.waiting);
+        let Some(transactions) = self.next_batch() else { return };
         let Some(last) = transactions.last() else { return };
         let position = self.ledger.record_after(last.end_lsn);
         let first_commit_time = transactions.first().map(|first| first.commit_time);
         let commit = self.commit();
-        self.hand_over(Batch { transactions, position, commit }, first_commit_time).await;
+        let ahead = if self.lead.place_in(transactions.iter()).is_some() { self.lead.take() } else { None };
+        self.hand_over(Batch { transactions, position, commit, ahead }, first_commit_time).await;
+    }
+
+    /// What goes into the next batch. A transaction of which something is written already goes alone; `None` while that is not
+    /// ready.
+    fn next_batch(&mut self) -> Option<Vec<Transaction>> {
+        match self.lead.place_in(self.waiting.iter()) {
+            None => Some(self.batching.take(&mut self.waiting)),
+            Some(0) if self.lead.is_busy() => None,
+            Some(0) => Some(self.waiting.pop_front().into_iter().collect()),
+            Some(place) => {
+                let behind = self.waiting.split_off(place);
+                let transactions = self.batching.take(&mut self.waiting);
+                self.waiting.extend(behind);
+                Some(transactions)
+            }
+        }
     }
 
     async fn record_idle(&mut self) {
         if let Some(position) = self.ledger.idle_position() {
             let commit = self.commit();
-            self.hand_over(Batch { transactions: Vec::new(), position, commit }, None).await;
+            self.hand_over(Batch { transactions: Vec::new(), position, commit, ahead: None }, None).await;
         }
     }
 
@@ -298,6 +329,7 @@ impl Flow<'_> {
         self.in_flight = Some(first_commit_time);
         self.began = Instant::now();
         self.batch_bytes = batch.size_bytes();
+        self.is_ahead = batch.ahead.is_some();
         self.worker.begin(batch).await;
     }
 
@@ -316,7 +348,9 @@ impl Flow<'_> {
         self.ledger.applied(receipt.applied);
         self.in_flight = None;
         self.is_unread = receipt.durable.is_some_and(|durable| durable.0 > receipt.applied.0);
-        self.batching.measured(receipt.rows, self.began.elapsed());
+        if !std::mem::take(&mut self.is_ahead) {
+            self.batching.measured(receipt.rows, self.began.elapsed());
+        }
         self.reporter.heartbeat().beat();
         self.reporter.update(|report| {
             report.transactions += receipt.transactions;
@@ -380,6 +414,10 @@ impl Flow<'_> {
 
     fn tick(&mut self) {
         let waits_for_lock = *self.standby_lock.borrow();
+        if waits_for_lock {
+            // What is written ahead might hold it.
+            self.lead.make_way();
+        }
         self.reporter.waiting_for(waits_for_lock.then(|| "a lock on the standby".to_owned()));
         let lag = self.lag_seconds();
         match self.reporter.current_state() {

@@ -99,7 +99,8 @@ async fn stream(
                     ledger.transaction(transaction.end_lsn);
                     let position = transaction.end_lsn;
                     let commit = Commit::Durable;
-                    let receipt = sink.apply(Batch { transactions: vec![transaction], position, commit })?;
+                    let receipt =
+                        sink.apply(Batch { transactions: vec![transaction], position, commit, ahead: None })?;
                     ledger.applied(receipt.applied);
                     receipt.durable.into_iter().for_each(|durable| ledger.durable(durable));
                 }

@@ -21,6 +21,17 @@ pub struct Batch {
     pub position: Lsn,
     /// Whether its commit waits for the sink's disk.
     pub commit: Commit,
+    /// The beginning of its only transaction is written already.
+    pub ahead: Option<WrittenAhead>,
+}
+
+/// What was written of a transaction while it was open on the primary.
+#[derive(Debug)]
+pub struct WrittenAhead {
+    /// The session that it is in.
+    pub ahead: Box<postgres::Ahead>,
+    /// How much of its body.
+    pub bytes: u64,
 }
 
 /// Whether a commit waits for the sink's disk. A sink that knows only durable commits makes every one durable.
@@ -91,6 +102,16 @@ impl AnySink {
     pub(in crate::sink) fn take_flusher(&mut self) -> Option<Box<postgres::Flusher>> {
         match self {
             AnySink::Postgres(sink) => sink.take_flusher(),
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => None,
+            AnySink::Stdout(_) => None,
+        }
+    }
+
+    /// Opens sessions that write a transaction while it is open on the primary, if the sink can do that.
+    pub fn ahead(&self) -> Option<postgres::AheadOpener> {
+        match self {
+            AnySink::Postgres(sink) => Some(sink.ahead()),
             #[cfg(feature = "kafka")]
             AnySink::Kafka(_) => None,
             AnySink::Stdout(_) => None,

@@ -8,6 +8,7 @@
 mod harness;
 
 mod acceptance;
+mod ahead;
 mod bad_input;
 mod check;
 mod connect;

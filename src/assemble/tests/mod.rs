@@ -1,5 +1,6 @@
 //! Scripted streams through one `check`: however they are cut into chunks, and whatever the memory limit, the arrivals are the same.
 
+mod ahead;
 mod limits;
 mod messages;
 mod reference;

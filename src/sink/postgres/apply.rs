@@ -4,6 +4,7 @@ use crate::config::ServerUrl;
 use crate::model::{Fallbacks, Heartbeat, Lsn, Progress};
 
 use super::super::{Batch, Commit, Receipt, SinkError};
+use super::ahead::AheadOpener;
 use super::batch::Applier;
 use super::flusher::Flusher;
 use super::open::open_apply_session;
@@ -11,6 +12,7 @@ use super::opening::Opening;
 use super::session::Pipelined;
 use super::store;
 use super::tables::Tables;
+use super::unit::Unit;
 
 /// An apply session. It lives as long as one replication session; after an error it is opened anew.
 #[derive(Debug)]
@@ -20,7 +22,8 @@ pub struct PostgresSink {
     applier: Option<Applier>,
     /// Until it is taken.
     flusher: Option<Box<Flusher>>,
-    /// Whether somebody took it: only then a commit need not wait for the disk.
+    ahead: AheadOpener,
+    /// Whether somebody took the flusher: only then a commit need not wait for the disk.
     is_flushed_elsewhere: bool,
     tables: Tables,
     progress: Progress,
@@ -35,11 +38,20 @@ impl PostgresSink {
         let Some((progress, place)) = store::durable_row(&mut connection, &opening.pipeline).await? else {
             return Ok(None);
         };
-        let flusher = Flusher::open(url, &opening.pipeline, &mut connection).await?;
+        let unit = Unit::of(&mut connection).await?;
+        let flusher = Flusher::open(url, &opening.pipeline, &mut connection, &unit).await?;
+        let ahead = AheadOpener {
+            url: url.clone(),
+            opening: opening.clone(),
+            unit,
+            progress: progress.clone(),
+            heartbeat: heartbeat.clone(),
+        };
         let applier = Applier::new(Pipelined::new(connection), opening.pipeline.as_str(), place.into())?;
         Ok(Some(Self {
             applier: Some(applier),
             flusher,
+            ahead,
             is_flushed_elsewhere: false,
             tables: Tables::new(opening),
             progress,
@@ -53,6 +65,11 @@ impl PostgresSink {
         let flusher = self.flusher.take();
         self.is_flushed_elsewhere |= flusher.is_some();
         flusher
+    }
+
+    /// Opens the sessions that write a transaction while it is open on the primary.
+    pub(in crate::sink) fn ahead(&self) -> AheadOpener {
+        self.ahead.clone()
     }
 
     /// Where the record stands: it began with what the standby said, durably, and each batch moves it on.
@@ -83,7 +100,10 @@ impl PostgresSink {
             batch.commit = Commit::Durable;
         }
         let mut applier = self.applier.take().ok_or_else(|| misused("it failed before"))?;
-        let receipt = applier.apply(&mut self.tables, &self.progress, &self.heartbeat, batch).await?;
+        let receipt = match applier.finish_ahead(&mut self.tables, &self.progress, &mut batch).await? {
+            Some(receipt) => receipt,
+            None => applier.apply(&mut self.tables, &self.progress, &self.heartbeat, batch).await?,
+        };
         self.applier = Some(applier);
         self.progress.lsn = receipt.applied.0;
         self.progress.commit_time = receipt.commit_time.or(self.progress.commit_time);

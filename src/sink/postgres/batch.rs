@@ -63,7 +63,7 @@ pub(super) struct Applier {
     /// Row changes of the batch so far.
     pub(super) rows: u64,
     /// Where the last move left the progress row (`ctid` as text).
-    progress_place: Bytes,
+    pub(super) progress_place: Bytes,
     /// How the session's commits are set.
     commit: Commit,
 }
@@ -140,7 +140,7 @@ impl Applier {
         }
     }
 
-    fn move_progress(
+    pub(super) fn move_progress(
         &mut self,
         progress: &Progress,
         position: Lsn,
@@ -163,7 +163,12 @@ impl Applier {
     }
 
     /// Writes a run of chunks. Folded changes go out at its end, or where something must not be passed.
-    async fn run(&mut self, around: &mut Around<'_>, run: &[(Source, Bytes)], mode: Mode) -> Result<(), ApplyError> {
+    pub(super) async fn run(
+        &mut self,
+        around: &mut Around<'_>,
+        run: &[(Source, Bytes)],
+        mode: Mode,
+    ) -> Result<(), ApplyError> {
         let mut nets = Nets::default();
         for (source, chunk) in run {
             around.heartbeat.beat();

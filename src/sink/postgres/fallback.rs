@@ -7,6 +7,7 @@ use crate::model::{Fallbacks, Heartbeat, Lsn, Progress, Transaction};
 use crate::wire::WireError;
 
 use super::super::{Batch, Receipt, SinkError};
+use super::ahead::{self, Unfinished};
 use super::batch::{Applier, Around, Mode};
 use super::change::{ApplyError, Purpose, explain};
 use super::session::Failure;
@@ -90,6 +91,37 @@ impl Applier {
         Err(self.explain(error, progress.lsn))
     }
 
+    /// Commits a transaction that was written while it was open on the primary. `None` where there is none, or where nothing of it
+    /// is left on the standby: then it is applied like any other.
+    pub(super) async fn finish_ahead(
+        &mut self,
+        tables: &mut Tables,
+        progress: &Progress,
+        batch: &mut Batch,
+    ) -> Result<Option<Receipt>, SinkError> {
+        let (Some(written), [transaction]) = (batch.ahead.take(), &mut batch.transactions[..]) else { return Ok(None) };
+        let place = self.progress_place.clone();
+        let finished = written.ahead.finish(transaction, written.bytes, progress, batch.position, place).await;
+        match finished {
+            Ok((receipt, place, described)) => {
+                self.progress_place = place;
+                for oid in tables.adopt(&described) {
+                    let forgotten = self.plans.forget(&mut self.session, oid);
+                    forgotten.map_err(SinkError::wire("preparing statements on the standby"))?;
+                }
+                Ok(Some(receipt))
+            }
+            Err(Unfinished::Undone(error)) => {
+                tracing::info!(
+                    reason = ahead::reason(&error),
+                    "what was written ahead is undone; the transaction is written anew"
+                );
+                Ok(None)
+            }
+            Err(Unfinished::Unknown(error)) => Err(self.explain(error, progress.lsn)),
+        }
+    }
+
     /// Applies what stands before the transaction that failed.
     async fn apply_before(
         &mut self,
@@ -171,6 +203,13 @@ fn reason_of(error: &WireError) -> &'static str {
         (_, code) if code.starts_with("42") => "schema",
         _ => "other",
     }
+}
+
+/// Whether the server has said that nothing of the batch is left: an error of it, not the end of the session, which may come
+/// behind a commit.
+pub(super) fn is_undone(error: &WireError) -> bool {
+    const ENDS: &[&str] = &["57", "58", "53", "08", "XX"];
+    error.code().is_some_and(|code| !ENDS.iter().any(|class| code.starts_with(class)))
 }
 
 /// Whether the rows or the tables are at fault, not the connection, the server or another session.

@@ -19,6 +19,7 @@ use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
 use super::super::SinkError;
 use super::open::open_session;
 use super::store::query_row;
+use super::unit::Unit;
 
 /// The function, with the types of its arguments.
 pub const FLUSH_FUNCTION: &str = "pg_catalog.pg_replication_origin_progress(text, boolean)";
@@ -38,6 +39,7 @@ impl Flusher {
         url: &ServerUrl,
         pipeline: &PipelineName,
         apply: &mut Connection,
+        unit: &Unit,
     ) -> Result<Option<Box<Self>>, SinkError> {
         let may_call = format!("SELECT pg_catalog.has_function_privilege('{FLUSH_FUNCTION}', 'EXECUTE')::text");
         let answer = query_row(apply, &may_call, "asking for rights on the standby").await?;
@@ -56,7 +58,7 @@ impl Flusher {
             }
             Err(error) => return Err(error),
         };
-        refuse_another_server(&mut connection, apply).await?;
+        unit.admit(&mut connection).await?;
         let origin = escape_literal(&pipeline.owned_name());
         let sql = format!("SELECT pg_catalog.pg_replication_origin_progress({origin}, true)");
         frontend::parse(STATEMENT, &sql, [], connection.outgoing()).map_err(|error| failed(error.into()))?;
@@ -119,24 +121,4 @@ fn server_error(message: &OwnedMessage) -> WireError {
 
 fn failed(source: WireError) -> SinkError {
     SinkError::wire("flushing the standby's WAL")(source)
-}
-
-/// A url of several hosts, or an address that leads to several servers, may bring the second session elsewhere: it would flush what
-/// nobody wrote. The apply session must be seen from it: same process, begun at the same microsecond.
-async fn refuse_another_server(connection: &mut Connection, apply: &mut Connection) -> Result<(), SinkError> {
-    let context = "comparing the sessions on the standby";
-    let sql = "SELECT pid::text, backend_start::text FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid()";
-    let own = query_row(apply, sql, context).await?;
-    let [Some(process_id), Some(start)] = own.as_slice() else {
-        return Err(SinkError::Refused("the apply session does not find itself in pg_stat_activity".to_owned()));
-    };
-    let sql = format!(
-        "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {}::int4 AND backend_start = {}::timestamptz",
-        escape_literal(process_id),
-        escape_literal(start)
-    );
-    if query_row(connection, &sql, context).await?.is_empty() {
-        return Err(SinkError::TwoServers { host: connection.host().to_owned() });
-    }
-    Ok(())
 }

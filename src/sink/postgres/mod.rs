@@ -6,6 +6,7 @@
 //!                                                       the flusher, beside the next batch ─▶ durable
 //! ```
 
+mod ahead;
 mod apply;
 mod arrays;
 mod bag_statements;
@@ -32,10 +33,12 @@ mod statements;
 pub mod store;
 mod tables;
 mod target;
+mod unit;
 
+pub use ahead::{Ahead, AheadOpener};
 pub use apply::PostgresSink;
 pub use flusher::{FLUSH_FUNCTION, Flusher, flush_grant_sql};
-pub use open::{open_session, origin_grants_sql, replica_role_sql};
+pub use open::{AHEAD_ROLE, open_session, origin_grants_sql, replica_role_sql};
 pub use opening::{Opening, TableFilter};
 pub use readonly::{ensure_guards, remove_guards};
 pub use remove::remove;

@@ -40,6 +40,14 @@ const SETTINGS: &[(&str, &str)] = &[
     ("synchronous_commit", "local"),
 ];
 
+/// What the session is called that writes a transaction while it is open on the primary.
+pub const AHEAD_ROLE: &str = "ahead";
+
+/// The origin of that session: an origin belongs to one session. The blank keeps it apart from the origin of any pipeline.
+pub(super) fn ahead_origin_name(pipeline: &PipelineName) -> String {
+    format!("{} {AHEAD_ROLE}", pipeline.owned_name())
+}
+
 /// How long an earlier apply session of this pipeline may take to end.
 pub(super) const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked whether it has.
@@ -89,40 +97,57 @@ pub fn replica_role_sql(role: &str, version_number: u32) -> String {
 pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SinkError> {
     let mut connection = open_session(url, pipeline, "apply").await?;
     ensure_store(&mut connection).await?;
-    let name = escape_literal(&pipeline.owned_name());
+    take_origin(&mut connection, url, pipeline, &pipeline.owned_name(), &["apply", "flush", AHEAD_ROLE]).await?;
+    Ok(connection)
+}
+
+/// Tags the session's work with the origin, which is made where it is missing. Sessions of these roles that were left behind go if
+/// one of them holds it.
+pub(super) async fn take_origin(
+    connection: &mut Connection,
+    url: &ServerUrl,
+    pipeline: &PipelineName,
+    origin: &str,
+    roles: &[&str],
+) -> Result<(), SinkError> {
+    let name = escape_literal(origin);
     let create = format!(
         "SELECT pg_catalog.pg_replication_origin_create({name}) WHERE pg_catalog.pg_replication_origin_oid({name}) IS NULL"
     );
-    connection.simple_query(&create).await.map_err(|error| explain_origin(error, url, pipeline))?;
+    connection.simple_query(&create).await.map_err(|error| explain_origin(error, url, origin))?;
     let set_up = format!("SELECT pg_catalog.pg_replication_origin_session_setup({name})");
     let deadline = tokio::time::Instant::now() + TAKE_OVER_TIMEOUT;
     loop {
         match connection.simple_query(&set_up).await {
-            Ok(_) => return Ok(connection),
+            Ok(_) => return Ok(()),
             Err(error) if error.code() == Some("55006") && tokio::time::Instant::now() < deadline => {
-                end_other_sessions(&mut connection, pipeline).await?;
+                end_other_sessions(connection, pipeline, roles).await?;
                 tokio::time::sleep(TAKE_OVER_INTERVAL).await;
             }
-            Err(error) => return Err(explain_origin(error, url, pipeline)),
+            Err(error) => return Err(explain_origin(error, url, origin)),
         }
     }
 }
 
-async fn end_other_sessions(connection: &mut Connection, pipeline: &PipelineName) -> Result<(), SinkError> {
-    // Both apply sessions carry the same name, whatever the server made of it; the earlier one's flusher goes with it.
-    let flusher = escape_literal(&pipeline.session_name("flush"));
+async fn end_other_sessions(
+    connection: &mut Connection,
+    pipeline: &PipelineName,
+    roles: &[&str],
+) -> Result<(), SinkError> {
+    let names: Vec<String> = roles.iter().map(|role| escape_literal(&pipeline.session_name(role))).collect();
+    // What the server made of this session's name, if it was too long.
     let sql = format!(
         "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid))::text FROM pg_catalog.pg_stat_activity \
-               WHERE application_name IN (pg_catalog.current_setting('application_name'), {flusher}) AND usename = current_user \
-               AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()"
+               WHERE application_name IN (pg_catalog.current_setting('application_name'), {}) AND usename = current_user \
+               AND datname = pg_catalog.current_database() AND pid <> pg_catalog.pg_backend_pid()",
+        names.join(", ")
     );
-    let ended = query_row(connection, &sql, "ending an earlier apply session on the standby").await?;
-    tracing::info!(sessions = ended.first().cloned().flatten(), "ended an earlier apply session of this pipeline");
+    let ended = query_row(connection, &sql, "ending earlier sessions on the standby").await?;
+    tracing::info!(sessions = ended.first().cloned().flatten(), "ended earlier sessions of this pipeline");
     Ok(())
 }
 
-fn explain_origin(error: WireError, url: &ServerUrl, pipeline: &PipelineName) -> SinkError {
-    let origin = pipeline.owned_name();
+fn explain_origin(error: WireError, url: &ServerUrl, origin: &str) -> SinkError {
     match error.code() {
         Some("42501") => SinkError::Refused(format!(
             "the replication origin {origin} cannot be used on the standby: {error}; let a superuser run there: {}",

@@ -9,7 +9,7 @@ use crate::model::PipelineName;
 use crate::wire::Connection;
 
 use super::super::SinkError;
-use super::open::{TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, open_session};
+use super::open::{TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, ahead_origin_name, open_session};
 use super::readonly::remove_guards;
 use super::store::query_row;
 
@@ -23,8 +23,10 @@ pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<Stri
     if guards > 0 {
         removed.push(format!("the read-only guards of {guards} tables on the standby"));
     }
-    if drop_origin(&mut connection, pipeline).await? {
-        removed.push(format!("the replication origin {} on the standby", pipeline.owned_name()));
+    for origin in [pipeline.owned_name(), ahead_origin_name(pipeline)] {
+        if drop_origin(&mut connection, &origin).await? {
+            removed.push(format!("the replication origin \"{origin}\" on the standby"));
+        }
     }
     for table in ["walrelay.copy", "walrelay.progress"] {
         let exists = format!("SELECT 1 WHERE pg_catalog.to_regclass('{table}') IS NOT NULL");
@@ -41,12 +43,12 @@ pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<Stri
 }
 
 /// Drops the origin; whether it was there. The session of a daemon that was stopped just now may still be ending.
-async fn drop_origin(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, SinkError> {
-    let origin = escape_literal(&pipeline.owned_name());
+async fn drop_origin(connection: &mut Connection, origin: &str) -> Result<bool, SinkError> {
+    let name = escape_literal(origin);
     let sql = format!(
-        "SELECT pg_catalog.pg_replication_origin_drop({origin}) WHERE pg_catalog.pg_replication_origin_oid({origin}) IS NOT NULL"
+        "SELECT pg_catalog.pg_replication_origin_drop({name}) WHERE pg_catalog.pg_replication_origin_oid({name}) IS NOT NULL"
     );
-    let context = format!("removing the replication origin {} on the standby", pipeline.owned_name());
+    let context = format!("removing the replication origin \"{origin}\" on the standby");
     let deadline = Instant::now() + TAKE_OVER_TIMEOUT;
     loop {
         match query_row(connection, &sql, &context).await {

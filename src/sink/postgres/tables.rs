@@ -72,6 +72,18 @@ impl Tables {
         self.known.values_mut().for_each(|known| known.target = None);
     }
 
+    /// Knows what a transaction described that was applied elsewhere: the primary does not describe it again. Returns the OIDs of the
+    /// relations that are not what they were.
+    pub(super) fn adopt(&mut self, described: &Tables) -> Vec<u32> {
+        let is_new = |relation: &&Arc<Relation>| self.relations.get(relation.oid).ok() != Some(*relation);
+        let new: Vec<Arc<Relation>> = described.relations.all().filter(is_new).cloned().collect();
+        for relation in &new {
+            self.known.insert(relation.oid, self.unresolved(relation));
+            self.relations.put_back(Arc::clone(relation));
+        }
+        new.iter().map(|relation| relation.oid).collect()
+    }
+
     fn unresolved(&self, relation: &Relation) -> Known {
         Known {
             is_ours: self.opening.filter.contains(&relation.name),

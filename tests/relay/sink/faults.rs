@@ -144,7 +144,7 @@ async fn a_position_alone_is_recorded() {
     replay.open().await.unwrap();
     let sink = replay.sink.as_mut().unwrap();
     let position = walrelay::model::Lsn(0x10);
-    let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable };
+    let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable, ahead: None };
     let receipt = sink.apply(batch).await.unwrap();
     assert_eq!((receipt.transactions, receipt.durable), (0, Some(Durable(position))));
     assert_eq!(replay.found("SELECT lsn, commit_time FROM walrelay.progress").await, ["(0/10,)"]);

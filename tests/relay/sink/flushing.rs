@@ -31,7 +31,7 @@ async fn next_batch(replay: &Replay, worker: &mut Worker, commit: Commit) {
     replay.on_primary("INSERT INTO t SELECT COALESCE(max(a), 0) + 1 FROM t").await;
     let transactions = replay.capture().await;
     let position = transactions.last().unwrap().end_lsn;
-    worker.begin(Batch { transactions, position, commit }).await;
+    worker.begin(Batch { transactions, position, commit, ahead: None }).await;
 }
 
 /// Waits for the batch's end: its position, and what the receipt says of it.

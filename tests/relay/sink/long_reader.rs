@@ -21,7 +21,7 @@ async fn apply(replay: &mut Replay, transactions: Vec<Transaction>) {
     let mut worker = Worker::new(AnySink::Postgres(Box::new(replay.sink.take().unwrap())));
     for transaction in transactions {
         let position = transaction.end_lsn;
-        worker.begin(Batch { transactions: vec![transaction], position, commit: Commit::Visible }).await;
+        worker.begin(Batch { transactions: vec![transaction], position, commit: Commit::Visible, ahead: None }).await;
         assert!(matches!(worker.outcome().await.unwrap(), Outcome::Applied(_)));
     }
     drop(worker);

@@ -124,6 +124,7 @@ impl Replay {
                     commit_time,
                     origin: None,
                     streamed: false,
+                    taken_back: 0,
                     rows: 0,
                     size_bytes: chunk.len() as u64,
                     body: Body::Memory(VecDeque::from([chunk.split().freeze()])),
@@ -148,7 +149,7 @@ impl Replay {
         }
         let mut sink = self.sink.take().unwrap();
         let position = transactions.last().map_or(sink.position(), |transaction| transaction.end_lsn);
-        let receipt = sink.apply(Batch { transactions, position, commit: Commit::Durable }).await?;
+        let receipt = sink.apply(Batch { transactions, position, commit: Commit::Durable, ahead: None }).await?;
         assert_eq!((receipt.applied.0, receipt.durable.unwrap().0, sink.position()), (position, position, position));
         self.sink = Some(sink);
         Ok(receipt)
