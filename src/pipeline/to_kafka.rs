@@ -7,7 +7,7 @@ use crate::assemble::Spool;
 use crate::config::KafkaSink as SinkConfig;
 use crate::model::{Lsn, Progress, State};
 use crate::sink::AnySink;
-use crate::sink::kafka::transport::{KafkaSink, Opening, Records, Start, read_records, refuse_unfinished};
+use crate::sink::kafka::transport::{KafkaSink, Opening, Records, Start, read_records};
 use crate::sink::postgres::TableFilter;
 use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, PreparedKafka};
 use crate::source::{Publication, SnapshotUse, identify, slot_facts};
@@ -25,7 +25,6 @@ impl Attempt<'_> {
         sink: &SinkConfig,
         spool: Spool,
     ) -> Result<(Ownership, Streaming), PipelineError> {
-        refuse_unfinished(sink)?;
         let wants_copy = self.settings.pipeline.initial_copy;
         let mut primary = self.primary().await?;
         let slot = self.settings.pipeline.slot_name();

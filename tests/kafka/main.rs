@@ -18,6 +18,7 @@ mod example;
 mod golden;
 mod joining;
 mod keys;
+mod large;
 mod left_open;
 mod life;
 mod oversized;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::{KafkaSink, Pipeline};
 use crate::model::QualifiedName;
 use crate::sink::SinkError;
-use crate::sink::kafka::transport::{Survey, TopicSurvey, refuse_unfinished, survey};
+use crate::sink::kafka::transport::{Survey, TopicSurvey, survey};
 
 use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
@@ -22,9 +22,6 @@ pub(super) async fn examine(
     findings: &mut Findings,
 ) -> Record {
     let place = pipeline.name.as_str();
-    if let Err(error) = refuse_unfinished(sink) {
-        findings.push(Finding::error(place, error.to_string(), "change the key"));
-    }
     match survey(sink, &pipeline.name, tables).await {
         Ok(survey) => {
             for finding in judge(place, sink, &survey) {

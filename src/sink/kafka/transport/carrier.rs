@@ -13,13 +13,16 @@ use super::fault::Fault;
 use super::producer::{Outgoing, Producer, TopicHandle};
 use super::topics::{Topics, listed};
 use crate::sink::SinkError;
-use crate::sink::kafka::encode::{Outlet, Placement, Record};
+use crate::sink::kafka::encode::{Header, Outlet, Placement, Record};
 use crate::sink::kafka::partition::partition_of;
 
 /// What a record batch of one record costs beside key, value and headers.
 const RECORD_OVERHEAD_BYTES: usize = 100;
 /// What a header costs beside name and value.
 const HEADER_OVERHEAD_BYTES: usize = 10;
+
+/// Names the part of a transaction that is sent in several: 1, 2, ….
+const PART_HEADER: &str = "walrelay.split";
 
 /// Where the records of one topic go.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,8 @@ pub(super) struct Carrier {
     dead_letter_topic: String,
     deadline: Option<Instant>,
     pub(super) dead_letters: u64,
+    /// Of a transaction that is sent in parts: the number of the open one, as text.
+    part: Option<String>,
     /// Partitions that records went to, where somebody wants to know them.
     touched: Option<BTreeSet<(usize, i32)>>,
 }
@@ -57,6 +62,7 @@ impl Carrier {
             dead_letter_topic: sink.dead_letter_topic_name(),
             deadline: None,
             dead_letters: 0,
+            part: None,
             touched: (sink.apply_means == ApplyMeans::Readable).then(BTreeSet::new),
         }
     }
@@ -64,6 +70,11 @@ impl Carrier {
     /// Until when records may wait for room; `None`: as long as it takes.
     pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
         self.deadline = limit.map(|limit| Instant::now() + limit);
+    }
+
+    /// The number of the part that records belong to from now on, which their header [`PART_HEADER`] names.
+    pub(super) fn set_part(&mut self, number: Option<u64>) {
+        self.part = number.map(|number| number.to_string());
     }
 
     /// Whether the limit is over.
@@ -189,6 +200,17 @@ fn size_of(record: &Record<'_>) -> usize {
 
 impl Outlet for Carrier {
     fn send(&mut self, record: Record<'_>) -> Result<(), SinkError> {
+        let Some(part) = self.part.take() else { return self.send_as_it_is(record) };
+        let mut headers = record.headers.to_vec();
+        headers.push(Header { name: PART_HEADER, value: part.as_bytes() });
+        let sent = self.send_as_it_is(Record { headers: &headers, ..record });
+        self.part = Some(part);
+        sent
+    }
+}
+
+impl Carrier {
+    fn send_as_it_is(&mut self, record: Record<'_>) -> Result<(), SinkError> {
         let target = self.target(record.topic)?;
         let bytes = size_of(&record);
         if bytes > target.record_bytes {

@@ -181,7 +181,7 @@ impl Work {
         let encoder = Encoder::new(opening.sink.clone(), origin);
         let (own, shared) = (catalog(), catalog());
         let opened = open::open(&opening, runtime, halt)?;
-        let session = Session::new(opening, opened, shared)?;
+        let session = Session::new(opening, opened, shared, None)?;
         Ok(Self {
             session,
             catalog: own,

@@ -10,7 +10,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::runtime::Handle;
 
 use crate::config::KafkaSink;
-use crate::config::kafka::{Delivery, OnLargeTransaction, OnOversized};
+use crate::config::kafka::{Delivery, OnOversized};
 
 use super::client::{self, Events};
 use super::fault::Fault;
@@ -36,21 +36,9 @@ pub(super) struct Opened {
     pub(super) timeout: Duration,
 }
 
-/// Refuses what this version does not do, rather than to pass over it.
-pub fn refuse_unfinished(sink: &KafkaSink) -> Result<(), SinkError> {
-    let refused = |key: &str, value: &str, rule: &str| {
-        Err(SinkError::Refused(format!("{key} = \"{value}\" is not done by this version of walrelay: {rule}")))
-    };
-    if sink.on_large_transaction == OnLargeTransaction::Split {
-        return refused("on_large_transaction", "split", "use \"stop\", and a transaction_timeout that is long enough");
-    }
-    Ok(())
-}
-
 /// Sees to the topics, then takes the producer over.
 pub(super) fn open(opening: &Opening, runtime: Handle, halt: &Halt) -> Result<Opened, SinkError> {
     let sink = &opening.sink;
-    refuse_unfinished(sink)?;
     let mut topics = Topics::new(sink, runtime.clone());
     topics.ensure_progress()?;
     topics.ensure(&topics_of(sink, &opening.pipeline, &opening.tables))?;

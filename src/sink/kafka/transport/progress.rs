@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{Lsn, PipelineName, Progress, QualifiedName, SlotName, Timestamp};
 
+use super::parts::Inside;
 use crate::sink::SinkError;
 
 /// Version of the records: a daemon does not go on from one that another version wrote.
 const VERSION: u32 = 1;
+/// Version of a progress record inside a transaction: one that does not know of this would send the sent parts again.
+const INSIDE_VERSION: u32 = 2;
 
 /// The value under the transactional id.
 #[derive(Debug, Serialize, Deserialize)]
@@ -22,7 +25,19 @@ struct ProgressValue<'a> {
     lsn: String,
     /// Microseconds since the Unix epoch.
     commit_time: Option<i64>,
+    /// A transaction behind `lsn` that is sent in part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inside: Option<InsideValue>,
     version: u32,
+}
+
+/// See [`Inside`].
+#[derive(Debug, Serialize, Deserialize)]
+struct InsideValue {
+    lsn: String,
+    rows: u64,
+    at: String,
+    parts: u64,
 }
 
 /// The value under `[transactional id, schema, table]`.
@@ -50,6 +65,8 @@ pub struct CopiedTable {
 pub struct Records {
     /// The progress record.
     pub progress: Option<Progress>,
+    /// How far inside the transaction behind it.
+    pub inside: Option<Inside>,
     /// Tables of the initial copy, finished and planned.
     pub copied: HashMap<QualifiedName, CopiedTable>,
 }
@@ -67,7 +84,7 @@ impl Records {
 }
 
 /// Appends the progress record's value.
-pub(super) fn write_progress(progress: &Progress, out: &mut Vec<u8>) -> Result<(), SinkError> {
+pub(super) fn write_progress(progress: &Progress, inside: Option<Inside>, out: &mut Vec<u8>) -> Result<(), SinkError> {
     let value = ProgressValue {
         system_identifier: progress.system_identifier.as_str().into(),
         timeline: progress.timeline,
@@ -75,7 +92,13 @@ pub(super) fn write_progress(progress: &Progress, out: &mut Vec<u8>) -> Result<(
         slot: progress.slot.as_str().into(),
         lsn: progress.lsn.to_string(),
         commit_time: progress.commit_time.map(Timestamp::unix_micros),
-        version: VERSION,
+        inside: inside.map(|inside| InsideValue {
+            lsn: inside.lsn.to_string(),
+            rows: inside.changes,
+            at: inside.at.to_string(),
+            parts: inside.parts,
+        }),
+        version: if inside.is_some() { INSIDE_VERSION } else { VERSION },
     };
     serde_json::to_writer(out, &value)
         .map_err(|error| SinkError::Refused(format!("the progress record cannot be written: {error}")))
@@ -145,13 +168,16 @@ impl<'a> Reading<'a> {
 
     /// What the topic says in the end.
     pub(super) fn finish(self) -> Result<Records, SinkError> {
-        let progress = self.progress.as_deref().map(|value| self.read_progress(value)).transpose()?;
+        let (progress, inside) = match self.progress.as_deref() {
+            Some(value) => self.read_progress(value).map(|(progress, inside)| (Some(progress), inside))?,
+            None => (None, None),
+        };
         let copied = self.copied.iter().map(|(table, value)| Ok((table.clone(), self.read_copied(value)?)));
-        Ok(Records { progress, copied: copied.collect::<Result<_, SinkError>>()? })
+        Ok(Records { progress, inside, copied: copied.collect::<Result<_, SinkError>>()? })
     }
 
     fn is_overtaken(&self, value: &[u8]) -> bool {
-        let lsn = |value: &[u8]| self.read_progress(value).ok().map(|progress| progress.lsn);
+        let lsn = |value: &[u8]| self.read_progress(value).ok().map(|(progress, _)| progress.lsn);
         let Some(before) = self.progress.as_deref().filter(|_| self.keeps_furthest) else { return false };
         matches!((lsn(before), lsn(value)), (Some(before), Some(now)) if now < before)
     }
@@ -165,32 +191,38 @@ impl<'a> Reading<'a> {
         ))
     }
 
-    fn check_version(&self, version: u32) -> Result<(), SinkError> {
-        if version == VERSION {
+    fn check_version(&self, version: u32, own: u32) -> Result<(), SinkError> {
+        if version == own {
             return Ok(());
         }
         Err(SinkError::Refused(format!(
-            "the progress record of \"{}\" has the version {version}, this walrelay writes {VERSION}: use the walrelay that made it",
+            "the progress record of \"{}\" has the version {version}, this walrelay writes {own}: use the walrelay that made it",
             self.pipeline
         )))
     }
 
-    fn read_progress(&self, value: &[u8]) -> Result<Progress, SinkError> {
+    fn read_progress(&self, value: &[u8]) -> Result<(Progress, Option<Inside>), SinkError> {
         let read: ProgressValue<'_> = serde_json::from_slice(value).map_err(|_| self.unreadable("value"))?;
-        self.check_version(read.version)?;
-        Ok(Progress {
+        self.check_version(read.version, if read.inside.is_some() { INSIDE_VERSION } else { VERSION })?;
+        let position = |text: &str| text.parse::<Lsn>().map_err(|_| self.unreadable("inside"));
+        let inside = read.inside.map(|inside| {
+            let InsideValue { lsn, rows, at, parts } = inside;
+            Ok::<_, SinkError>(Inside { lsn: position(&lsn)?, changes: rows, at: position(&at)?, parts })
+        });
+        let progress = Progress {
             system_identifier: read.system_identifier.into_owned(),
             timeline: read.timeline,
             database: read.database.into_owned(),
             slot: SlotName::new(&read.slot).map_err(|_| self.unreadable("slot"))?,
             lsn: read.lsn.parse().map_err(|_| self.unreadable("lsn"))?,
             commit_time: read.commit_time.map(|micros| Timestamp(micros.saturating_sub(Timestamp(0).unix_micros()))),
-        })
+        };
+        Ok((progress, inside.transpose()?))
     }
 
     fn read_copied(&self, value: &[u8]) -> Result<CopiedTable, SinkError> {
         let read: CopiedValue = serde_json::from_slice(value).map_err(|_| self.unreadable("value"))?;
-        self.check_version(read.version)?;
+        self.check_version(read.version, VERSION)?;
         let snapshot_lsn = read.snapshot_lsn.map(|lsn| lsn.parse()).transpose();
         let snapshot_lsn = snapshot_lsn.map_err(|_| self.unreadable("snapshot_lsn"))?;
         Ok(CopiedTable { snapshot_lsn, rows: read.rows })
@@ -214,7 +246,7 @@ mod tests {
 
     fn value(progress: &Progress) -> Vec<u8> {
         let mut out = Vec::new();
-        write_progress(progress, &mut out).unwrap();
+        write_progress(progress, None, &mut out).unwrap();
         out
     }
 
@@ -238,6 +270,19 @@ mod tests {
             r#"{"system_identifier":"7","timeline":3,"database":"shop","slot":"walrelay_a","lsn":"0/1F","commit_time":946684800000005,"version":1}"#
         );
         assert_eq!(read(false, &[(KEY, Some(&value))]).unwrap().progress, Some(progress(0x1f)));
+    }
+
+    #[test]
+    fn a_record_inside_a_transaction_says_how_far() {
+        let inside = Inside { lsn: Lsn(0x2f), changes: 7, at: Lsn(0x2a), parts: 2 };
+        let mut value = Vec::new();
+        write_progress(&progress(0x1f), Some(inside), &mut value).unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&value),
+            r#"{"system_identifier":"7","timeline":3,"database":"shop","slot":"walrelay_a","lsn":"0/1F","commit_time":946684800000005,"inside":{"lsn":"0/2F","rows":7,"at":"0/2A","parts":2},"version":2}"#
+        );
+        let records = read(false, &[(KEY, Some(&value))]).unwrap();
+        assert_eq!((records.progress, records.inside), (Some(progress(0x1f)), Some(inside)));
     }
 
     #[test]

@@ -12,21 +12,18 @@ use std::time::{Duration, Instant};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::config::kafka::{ApplyMeans, Delivery};
-use crate::decode::{Context, Message, decode};
-use crate::model::{Applied, Durable, FeedReport, Lsn, Progress, QualifiedName, Transaction};
-use crate::wire::frame::frames;
-use crate::wire::replication::{ReplicationMessage, parse};
+use crate::model::{Applied, Durable, FeedReport, Lsn, Progress, QualifiedName};
 
 use super::carrier::Carrier;
 use super::catalog::Catalog;
-use super::fault::Fault;
 use super::open::Opened;
 use super::opening::Opening;
+use super::parts::Inside;
 use super::producer::{Outgoing, STILL_LIMIT, TopicHandle};
 use super::progress::{CopiedTable, copied_key, copied_value, write_progress};
 use super::readable::Readability;
-use super::skipping::{Skip, Skipping};
-use crate::sink::kafka::encode::{Encoder, Origin, Step, TransactionMark};
+use super::skipping::Skipping;
+use crate::sink::kafka::encode::{Encoder, Origin};
 use crate::sink::{Batch, Receipt, SinkError};
 
 /// The progress topic has this one partition.
@@ -49,11 +46,17 @@ pub struct Start {
 
 /// An open session.
 pub(super) struct Session {
-    opening: Opening,
-    carrier: Carrier,
-    catalog: Catalog,
+    pub(super) opening: Opening,
+    pub(super) carrier: Carrier,
+    pub(super) catalog: Catalog,
     progress_topic: TopicHandle,
-    timeout: Duration,
+    pub(super) timeout: Duration,
+    /// When the open Kafka transaction began.
+    pub(super) began: Instant,
+    /// A source transaction that is sent in part; good until the record has passed it.
+    pub(super) inside: Option<Inside>,
+    /// One that turned out to be too large to be sent whole.
+    pub(super) too_large: Option<Lsn>,
     buffer: Vec<u8>,
     streaming: Option<Streaming>,
     counted: FeedReport,
@@ -62,14 +65,20 @@ pub(super) struct Session {
 }
 
 /// What there is once events may be sent.
-struct Streaming {
-    encoder: Encoder,
-    progress: Progress,
-    skipping: Skipping,
+pub(super) struct Streaming {
+    pub(super) encoder: Encoder,
+    pub(super) progress: Progress,
+    pub(super) skipping: Skipping,
 }
 
 impl Session {
-    pub(super) fn new(opening: Opening, opened: Opened, catalog: Catalog) -> Result<Self, SinkError> {
+    /// `inside`: of which transaction an earlier session has sent a part.
+    pub(super) fn new(
+        opening: Opening,
+        opened: Opened,
+        catalog: Catalog,
+        inside: Option<Inside>,
+    ) -> Result<Self, SinkError> {
         let Opened { producer, topics, timeout, .. } = opened;
         let mut carrier = Carrier::new(&opening.sink, producer, topics);
         let progress_topic = carrier
@@ -89,6 +98,9 @@ impl Session {
             catalog,
             progress_topic,
             timeout,
+            began: Instant::now(),
+            inside,
+            too_large: None,
             buffer: Vec::new(),
             streaming: None,
             counted: FeedReport::default(),
@@ -145,24 +157,22 @@ impl Session {
             rows: transactions.iter().map(|transaction| transaction.rows).sum(),
             commit_time: None,
         };
-        let commit_time = transactions
-            .iter()
-            .rev()
-            .find(|transaction| !transaction.is_outside_message())
-            .map(|last| last.commit_time);
-        receipt.commit_time = commit_time;
-        streaming.progress.lsn = position;
-        streaming.progress.commit_time = commit_time.or(streaming.progress.commit_time);
-        self.in_transaction(|session| {
+        let unsent = streaming.progress.clone();
+        let sent = self.in_transaction(|session| {
             let is_empty = transactions.is_empty();
             for transaction in transactions {
-                session.send(transaction, &mut streaming)?;
+                receipt.commit_time = session.send(transaction, &mut streaming)?.or(receipt.commit_time);
             }
             if !is_empty {
                 session.settle_deliveries()?;
             }
+            streaming.progress.lsn = position;
             session.produce_progress(&streaming.progress)
-        })?;
+        });
+        if sent.is_err() {
+            self.note_too_large(&unsent);
+        }
+        sent?;
         self.tally(streaming.encoder.counters());
         if let Some((_, unread)) = &mut self.readability {
             *unread = self.carrier.take_touched();
@@ -184,12 +194,15 @@ impl Session {
         Ok(!unread.is_empty())
     }
 
-    fn is_exactly_once(&self) -> bool {
+    pub(super) fn is_exactly_once(&self) -> bool {
         self.opening.sink.delivery == Delivery::ExactlyOnce
     }
 
     /// Runs `work` inside a Kafka transaction, if there are any, and waits until its outcome cannot change any more.
-    fn in_transaction(&mut self, work: impl FnOnce(&mut Self) -> Result<(), SinkError>) -> Result<(), SinkError> {
+    pub(super) fn in_transaction(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
         self.begin()?;
         let result = work(self).and_then(|()| self.commit());
         if result.is_err() {
@@ -205,8 +218,16 @@ impl Session {
         }
         let begun = self.carrier.producer.begin();
         begun.map_err(|fault| self.carrier.failed(fault, "beginning a Kafka transaction"))?;
-        self.carrier.set_limit(Some(self.timeout - self.timeout / COMMIT_PART));
+        self.restart_clock();
         Ok(())
+    }
+
+    /// The brokers count the time of a Kafka transaction from its first record on.
+    pub(super) fn restart_clock(&mut self) {
+        self.began = Instant::now();
+        if self.is_exactly_once() {
+            self.carrier.set_limit(Some(self.timeout - self.timeout / COMMIT_PART));
+        }
     }
 
     /// Waits until the outcome of what was sent cannot change any more.
@@ -265,6 +286,11 @@ impl Session {
         self.counted = now;
     }
 
+    /// What the encoder has made until now was counted before.
+    pub(super) fn count_from(&mut self, made: FeedReport) {
+        self.counted = FeedReport { dead_letters: self.carrier.dead_letters, ..made };
+    }
+
     /// The outlet of an encoder.
     pub(super) fn carrier(&mut self) -> &mut Carrier {
         &mut self.carrier
@@ -275,9 +301,10 @@ impl Session {
         self.opening.heartbeat.beat();
     }
 
-    fn produce_progress(&mut self, progress: &Progress) -> Result<(), SinkError> {
+    pub(super) fn produce_progress(&mut self, progress: &Progress) -> Result<(), SinkError> {
+        self.inside = self.inside.filter(|inside| progress.lsn <= inside.lsn);
         self.buffer.clear();
-        write_progress(progress, &mut self.buffer)?;
+        write_progress(progress, self.inside, &mut self.buffer)?;
         self.produce_record(self.opening.sink.transactional_id.as_bytes(), &self.buffer)
     }
 
@@ -291,79 +318,6 @@ impl Session {
             timestamp_ms: 0,
         };
         self.carrier.produce(self.progress_topic, record)
-    }
-
-    /// Sends one transaction's records, chunk by chunk.
-    fn send(&mut self, mut transaction: Transaction, streaming: &mut Streaming) -> Result<(), SinkError> {
-        let sent = self.send_body(&mut transaction, streaming);
-        if sent.is_err() && self.carrier.is_late() && transaction.size_bytes > self.opening.memory_limit_bytes {
-            return Err(SinkError::Refused(format!(
-                "the transaction {xid} at {lsn} ({rows} rows, {bytes} bytes) is too large for one Kafka transaction: it took longer \
-                 than transaction_timeout ({seconds} s). Raise transaction_timeout, and the broker's transaction.max.timeout.ms if \
-                 that is less; nothing of it was published",
-                xid = transaction.xid,
-                lsn = transaction.commit_lsn,
-                rows = transaction.rows,
-                bytes = transaction.size_bytes,
-                seconds = self.timeout.as_secs()
-            )));
-        }
-        sent
-    }
-
-    fn send_body(&mut self, transaction: &mut Transaction, streaming: &mut Streaming) -> Result<(), SinkError> {
-        let Streaming { encoder, skipping, .. } = streaming;
-        let is_inside = !transaction.is_outside_message();
-        if is_inside {
-            let mark = TransactionMark {
-                xid: transaction.xid,
-                commit_lsn: transaction.commit_lsn,
-                end_lsn: transaction.end_lsn,
-                commit_time: transaction.commit_time,
-                origin: transaction.origin.as_deref(),
-            };
-            encoder.begin(mark, &mut self.carrier)?;
-        }
-        let context = Context { in_stream: transaction.streamed, parallel: false };
-        let broken = || SinkError::wire("reading a received transaction");
-        while let Some(chunk) = transaction.next_chunk().map_err(SinkError::Spool)? {
-            self.opening.heartbeat.beat();
-            if self.carrier.is_late() {
-                return Err(self.carrier.failed(Fault::from(Code::MessageTimedOut), "sending a transaction's records"));
-            }
-            for frame in frames(&chunk) {
-                let frame = frame.map_err(broken())?;
-                let ReplicationMessage::XLogData { start, payload, .. } = parse(frame.body).map_err(broken())? else {
-                    continue;
-                };
-                let message = decode(payload, context)?;
-                if let Message::Logical(logical) = &message
-                    && !is_inside
-                {
-                    encoder.outside_message(logical, &mut self.carrier)?;
-                    continue;
-                }
-                let rest;
-                let message = match skipping.skip(&message, transaction.commit_lsn) {
-                    Skip::Nothing => message,
-                    Skip::Whole => continue,
-                    Skip::Part(payload) => {
-                        rest = payload;
-                        decode(&rest, Context::default())?
-                    }
-                };
-                loop {
-                    match encoder.message(start, &message, &mut self.carrier)? {
-                        Step::Done => break,
-                        Step::NeedFacts(table) => self.catalog.describe(&[table], encoder)?,
-                    }
-                }
-            }
-        }
-        if is_inside {
-            encoder.end(&mut self.carrier)?;
-        }
-        Ok(())
     }
 }
 

@@ -126,7 +126,7 @@ fn work(opening: Opening, runtime: Handle, halt: &Halt, opened: Answer<Records>,
         if records.progress.is_none() {
             open::warn_of_foreign_records(&opening, &open.topics);
         }
-        Ok((Session::new(opening, open, catalog)?, records))
+        Ok((Session::new(opening, open, catalog, records.inside)?, records))
     });
     let mut session = match begun {
         Ok((session, records)) => {
