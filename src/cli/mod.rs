@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod drop;
 mod exit;
+mod resync;
 mod run;
 mod status;
 mod tail;
@@ -45,6 +46,7 @@ enum Verb {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Tail(tail::TailArgs),
+    Resync(resync::ResyncArgs),
     Drop(drop::DropArgs),
     Demo(demo::DemoArgs),
 }
@@ -56,6 +58,7 @@ pub fn main() -> ExitCode {
         Verb::Check(args) => check::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Tail(args) => tail::run(&args),
+        Verb::Resync(args) => resync::run(&args),
         Verb::Drop(args) => drop::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };

@@ -57,13 +57,17 @@ impl Attempt<'_> {
         let spool = Spool::open(&self.settings.spool_dir, self.name())?;
         match &self.settings.pipeline.sink {
             config::Sink::Postgres(sink) => {
-                let (ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
-                stream::run(streaming, Some(ownership), self.reporter, self.stop, self.noticed).await
+                let (mut ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
+                stream::run(streaming, Some(&mut ownership), self.reporter, self.stop, self.noticed).await
             }
             #[cfg(feature = "kafka")]
             config::Sink::Kafka(sink) => {
-                let (ownership, streaming) = self.unless_stopped(self.to_kafka(sink, spool)).await?;
-                stream::run(streaming, Some(ownership), self.reporter, self.stop, self.noticed).await
+                let (mut ownership, streaming, again) = self.unless_stopped(self.to_kafka(sink, spool)).await?;
+                stream::run(streaming, Some(&mut ownership), self.reporter, self.stop, self.noticed).await?;
+                match again.filter(|_| !self.stop.is_cancelled()) {
+                    Some(again) => Err(self.unless_stopped(self.send_again(again)).await?),
+                    None => Ok(()),
+                }
             }
             #[cfg(not(feature = "kafka"))]
             config::Sink::Kafka(_) => Err(PipelineError::Refused(NO_KAFKA.to_owned())),
@@ -393,6 +397,7 @@ impl Attempt<'_> {
             sink,
             spool,
             may_hurry: true,
+            until: None,
         })
     }
 }

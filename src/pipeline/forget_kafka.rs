@@ -57,7 +57,7 @@ pub(super) async fn forget(
 }
 
 /// Whom the record is about, if not this primary's slot.
-async fn stranger(
+pub(super) async fn stranger(
     sql: &SqlClient,
     pipeline: &config::Pipeline,
     progress: &Progress,

@@ -1,4 +1,4 @@
-//! Tables that come into a running feed: noticed while it streams. Without an initial copy they are published at once; with one,
+//! Tables that come into a running feed, or are to be sent again: noticed while it streams. Without an initial copy they are published at once; with one,
 //! the attempt ends, and the next one publishes and copies them before it streams on. Copies nothing itself.
 
 use std::collections::BTreeSet;
@@ -24,22 +24,35 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// More names are only counted.
 const SHOWN: usize = 5;
 
-/// Tables that an attempt of this pipeline was ended for: none is ended twice for the same.
+/// Role of the session of a `walrelay resync` that waits for us.
+pub(super) const RESYNC_ROLE: &str = "resync";
+
+/// What an attempt of this pipeline was ended for: none is ended twice for the same.
 #[derive(Debug, Default)]
-pub(super) struct Noticed(Mutex<BTreeSet<QualifiedName>>);
+pub(super) struct Noticed {
+    tables: Mutex<BTreeSet<QualifiedName>>,
+    /// The last request: process id and begin of its session.
+    request: Mutex<Option<String>>,
+}
 
 impl Noticed {
     /// Those that are new to it.
     fn take_new(&self, found: Vec<QualifiedName>) -> Vec<QualifiedName> {
-        let mut noticed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noticed = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         found.into_iter().filter(|table| noticed.insert(table.clone())).collect()
+    }
+
+    /// Whether there is a request, and it is another than the last.
+    fn is_new(&self, request: Option<String>) -> bool {
+        let mut last = self.request.lock().unwrap_or_else(PoisonError::into_inner);
+        request.is_some_and(|request| last.replace(request.clone()) != Some(request))
     }
 }
 
-/// Runs until tables have come that must be copied. Only a feed takes them up: a standby's tables are made by a person.
+/// Runs until tables have come that must be copied, or somebody asks for tables again. Only a feed takes them up: a standby's tables are made by a person.
 pub(super) async fn watch(settings: &Settings, noticed: &Noticed) -> PipelineError {
     let is_feed = matches!(settings.pipeline.sink, config::Sink::Kafka(_));
-    if !is_feed || settings.pipeline.publication.is_some() {
+    if !is_feed {
         return std::future::pending().await;
     }
     let mut ticks = interval(EVERY);
@@ -49,7 +62,10 @@ pub(super) async fn watch(settings: &Settings, noticed: &Noticed) -> PipelineErr
     loop {
         ticks.tick().await;
         match timeout(ANSWER_LIMIT, look(settings, &mut session, &mut is_told)).await {
-            Ok(Ok(found)) => {
+            Ok(Ok((found, request))) => {
+                if noticed.is_new(request) {
+                    return PipelineError::NotYet("tables that are asked for again".to_owned());
+                }
                 let new = noticed.take_new(found);
                 if !new.is_empty() {
                     return PipelineError::NotYet(format!("the copy of {}", listed(&new)));
@@ -64,12 +80,12 @@ pub(super) async fn watch(settings: &Settings, noticed: &Noticed) -> PipelineErr
     }
 }
 
-/// The tables that are to be copied; what needs no copy is published here.
+/// The tables that are to be copied, and the session of a request, if one waits.
 async fn look(
     settings: &Settings,
     session: &mut Option<SqlClient>,
     is_told: &mut bool,
-) -> Result<Vec<QualifiedName>, SourceError> {
+) -> Result<(Vec<QualifiedName>, Option<String>), SourceError> {
     let pipeline = &settings.pipeline;
     let sql = match session {
         Some(sql) => sql,
@@ -78,6 +94,23 @@ async fn look(
             session.insert(opened.map_err(SourceError::wire("opening a session"))?)
         }
     };
+    let query = "SELECT pid::text || ' ' || backend_start::text FROM pg_catalog.pg_stat_activity \
+                 WHERE application_name = $1 AND datname = pg_catalog.current_database() AND usename = current_user \
+                 ORDER BY backend_start DESC LIMIT 1";
+    let asking = pipeline.name.session_name(RESYNC_ROLE);
+    let request = sql.query_opt(query, &[&asking]).await.map_err(SourceError::sql("looking for requests"))?;
+    let request = request.map(|row| row.get(0));
+    let found = if pipeline.publication.is_some() { Vec::new() } else { new_tables(settings, sql, is_told).await? };
+    Ok((found, request))
+}
+
+/// The tables that are to be copied; what needs no copy is published here.
+async fn new_tables(
+    settings: &Settings,
+    sql: &SqlClient,
+    is_told: &mut bool,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    let pipeline = &settings.pipeline;
     let name = pipeline.publication_name();
     let found = joining_tables(sql, &name, &pipeline.tables).await?;
     if found.is_empty() {
@@ -102,7 +135,7 @@ async fn look(
     Ok(Vec::new())
 }
 
-fn listed(tables: &[QualifiedName]) -> String {
+pub(super) fn listed(tables: &[QualifiedName]) -> String {
     let names: Vec<String> = tables.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = tables.len().saturating_sub(SHOWN);
     let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -112,6 +145,16 @@ fn listed(tables: &[QualifiedName]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_noticed_once() {
+        let noticed = Noticed::default();
+        for (request, expected) in
+            [(None, false), (Some("1 a"), true), (Some("1 a"), false), (None, false), (Some("2 a"), true)]
+        {
+            assert_eq!(noticed.is_new(request.map(str::to_owned)), expected, "{request:?}");
+        }
+    }
 
     #[test]
     fn a_table_is_noticed_once() {

@@ -9,6 +9,8 @@
 //! ```
 
 mod adoption;
+#[cfg(feature = "kafka")]
+mod again;
 mod ahead;
 mod attempt;
 mod batching;
@@ -25,6 +27,8 @@ mod removal;
 mod removed;
 mod reporter;
 mod resume;
+#[cfg(feature = "kafka")]
+mod resync;
 mod stream;
 mod tail;
 #[cfg(feature = "kafka")]
@@ -48,11 +52,23 @@ pub use error::PipelineError;
 pub use removal::remove;
 pub use removed::Removed;
 pub use resume::{Beginning, Facts, beginning};
+#[cfg(feature = "kafka")]
+pub use resync::resync;
 pub use tail::tail;
 
 use attempt::Attempt;
 use joining::Noticed;
 use reporter::Reporter;
+
+/// Built without the Kafka client, there is no feed to ask.
+#[cfg(not(feature = "kafka"))]
+pub async fn resync(
+    _: &config::Config,
+    _: &config::Pipeline,
+    _: &[config::TablePattern],
+) -> Result<Vec<String>, PipelineError> {
+    Err(PipelineError::Refused(attempt::NO_KAFKA.to_owned()))
+}
 
 /// An attempt that lasted this long, or applied anything, was a success: the next fault starts the backoff anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);

@@ -54,11 +54,11 @@ impl Ownership {
 /// Keeps the lock's session alive while the pipeline streams, and says whether the apply session waits for a lock. Ends only with
 /// an error: without the session the lock is gone, and another daemon may work. Without an owner there is nothing to keep.
 pub(super) async fn keep(
-    ownership: Option<Ownership>,
+    ownership: Option<&mut Ownership>,
     pipeline: &PipelineName,
     waits_for_lock: &watch::Sender<bool>,
 ) -> PipelineError {
-    let Some(mut ownership) = ownership else { return std::future::pending().await };
+    let Some(ownership) = ownership else { return std::future::pending().await };
     loop {
         match ownership.look(pipeline).await {
             Ok(waits) => waits_for_lock.send_if_modified(|before| std::mem::replace(before, waits) != waits),

@@ -54,17 +54,19 @@ pub(super) struct Streaming {
     pub(super) spool: Spool,
     /// Whether idle positions may be recorded at once while the primary waits for us.
     pub(super) may_hurry: bool,
+    /// Ends, drained, before the first transaction whose commit record starts here or behind.
+    pub(super) until: Option<Lsn>,
 }
 
-/// Runs until a stop has drained (`Ok`), or an error.
+/// Runs until a stop has drained, or all before `until` (`Ok`); or an error.
 pub(super) async fn run(
     streaming: Streaming,
-    ownership: Option<Ownership>,
+    ownership: Option<&mut Ownership>,
     reporter: &Reporter,
     stop: &CancellationToken,
     noticed: &Noticed,
 ) -> Result<(), PipelineError> {
-    let Streaming { settings, stream, start, target, sink, spool, may_hurry } = streaming;
+    let Streaming { settings, stream, start, target, sink, spool, may_hurry, until } = streaming;
     let process_id = stream.process_id();
     let batch_delay = settings.pipeline.sink.batch_delay();
     let (gather, gather_out) = watch::channel(Duration::ZERO);
@@ -100,6 +102,8 @@ pub(super) async fn run(
         reporter,
         target,
         may_hurry,
+        until,
+        is_over: until.is_some_and(|until| start >= until),
         clock_offset_micros: 0,
         rate: Rate::new(Instant::now()),
         view,
@@ -149,6 +153,9 @@ struct Flow<'a> {
     reporter: &'a Reporter,
     target: Lsn,
     may_hurry: bool,
+    until: Option<Lsn>,
+    /// Everything before `until` was received; what came behind it is left to the next stream.
+    is_over: bool,
     /// The primary's clock minus ours.
     clock_offset_micros: i64,
     rate: Rate,
@@ -168,7 +175,7 @@ impl Flow<'_> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let is_draining = stop.is_cancelled();
+            let is_draining = stop.is_cancelled() || self.is_over;
             if is_draining && self.is_drained() {
                 break;
             }
@@ -211,7 +218,11 @@ impl Flow<'_> {
         }
         source_stop.cancel();
         let _ = source.await;
-        tracing::info!(lsn = %self.ledger.positions().flush, "stopped; everything received is applied and confirmed");
+        let lsn = self.ledger.positions().flush;
+        match self.until.filter(|_| self.is_over) {
+            Some(until) => tracing::info!(%lsn, %until, "paused; everything before is applied and confirmed"),
+            None => tracing::info!(%lsn, "stopped; everything received is applied and confirmed"),
+        }
         Ok(())
     }
 
@@ -237,7 +248,10 @@ impl Flow<'_> {
             self.assembler.push(chunk, &mut self.arrivals)?;
         }
         for arrival in self.arrivals.drain(..) {
+            let is_behind = |lsn: Lsn| self.until.is_some_and(|until| lsn >= until);
             match arrival {
+                _ if self.is_over => break,
+                Arrival::Transaction(transaction) if is_behind(transaction.commit_lsn) => self.is_over = true,
                 Arrival::Transaction(transaction) => match self.ledger.transaction(transaction.end_lsn) {
                     Arrived::New => {
                         self.lead.arrived(&transaction);
@@ -250,12 +264,15 @@ impl Flow<'_> {
                 Arrival::Keepalive { wal_end, time, .. } => {
                     self.clock_offset_micros = time.0.saturating_sub(Timestamp::now().0);
                     self.ledger.keepalive(wal_end);
+                    self.is_over = is_behind(wal_end);
                 }
                 // Sent only to a sink that asked for them.
                 Arrival::Message(message) => {
                     let received = Timestamp(Timestamp::now().0.saturating_add(self.clock_offset_micros));
                     let unit = message.into_unit(received);
-                    if self.ledger.transaction(unit.end_lsn) == Arrived::New {
+                    if is_behind(unit.end_lsn) {
+                        self.is_over = true;
+                    } else if self.ledger.transaction(unit.end_lsn) == Arrived::New {
                         self.waiting.push_back(unit);
                     }
                 }

@@ -13,18 +13,20 @@ use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, PreparedK
 use crate::source::{Publication, SnapshotUse, identify, slot_facts};
 
 use super::PipelineError;
+use super::again::Again;
 use super::attempt::{Attempt, Primary};
 use super::ownership::{self, Ownership};
 use super::resume::Beginning;
 use super::stream::Streaming;
 
 impl Attempt<'_> {
-    /// Everything up to an open sink and a started stream.
+    /// Everything up to an open sink and a started stream; with tables that are to be sent again once the stream has come to an end
+    /// before their snapshot.
     pub(super) async fn to_kafka(
         &self,
         sink: &SinkConfig,
         spool: Spool,
-    ) -> Result<(Ownership, Streaming), PipelineError> {
+    ) -> Result<(Ownership, Streaming, Option<Again>), PipelineError> {
         let wants_copy = self.settings.pipeline.initial_copy;
         let mut primary = self.primary().await?;
         let slot = self.settings.pipeline.slot_name();
@@ -41,12 +43,15 @@ impl Attempt<'_> {
         let (mut opened, records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, records.progress.as_ref(), wants_copy).await?;
+        let copied = records.copied.clone();
         let start = self.settle_kafka(&mut primary, &mut opened, beginning, records, &opening, &publication).await?;
+        let again = self.prepare_again(&primary, &opening, &publication, &copied).await?;
         let position = start.progress.lsn;
         opened.start(start).await?;
         let sink = AnySink::Kafka(Box::new(opened));
         let streaming = self.start_stream(primary, &publication.name, position, sink, spool).await?;
-        Ok((ownership, streaming))
+        let until = again.as_ref().map(Again::until);
+        Ok((ownership, Streaming { until, ..streaming }, again))
     }
 
     /// A producer is taken over only from one that does not stream any more.
@@ -110,6 +115,7 @@ impl Attempt<'_> {
                     tables: &publication.tables,
                     identity: &identity,
                     earlier: &records.copied,
+                    again: false,
                     smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
                     progress: Arc::clone(&copy_progress),
                     cancel: self.stop.clone(),

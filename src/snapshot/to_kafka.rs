@@ -41,6 +41,8 @@ pub struct KafkaCopy<'a> {
     pub identity: &'a PrimaryIdentity,
     /// What earlier attempts recorded.
     pub earlier: &'a HashMap<QualifiedName, CopiedTable>,
+    /// Copy the tables that are to be sent again, and no other.
+    pub again: bool,
     /// A table is cut only into ranges of at least so many pages.
     pub smallest_range_pages: u64,
     /// Where to tell how far it is.
@@ -104,10 +106,14 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
 
 /// The tables to copy. Once a copy has come to its end, only tables named in the publication since are new.
 async fn left(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError> {
-    let is_done = |name: &QualifiedName| copy.earlier.get(name).is_some_and(|copied| copied.snapshot_lsn.is_some());
+    if copy.again {
+        let is_asked_for = |name: &&QualifiedName| copy.earlier.get(name).is_some_and(|copied| copied.again);
+        return Ok(copy.tables.iter().filter(is_asked_for).cloned().collect());
+    }
+    let is_done = |name: &QualifiedName| copy.earlier.get(name).is_some_and(|copied| !copied.is_unfinished());
     let is_left = |name: &&QualifiedName| name.schema != OWN_SCHEMA && !is_done(name);
     let mut left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
-    let is_complete = !copy.earlier.is_empty() && copy.earlier.values().all(|copied| copied.snapshot_lsn.is_some());
+    let is_complete = !copy.earlier.is_empty() && !copy.earlier.values().any(CopiedTable::is_unfinished);
     if is_complete && !left.is_empty() {
         let client = session::primary_sql(copy.primary, &copy.pipeline.name).await?;
         let named = published::named(&client, copy.publication).await?;
@@ -120,6 +126,11 @@ impl PreparedKafka {
     /// The tables that will be copied.
     pub fn tables(&self) -> Vec<QualifiedName> {
         self.locked.iter().flat_map(|locked| &locked.tables).map(|table| table.name.clone()).collect()
+    }
+
+    /// The position of the imported snapshot: it holds what was committed before.
+    pub fn snapshot_lsn(&self) -> Lsn {
+        self.snapshot_lsn
     }
 
     /// Brings all workers under the snapshot of the slot just created. Afterwards its connection may do other things.
@@ -301,7 +312,7 @@ async fn send_piece(
         return Ok(writer.end(PieceEnd::Inside).await?);
     }
     let rows = table.rows.load(Ordering::Acquire);
-    let copied = CopiedTable { snapshot_lsn: Some(work.snapshot_lsn), rows };
+    let copied = CopiedTable { snapshot_lsn: Some(work.snapshot_lsn), rows, again: false };
     let is_last = work.tables_left.fetch_sub(1, Ordering::AcqRel) == 1;
     writer.end(if is_last { PieceEnd::Copy(copied) } else { PieceEnd::Table(copied) }).await?;
     work.progress.table_done();

@@ -23,6 +23,7 @@ mod left_open;
 mod life;
 mod oversized;
 mod readable;
+mod resync;
 mod shapes;
 mod synchronous;
 mod takeover;

@@ -14,6 +14,7 @@ mod client;
 mod copy;
 mod debezium;
 mod fault;
+mod mark;
 mod open;
 mod opening;
 mod parts;
@@ -31,6 +32,7 @@ mod topics;
 
 pub use copy::{CopyWriter, FirstRow, Piece, PieceEnd};
 pub use debezium::{DebeziumOffset, DebeziumOffsets, debezium_offsets};
+pub use mark::mark_copied;
 pub use opening::Opening;
 pub use parts::Inside;
 pub use progress::{CopiedTable, Records};

@@ -48,16 +48,28 @@ struct CopiedValue {
     /// `null` while the table is planned and not finished.
     snapshot_lsn: Option<String>,
     rows: u64,
+    /// `walrelay resync` asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    resync: bool,
     version: u32,
 }
 
-/// A table of the initial copy.
+/// A table of the initial copy, or one that is to be sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopiedTable {
     /// Sent whole: changes whose commit record starts below are in it. `None`: planned, and not finished.
     pub snapshot_lsn: Option<Lsn>,
     /// Its rows.
     pub rows: u64,
+    /// To be sent again. What was sent before still counts, until the new copy is whole.
+    pub again: bool,
+}
+
+impl CopiedTable {
+    /// Whether the initial copy has still to send it.
+    pub fn is_unfinished(&self) -> bool {
+        self.snapshot_lsn.is_none() && !self.again
+    }
 }
 
 /// Everything the topic says of one pipeline.
@@ -79,7 +91,7 @@ impl Records {
 
     /// Whether the copy was begun and has not come to its end.
     pub fn is_unfinished(&self) -> bool {
-        self.copied.values().any(|copied| copied.snapshot_lsn.is_none())
+        self.copied.values().any(CopiedTable::is_unfinished)
     }
 }
 
@@ -116,6 +128,7 @@ pub(super) fn copied_value(table: &QualifiedName, copied: CopiedTable) -> Vec<u8
         table: table.name.clone(),
         snapshot_lsn: copied.snapshot_lsn.map(|lsn| lsn.to_string()),
         rows: copied.rows,
+        resync: copied.again,
         version: VERSION,
     };
     serde_json::to_vec(&value).unwrap_or_default()
@@ -225,7 +238,7 @@ impl<'a> Reading<'a> {
         self.check_version(read.version, VERSION)?;
         let snapshot_lsn = read.snapshot_lsn.map(|lsn| lsn.parse()).transpose();
         let snapshot_lsn = snapshot_lsn.map_err(|_| self.unreadable("snapshot_lsn"))?;
-        Ok(CopiedTable { snapshot_lsn, rows: read.rows })
+        Ok(CopiedTable { snapshot_lsn, rows: read.rows, again: read.resync })
     }
 }
 
@@ -302,7 +315,7 @@ mod tests {
     #[test]
     fn finished_tables_are_read_and_forgotten() {
         let table = QualifiedName::new("public", "o\"dd");
-        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), rows: 3 };
+        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), rows: 3, again: false };
         let (key, value) = (copied_key("walrelay.shop.a", &table), copied_value(&table, copied));
         let records = read(false, &[(&key, Some(&value))]).unwrap();
         assert_eq!(records.skip_until(), HashMap::from([(table.clone(), Lsn(9))]));
@@ -311,6 +324,13 @@ mod tests {
         let records = read(false, &[(&key, Some(&planned))]).unwrap();
         assert!(records.is_unfinished() && records.skip_until().is_empty());
         assert_eq!(read(false, &[(&key, Some(&value)), (&key, None)]).unwrap(), Records::default());
+        // What is to be sent again still holds what was sent, and is no part of the initial copy.
+        for copied in [CopiedTable { again: true, ..copied }, CopiedTable { again: true, ..CopiedTable::default() }] {
+            let records = read(false, &[(&key, Some(&copied_value(&table, copied)))]).unwrap();
+            assert_eq!(records.copied[&table], copied);
+            assert!(!records.is_unfinished());
+            assert_eq!(records.skip_until().get(&table), copied.snapshot_lsn.as_ref());
+        }
     }
 
     #[test]

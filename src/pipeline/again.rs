@@ -1,0 +1,89 @@
+//! Tables of a running feed that are sent again (`walrelay resync`): where the stream must stand before their rows go out, and the
+//! copy itself. Asks for nothing by itself; what is asked for stands in the progress topic.
+//!
+//! ```text
+//! locks, snapshot at S ─▶ the stream goes on to S and no further ─▶ rows as of S ─▶ record "sent, as of S" ─▶ the stream goes on
+//! ```
+//!
+//! So a consumer sees every change, deletes too, and between them the rows as they were at S. A restart begins again with a new S.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::model::{Lsn, QualifiedName, State};
+use crate::sink::kafka::transport::{CopiedTable, Opening};
+use crate::snapshot::{self, CopyProgress, KafkaCopy, PreparedKafka};
+use crate::source::{Publication, lists_standby, synchronous_standby_names};
+
+use super::PipelineError;
+use super::attempt::{Attempt, Primary};
+
+/// A copy whose snapshot is made.
+pub(super) struct Again {
+    prepared: PreparedKafka,
+    progress: Arc<CopyProgress>,
+    opening: Opening,
+}
+
+impl Again {
+    /// Its snapshot holds what was committed before.
+    pub(super) fn until(&self) -> Lsn {
+        self.prepared.snapshot_lsn()
+    }
+}
+
+impl Attempt<'_> {
+    /// Locks and snapshot of the tables that are to be sent again, if there are any.
+    pub(super) async fn prepare_again(
+        &self,
+        primary: &Primary,
+        opening: &Opening,
+        publication: &Publication,
+        copied: &HashMap<QualifiedName, CopiedTable>,
+    ) -> Result<Option<Again>, PipelineError> {
+        if !copied.values().any(|table| table.again) {
+            return Ok(None);
+        }
+        // The snapshot waits for running transactions, and those would wait for us.
+        let names = synchronous_standby_names(&primary.sql).await?;
+        if lists_standby(&names, self.name().as_str()) {
+            tracing::warn!(
+                "tables are sent again once this pipeline does not stand in synchronous_standby_names, and starts anew"
+            );
+            return Ok(None);
+        }
+        let progress = Arc::new(CopyProgress::default());
+        let copy = KafkaCopy {
+            pipeline: &self.settings.pipeline,
+            primary: &self.settings.primary,
+            publication: &publication.name,
+            tables: &publication.tables,
+            identity: &primary.identity,
+            earlier: copied,
+            again: true,
+            smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
+            progress: Arc::clone(&progress),
+            cancel: self.stop.clone(),
+        };
+        let prepared = self
+            .reported(&progress, async {
+                let mut prepared = snapshot::prepare_kafka(copy).await?;
+                prepared.import_own_snapshot().await?;
+                Ok(prepared)
+            })
+            .await?;
+        if prepared.tables().is_empty() {
+            return Ok(None);
+        }
+        tracing::info!(tables = prepared.tables().len(), lsn = %prepared.snapshot_lsn(), "tables will be sent again, as of here");
+        Ok(Some(Again { prepared, progress, opening: opening.clone() }))
+    }
+
+    /// Sends them. The next attempt streams on.
+    pub(super) async fn send_again(&self, again: Again) -> Result<PipelineError, PipelineError> {
+        let Again { prepared, progress, opening } = again;
+        self.reporter.state(State::Copying);
+        let sent = self.reported(&progress, prepared.run(&opening)).await?;
+        Ok(PipelineError::NotYet(format!("the stream to go on: {} tables were sent again", sent.len())))
+    }
+}
