@@ -174,7 +174,8 @@ async fn publish(pair: &Pair, workload: &Workload) {
     }
 }
 
-async fn fill(primary: &Server, fill: &Fill) {
+/// Writes a backlog.
+pub async fn fill(primary: &Server, fill: &Fill) {
     match fill {
         Fill::Statements(statements) => {
             let session = client(primary, "shop").await;

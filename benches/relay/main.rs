@@ -18,6 +18,7 @@ mod decode;
 mod distance;
 mod drain;
 mod drain_client;
+mod feed;
 mod live;
 mod measure;
 mod peer;
@@ -78,6 +79,9 @@ async fn run(plan: &Plan) {
     }
     if plan.wants("d") {
         copy::run(plan, &mut report).await;
+    }
+    if plan.wants("k") || plan.wants("k2") {
+        feed::run(plan, &mut report).await;
     }
     if plan.wants("large") {
         resident::large(plan, &mut report).await;

@@ -3,8 +3,10 @@
 use walrelay::throwaway::Options;
 
 /// Every case, in the order in which they run. `a` stands for a1 to a8.
-pub const CASES: &[&str] =
-    &["r", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "p", "b", "c", "d", "drain", "commit", "idle", "large"];
+pub const CASES: &[&str] = &[
+    "r", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "p", "b", "c", "d", "k", "k2", "drain", "commit", "idle",
+    "large",
+];
 /// A quick run divides the sizes by this.
 const QUICK_PART: u64 = 40;
 

@@ -1,11 +1,11 @@
-//! The CPU of whole clusters, of our process and of strangers between two moments, read from /proc. Changes nothing.
+//! The CPU of whole clusters, of our process, of brokers and of strangers between two moments, read from /proc. Changes nothing.
 
 use std::fs;
 use std::time::Instant;
 
 use walrelay::throwaway::Server;
 
-use super::measure::{children_cpu, ended_children_cpu_s, process_cpu};
+use super::measure::{children_cpu, ended_children_cpu_s, process_cpu, whole_cpu_s};
 
 /// More than this part of the machine taken by others makes a run a disturbed one.
 pub const FOREIGN_LIMIT: f64 = 0.15;
@@ -40,6 +40,7 @@ impl Usage {
 /// The clusters of a run, from here on: the primary, the target, and others that are no strangers.
 pub struct Meter {
     postmasters: Vec<u32>,
+    programs: Vec<(u32, f64)>,
     own: Option<u32>,
     began: Instant,
     clusters_s: Vec<f64>,
@@ -58,7 +59,13 @@ impl Meter {
         let postmasters: Vec<u32> = servers.iter().map(|server| server.process_id().unwrap()).collect();
         let clusters_s = postmasters.iter().map(|postmaster| cluster_cpu_s(*postmaster)).collect();
         let (bench_s, machine_s) = (bench_cpu_s(), machine_cpu_s());
-        Self { postmasters, own, began: Instant::now(), clusters_s, own_s: own_s(own), bench_s, machine_s }
+        let (programs, began) = (Vec::new(), Instant::now());
+        Self { postmasters, programs, own, began, clusters_s, own_s: own_s(own), bench_s, machine_s }
+    }
+
+    /// One more program that is no stranger: a broker, a peer that is no cluster.
+    pub fn also(&mut self, process_id: u32) {
+        self.programs.push((process_id, whole_cpu_s(process_id)));
     }
 
     /// What was used since.
@@ -66,7 +73,8 @@ impl Meter {
         let used = self.postmasters.iter().zip(&self.clusters_s);
         let clusters_s: Vec<f64> = used.map(|(postmaster, before)| cluster_cpu_s(*postmaster) - before).collect();
         let own_s = own_s(own.or(self.own)) - self.own_s;
-        let known = clusters_s.iter().sum::<f64>() + own_s + bench_cpu_s() - self.bench_s;
+        let programs_s: f64 = self.programs.iter().map(|(id, before)| whole_cpu_s(*id) - before).sum();
+        let known = clusters_s.iter().sum::<f64>() + own_s + programs_s + bench_cpu_s() - self.bench_s;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
         let whole = self.began.elapsed().as_secs_f64() * processors;
         let foreign = ((machine_cpu_s() - self.machine_s - known) / whole).max(0.0);

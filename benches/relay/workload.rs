@@ -51,9 +51,10 @@ pub struct Workload {
     pub aims: Aims,
 }
 
-const WIDE: &str = "(id bigint PRIMARY KEY, a int, b bigint, at timestamptz, amount float8, filler text)";
+/// Columns of the table of most cases.
+pub const WIDE: &str = "(id bigint PRIMARY KEY, a int, b bigint, at timestamptz, amount float8, filler text)";
 /// One row of such a table, of `i`.
-const WIDE_ROW: &str = "i, (i % 1000)::int, i * 7, timestamptz '2026-01-01 UTC' + i * interval '1 second', i / 8.0::float8, \
+pub const WIDE_ROW: &str = "i, (i % 1000)::int, i * 7, timestamptz '2026-01-01 UTC' + i * interval '1 second', i / 8.0::float8, \
                         'filler of an ordinary size ' || i";
 /// Rows of a bulk transaction.
 const BULK: u64 = 100_000;
@@ -63,7 +64,7 @@ fn aims(speed: f64, cpu: f64) -> Aims {
 }
 
 /// A loop of transactions on the server.
-fn transactions(count: u64, body: &str) -> Fill {
+pub fn transactions(count: u64, body: &str) -> Fill {
     let last = count - 1;
     Fill::Statements(vec![format!("DO $$ BEGIN FOR k IN 0..{last} LOOP {body}; COMMIT; END LOOP; END $$")])
 }
@@ -85,7 +86,8 @@ fn of_rows(case: &'static str, title: String, fill: Fill, rows: u64, aims: Aims)
     }
 }
 
-fn filled(rows: u64) -> String {
+/// One statement that fills the table.
+pub fn filled(rows: u64) -> String {
     format!("INSERT INTO wide SELECT {WIDE_ROW} FROM generate_series(1, {rows}::bigint) i")
 }
 

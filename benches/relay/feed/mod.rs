@@ -1,0 +1,115 @@
+//! Cases K and K2: from a primary's WAL to a topic of one partition. K sets walrelay, with Kafka transactions on, against a tuned
+//! Debezium on the same backlogs; K2 against what bounds it: a bare producer of the same bytes, and draining to nothing. Without Java
+//! there is no broker and no case; without Debezium walrelay runs alone.
+
+mod bare;
+mod compare;
+mod contestant;
+mod latency;
+mod receipt;
+mod stage;
+mod topic;
+mod turn;
+mod watch;
+
+use std::path::Path;
+
+use walrelay::config::Environment;
+use walrelay::throwaway::{ConnectPrograms, find_broker, find_connect};
+
+use super::drain::{Drain, Reader, Source, run_one};
+use super::plan::Plan;
+use super::report::Report;
+use compare::Grouped;
+use contestant::Contestant;
+use stage::{Shape, Stage};
+use turn::Turn;
+
+/// Debezium needs a minute for a turn, whatever the size: a quick run shows it only in these cases.
+const QUICK_CASES: [&str; 1] = ["k 1000"];
+/// Rounds of Debezium with the one large transaction: each takes minutes.
+const LARGE_ROUNDS: usize = 2;
+
+/// The peer, or why there is none.
+pub struct Peer {
+    programs: Result<ConnectPrograms, String>,
+}
+
+impl Peer {
+    fn find() -> Self {
+        let found = find_connect(&Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
+        Self { programs: found.map_err(|error| error.to_string()) }
+    }
+
+    /// In the tables.
+    pub fn name(&self, detail: &str) -> String {
+        match &self.programs {
+            Ok(_) => format!("Debezium 3.7{detail}"),
+            Err(why) => format!("Debezium: absent ({why})"),
+        }
+    }
+
+    fn programs(&self) -> Option<&ConnectPrograms> {
+        self.programs.as_ref().ok()
+    }
+}
+
+/// Both cases, as far as they are wanted.
+pub async fn run(plan: &Plan, report: &mut Report) {
+    if let Err(error) = find_broker(&Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR"))) {
+        report.case("k", &format!("not measured: {error}"));
+        return;
+    }
+    let peer = Peer::find();
+    backlog(plan, Shape::Grouped, &peer, report).await;
+    backlog(plan, Shape::Single, &peer, report).await;
+    if plan.wants("k") {
+        backlog(plan, Shape::Large, &peer, report).await;
+        backlog(plan, Shape::Copy, &peer, report).await;
+    }
+    latency::run(plan, &peer, report).await;
+}
+
+/// Every contestant of one shape, in turns.
+async fn backlog(plan: &Plan, shape: Shape, peer: &Peer, report: &mut Report) {
+    let case = shape.case();
+    report.progress(&format!("{case}: writing {}", shape.title(plan)));
+    let stage = Stage::open(plan, shape).await;
+    let is_peer_wanted = plan.wants("k") && (!plan.is_quick || QUICK_CASES.contains(&case));
+    let (mut theirs, mut own): (Vec<Turn>, Vec<Turn>) = Default::default();
+    let (mut bare, mut drained): (Vec<bare::Bare>, Vec<Drain>) = Default::default();
+    for round in 0..plan.rounds {
+        if let Some(programs) = peer.programs()
+            && is_peer_wanted
+            && (shape != Shape::Large || round < LARGE_ROUNDS)
+        {
+            let contestant = Contestant::Debezium { programs, is_tuned: true };
+            theirs.push(turn::run(&stage, plan, contestant, round, report).await);
+        }
+        own.push(turn::run(&stage, plan, Contestant::Relay, round, report).await);
+        if plan.wants("k2") && shape == Shape::Grouped {
+            let sent = bare::run(&stage, own.last().map_or(1.0, Turn::events_per_commit), round).await;
+            report.progress(&format!("{case} round {}: bare producer {:.0} events/s", round + 1, sent.rate()));
+            bare.push(sent);
+        }
+        if plan.wants("k2") && shape == Shape::Single {
+            drained.push(drain(&stage).await);
+        }
+        stage.forget(round).await;
+    }
+    report.case(case, &stage.described(plan, own.last()));
+    if plan.wants("k") {
+        let peer_name = peer.name(", tuned");
+        let turns = Grouped { case, own: &own, peer_name: &peer_name, theirs: &theirs };
+        compare::with_debezium(&turns, report);
+    }
+    compare::with_bound(&own, &bare, &drained, report);
+}
+
+/// The same backlog with nothing behind source, assembler and ledger.
+async fn drain(stage: &Stage) -> Drain {
+    stage.drop_slot().await;
+    let (server, target) = (&stage.primary, stage.end_lsn.as_str());
+    let source = Source { server, database: "shop", target, changes: stage.events };
+    run_one(&source, Reader::Relay).await
+}
