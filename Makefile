@@ -43,6 +43,8 @@ test: check
 bench:
 	@scripts/bootstrap
 	@scripts/fetch-servers $${WALRELAY_BENCH_VERSION:-18} tools
+	@case " $${WALRELAY_BENCH:-k} " in *" "[kK]*) scripts/fetch-kafka && { [ -n "$${WALRELAY_NO_DEBEZIUM:-}" ] || scripts/fetch-debezium; } \
+	  || echo "make bench: the cases k and k2 go without what could not be fetched, and say so";; esac
 	cargo bench --locked --bench relay
 	@[ -n "$${WALRELAY_BENCH_QUICK:-}$${WALRELAY_BENCH:-}" ] || cargo bench --locked --bench stages
 

@@ -1,6 +1,6 @@
 //! `make bench`: speed, CPU and memory of the relay as ratios against its peers (`pg_recvlogical`, the native subscription, a physical
-//! standby, `psql COPY | psql COPY`), measured in one run on throw-away servers. `benches/README.md` explains the cases and their
-//! parameters. Judges nothing but what it prints.
+//! standby, `psql COPY | psql COPY`, Debezium), measured in one run on throw-away servers. `benches/README.md` explains the cases and
+//! their parameters. Judges nothing but what it prints.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 #![allow(unreachable_pub)]

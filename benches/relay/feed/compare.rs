@@ -132,6 +132,10 @@ pub fn ages(plan: &Plan, peer: &Peer, ages: &[Vec<Ages>; 3], bare_ms: &[f64], re
     let p99: fn(&Ages) -> f64 = |ages| ages.p99_ms;
     if plan.wants("k") {
         for (name, theirs) in [(peer.name(" by default"), by_default), (peer.name(", tuned"), tuned)] {
+            if theirs.is_empty() && peer.programs().is_some() {
+                // A quick run leaves it out.
+                continue;
+            }
             report.compare(line("age, p50", "ms", p50, &name, of(theirs, p50)));
             report.compare(line("age, p99", "ms", p99, &name, of(theirs, p99)));
             let cpu: fn(&Ages) -> f64 = |ages| ages.cpu_percent;

@@ -27,6 +27,7 @@ use turn::Turn;
 
 /// Debezium needs a minute for a turn, whatever the size: a quick run shows it only in these cases.
 const QUICK_CASES: [&str; 1] = ["k 1000"];
+const LEFT_OUT: &str = "Debezium: not in a quick run";
 /// Rounds of Debezium with the one large transaction: each takes minutes.
 const LARGE_ROUNDS: usize = 2;
 
@@ -37,6 +38,9 @@ pub struct Peer {
 
 impl Peer {
     fn find() -> Self {
+        if std::env::var_os("WALRELAY_NO_DEBEZIUM").is_some() {
+            return Self { programs: Err("WALRELAY_NO_DEBEZIUM is set".to_owned()) };
+        }
         let found = find_connect(&Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
         Self { programs: found.map_err(|error| error.to_string()) }
     }
@@ -99,7 +103,8 @@ async fn backlog(plan: &Plan, shape: Shape, peer: &Peer, report: &mut Report) {
     }
     report.case(case, &stage.described(plan, own.last()));
     if plan.wants("k") {
-        let peer_name = peer.name(", tuned");
+        let is_left_out = theirs.is_empty() && peer.programs().is_some();
+        let peer_name = if is_left_out { LEFT_OUT.to_owned() } else { peer.name(", tuned") };
         let turns = Grouped { case, own: &own, peer_name: &peer_name, theirs: &theirs };
         compare::with_debezium(&turns, report);
     }
