@@ -26,6 +26,7 @@ use crate::source::{SourceError, Stream};
 
 use super::ahead::Lead;
 use super::batching::Batching;
+use super::ended::ended_source;
 use super::joining::{self, Noticed};
 use super::monitor::{self, View};
 use super::ownership::{self, Ownership};
@@ -88,6 +89,7 @@ pub(super) async fn run(
         waiting: VecDeque::new(),
         in_flight: None,
         is_unread: false,
+        looks_next: false,
         began: Instant::now(),
         batch_bytes: 0,
         is_ahead: false,
@@ -131,8 +133,9 @@ struct Flow<'a> {
     waiting: VecDeque<Transaction>,
     /// Commit time of the first transaction of the batch the sink works on; `Some(None)` for a mere position.
     in_flight: Option<Option<Timestamp>>,
-    /// Whether the last batch is durable, and its readers do not see it yet.
+    /// Whether something is durable, and readers do not see it yet; and whether it is looked for before the next batch.
     is_unread: bool,
+    looks_next: bool,
     /// When the last batch began.
     began: Instant,
     /// Its size.
@@ -286,15 +289,19 @@ impl Flow<'_> {
         if self.in_flight.is_some() {
             return;
         }
-        if std::mem::take(&mut self.is_unread) {
-            // The same position again: its receipt comes when readers see it.
+        let is_idle_overdue = self.idle_due().is_some_and(|due| due <= Instant::now());
+        let is_free = self.waiting.is_empty() && !is_idle_overdue;
+        if self.is_unread && (std::mem::take(&mut self.looks_next) || is_free) {
+            // The same position again: its receipt tells how far readers see by now. Between two looks there is room for a batch.
             let position = self.ledger.positions().flush;
             let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable, ahead: None };
             self.hand_over(batch, None).await;
             return;
         }
         if self.waiting.is_empty() {
-            return;
+            return if self.is_unread {
+                self.record_idle().await
+            };
         }
         let Some(transactions) = self.next_batch() else { return };
         let Some(last) = transactions.last() else { return };
@@ -342,7 +349,9 @@ impl Flow<'_> {
     }
 
     async fn hand_over(&mut self, batch: Batch, first_commit_time: Option<Timestamp>) {
-        self.idle.recorded(Instant::now());
+        if batch.position > self.ledger.positions().flush {
+            self.idle.recorded(Instant::now());
+        }
         self.in_flight = Some(first_commit_time);
         self.began = Instant::now();
         self.batch_bytes = batch.size_bytes();
@@ -365,6 +374,7 @@ impl Flow<'_> {
         self.ledger.applied(receipt.applied);
         self.in_flight = None;
         self.is_unread = receipt.durable.is_some_and(|durable| durable.0 > receipt.applied.0);
+        self.looks_next = receipt.durable.is_some_and(|durable| durable.0 > self.ledger.positions().flush);
         if !std::mem::take(&mut self.is_ahead) {
             self.batching.measured(receipt.rows, self.began.elapsed());
         }
@@ -471,21 +481,5 @@ impl Flow<'_> {
             report.is_busy = is_busy;
             rate.tick(report, Instant::now());
         });
-    }
-}
-
-/// The same where an orderly end is no error.
-pub(super) fn ended_well(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> Result<(), PipelineError> {
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        ended => Err(ended_source(ended)),
-    }
-}
-
-fn ended_source(ended: Result<Result<(), SourceError>, tokio::task::JoinError>) -> PipelineError {
-    match ended {
-        Ok(Ok(())) => SourceError::Ended.into(),
-        Ok(Err(error)) => error.into(),
-        Err(error) => PipelineError::Task(error.to_string()),
     }
 }

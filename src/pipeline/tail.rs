@@ -88,10 +88,10 @@ async fn stream(
     let mut arrivals = Vec::new();
     loop {
         let chunk = tokio::select! {
-            ended = &mut source => return super::stream::ended_well(ended),
+            ended = &mut source => return super::ended::ended_well(ended),
             chunk = chunks.recv() => chunk,
         };
-        let Some(chunk) = chunk else { return super::stream::ended_well(source.await) };
+        let Some(chunk) = chunk else { return super::ended::ended_well(source.await) };
         assembler.push(chunk, &mut arrivals)?;
         for arrival in arrivals.drain(..) {
             match arrival {

@@ -61,14 +61,16 @@ fn peak_kib(process_id: u32) -> u64 {
     peak.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// `WALRELAY_TEST_BIG_ROWS` sets its size: 5000000 is the promise, the default fits a small machine.
+/// `WALRELAY_TEST_BIG_ROWS` sets its size: 5000000 is the promise, the default fits a small machine. `WALRELAY_TEST_BIG_SINK` adds
+/// lines to the sink.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_transaction_is_sent_whole_in_bounded_memory() {
     let rows: u64 = std::env::var("WALRELAY_TEST_BIG_ROWS").ok().and_then(|text| text.parse().ok()).unwrap_or(200_000);
     let options = Options::default().with("logical_decoding_work_mem", "1MB").with("max_wal_size", "4GB");
     let feed = Feed::with(options, BrokerOptions::default()).await;
     feed.on_primary("CREATE TABLE big (id bigint PRIMARY KEY, filler text)").await;
-    let relay = feed.relay_with("initial_copy = false\nmemory_limit = \"32MB\"", "").await;
+    let sink = std::env::var("WALRELAY_TEST_BIG_SINK").unwrap_or_default();
+    let relay = feed.relay_with("initial_copy = false\nmemory_limit = \"32MB\"", &sink).await;
     let began = Instant::now();
     let sql = format!(
         "BEGIN; INSERT INTO big SELECT i, repeat('r', 60) FROM generate_series(1, {rows}) i; SAVEPOINT s; \

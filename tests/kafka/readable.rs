@@ -47,7 +47,15 @@ async fn somebody_elses_open_transaction_holds_apply_back_and_not_flush() {
     let mut waiting = feed.in_background("SET synchronous_commit = remote_apply; INSERT INTO orders VALUES (2, 'x')");
     let early = tokio::time::timeout(Duration::from_secs(2), &mut waiting).await;
     assert!(early.is_err(), "the commit returned while no reader could see its event");
+    // Who waits for less is not held up by who waits for readers, nor is what brings no event.
+    for id in 3..=12 {
+        let insert = format!("SET synchronous_commit = on; INSERT INTO orders VALUES ({id}, 'x')");
+        tokio::time::timeout(Duration::from_secs(5), feed.on_primary(&insert)).await.expect("flush waits for readers");
+    }
+    let unpublished = feed.on_primary("SET synchronous_commit = on; CREATE TABLE unpublished AS SELECT 1 AS a");
+    tokio::time::timeout(Duration::from_secs(5), unpublished).await.expect("an idle position waits for readers");
+    assert!(!waiting.is_finished());
     stranger.abort_transaction(PATIENCE).unwrap();
     tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
-    assert_eq!(feed.reader().read(&["shop.public.orders"]).await.len(), 2);
+    assert_eq!(feed.reader().read(&["shop.public.orders"]).await.len(), 12);
 }

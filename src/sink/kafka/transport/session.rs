@@ -60,8 +60,8 @@ pub(super) struct Session {
     buffer: Vec<u8>,
     streaming: Option<Streaming>,
     counted: FeedReport,
-    /// `apply_means = "readable"`: with the partitions that the last batch went to, until they are looked at.
-    readability: Option<(Readability, Vec<(String, i32)>)>,
+    /// `apply_means = "readable"`.
+    readability: Option<Readability>,
 }
 
 /// What there is once events may be sent.
@@ -91,7 +91,6 @@ impl Session {
         };
         let readability =
             readability.transpose().map_err(|fault| fault.while_doing("setting up a Kafka reader", None))?;
-        let readability = readability.map(|readability| (readability, Vec::new()));
         Ok(Self {
             opening,
             carrier,
@@ -132,12 +131,15 @@ impl Session {
         };
         let mut encoder = Encoder::new(self.opening.sink.clone(), origin);
         self.catalog.describe(&tables, &mut encoder)?;
+        if let Some(readability) = &mut self.readability {
+            readability.committed(progress.lsn, Vec::new());
+        }
         self.streaming = Some(Streaming { encoder, progress, skipping: Skipping::new(skip_until) });
         Ok(())
     }
 
     /// Sends a batch whole; on return all of it and the record are in the brokers' logs. Where applied means readable, the receipt
-    /// says so of what was before; the same position without transactions then waits for this batch.
+    /// says how far that is; the same position without transactions then looks again.
     pub(super) fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
         let mut streaming = self.streaming.take().ok_or_else(|| misused("it was not started"))?;
         if batch.position < streaming.progress.lsn {
@@ -145,9 +147,15 @@ impl Session {
         }
         let Batch { transactions, position, .. } = batch;
         let before = streaming.progress.lsn;
-        if transactions.is_empty() && position == before && self.settle_readability()? {
+        if let Some(readability) = self.readability.as_mut().filter(|readability| readability.is_behind())
+            && transactions.is_empty()
+            && position == before
+        {
+            self.opening.heartbeat.beat();
+            let looked = readability.look();
+            looked.map_err(|fault| fault.while_doing("looking whether the events can be read", None))?;
+            let (applied, durable) = (Applied(readability.readable()), Some(Durable(position)));
             self.streaming = Some(streaming);
-            let (applied, durable) = (Applied(position), Some(Durable(position)));
             return Ok(Receipt { applied, durable, transactions: 0, rows: 0, commit_time: None });
         }
         let mut receipt = Receipt {
@@ -174,24 +182,12 @@ impl Session {
         }
         sent?;
         self.tally(streaming.encoder.counters());
-        if let Some((_, unread)) = &mut self.readability {
-            *unread = self.carrier.take_touched();
-            if !unread.is_empty() {
-                receipt.applied = Applied(before);
-            }
+        if let Some(readability) = &mut self.readability {
+            readability.committed(position, self.carrier.take_touched());
+            receipt.applied = Applied(readability.readable());
         }
         self.streaming = Some(streaming);
         Ok(receipt)
-    }
-
-    /// Waits until the last batch can be read; whether there was something to wait for.
-    fn settle_readability(&mut self) -> Result<bool, SinkError> {
-        let Some((readability, unread)) = &mut self.readability else { return Ok(false) };
-        let unread = std::mem::take(unread);
-        let heartbeat = &self.opening.heartbeat;
-        let waited = readability.wait(&unread, || heartbeat.beat());
-        waited.map_err(|fault| fault.while_doing("waiting until the events can be read", None))?;
-        Ok(!unread.is_empty())
     }
 
     pub(super) fn is_exactly_once(&self) -> bool {
