@@ -12,8 +12,8 @@ use super::origin::Origin;
 use super::overrides::override_from;
 use super::section::Section;
 use super::{
-    BATCH_DELAY, Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern,
-    TableSet, libpq, password, text_file,
+    APPLY_DEPTH, APPLY_DEPTH_LIMIT, BATCH_DELAY, Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink,
+    ServerUrl, Sink, TablePattern, TableSet, libpq, password, text_file,
 };
 use crate::model::{PipelineName, SlotName};
 
@@ -40,7 +40,8 @@ const PIPELINE: &[&str] = &[
 ];
 /// A longer one is surely a mistake: keepalives are answered no sooner.
 const LONGEST_BATCH_DELAY: Duration = Duration::from_secs(1);
-const POSTGRES_SINK: &[&str] = &["type", "url", "password_file", "read_only", "batch_delay", "allow_fsync_off"];
+const POSTGRES_SINK: &[&str] =
+    &["type", "url", "password_file", "read_only", "batch_delay", "apply_depth", "allow_fsync_off"];
 const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
@@ -305,6 +306,9 @@ fn sink(
             url: server_url(&mut sink, &format!("{pipeline}.password"), environment)?,
             read_only: sink.boolean("read_only")?.unwrap_or(true),
             batch_delay: batch_delay(&mut sink)?,
+            apply_depth: sink
+                .integer("apply_depth", 1, APPLY_DEPTH_LIMIT as u64)?
+                .map_or(APPLY_DEPTH, |depth| depth as usize),
             allow_fsync_off: sink.boolean("allow_fsync_off")?.unwrap_or(false),
         }),
         "stdout" => {

@@ -141,6 +141,11 @@ impl Sink {
 /// `batch_delay` of a Postgres sink where the file says nothing.
 pub const BATCH_DELAY: Duration = Duration::from_millis(10);
 
+/// `apply_depth` of a Postgres sink where the file says nothing, and the most it may be.
+pub const APPLY_DEPTH: usize = 4;
+/// See `APPLY_DEPTH`.
+pub const APPLY_DEPTH_LIMIT: usize = 16;
+
 /// A Postgres standby.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PostgresSink {
@@ -150,6 +155,8 @@ pub struct PostgresSink {
     pub read_only: bool,
     /// How long changes gather while the primary waits for nothing of this standby.
     pub batch_delay: Duration,
+    /// Most batches that are under way at once.
+    pub apply_depth: usize,
     /// Whether a standby with `fsync = off` will do.
     pub allow_fsync_off: bool,
 }

@@ -30,6 +30,7 @@ const PIPELINE_KEYS: &[&str] = &[
     "sink.password_file",
     "sink.read_only",
     "sink.batch_delay",
+    "sink.apply_depth",
     "sink.allow_fsync_off",
     "sink.brokers",
     "sink.topic_prefix",

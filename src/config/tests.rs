@@ -254,6 +254,7 @@ fn the_annotated_example_holds_and_names_every_key() {
         "type",
         "read_only",
         "batch_delay",
+        "apply_depth",
         "allow_fsync_off",
     ] {
         assert!(text.contains(&format!("{key} = ")), "{key} is not explained");

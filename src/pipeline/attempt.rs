@@ -157,6 +157,7 @@ impl Attempt<'_> {
             },
             guard_for: is_read_only.then(|| self.settings.primary.clone()),
             skip_until,
+            apply_depth: sink.apply_depth,
         };
         let opened = PostgresSink::open(&sink.url, opening, self.reporter.heartbeat().clone()).await?;
         let mut opened = opened.ok_or_else(|| {

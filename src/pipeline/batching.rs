@@ -1,9 +1,10 @@
-//! How much of what waits goes into one batch. Pure: it starts nothing and reads no clock.
+//! How much of what waits goes into one batch, and when it goes behind another that is not answered. Pure: it starts nothing and reads
+//! no clock.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::model::Transaction;
+use crate::model::{Timestamp, Transaction};
 
 /// A batch takes no further transaction beyond this size.
 const BYTES_LIMIT: u64 = 8 * 1024 * 1024;
@@ -18,19 +19,57 @@ const WAITED_ROWS_MOST: u64 = 50_000;
 /// Smaller batches say little about the work of a row.
 const TELLING_ROWS: u64 = 50;
 
+/// With a longer round trip the sink is far: it is idle while an answer is on its way, and gathering meanwhile gains nothing.
+const FAR: Duration = Duration::from_micros(500);
+
+/// Complete transactions that wait for the sink.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    transactions: VecDeque<Transaction>,
+    rows: u64,
+    size_bytes: u64,
+}
+
+impl Waiting {
+    pub(super) fn push(&mut self, transaction: Transaction) {
+        self.rows += transaction.rows;
+        self.size_bytes += transaction.size_bytes;
+        self.transactions.push_back(transaction);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.transactions.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.transactions.is_empty()
+    }
+
+    /// In order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Transaction> {
+        self.transactions.iter()
+    }
+
+    pub(super) fn oldest(&self) -> Option<Timestamp> {
+        self.transactions.front().map(|transaction| transaction.commit_time)
+    }
+}
+
 /// The rule of one stream.
 #[derive(Debug)]
 pub(super) struct Batching {
     /// Most transactions of any batch: the sink's own limit.
     most_transactions: usize,
+    is_far: bool,
     /// Whether commits on the primary may wait for this sink.
     is_waited_for: bool,
     waited_rows: u64,
 }
 
 impl Batching {
-    pub(super) fn new(most_transactions: usize) -> Self {
-        Self { most_transactions, is_waited_for: false, waited_rows: WAITED_ROWS }
+    /// For a sink that takes so many transactions and is so far away.
+    pub(super) fn new(most_transactions: usize, round_trip: Duration) -> Self {
+        Self { most_transactions, is_far: round_trip > FAR, is_waited_for: false, waited_rows: WAITED_ROWS }
     }
 
     pub(super) fn set_waited_for(&mut self, is_waited_for: bool) {
@@ -51,31 +90,48 @@ impl Batching {
         self.waited_rows = ((self.waited_rows + fitting) / 2).clamp(WAITED_ROWS_LEAST, WAITED_ROWS_MOST);
     }
 
-    /// Takes the next batch off the front, at least one transaction if there is one.
-    pub(super) fn take(&self, waiting: &mut VecDeque<Transaction>) -> Vec<Transaction> {
-        let (most_transactions, most_rows) = if self.is_waited_for {
+    /// Whether what waits goes at once behind batches that are not answered: where it makes a full batch, or where the sink is far
+    /// and commits wait. Elsewhere the sink is at work until it answers, and what gathers meanwhile costs it less.
+    pub(super) fn may_follow(&self, waiting: &Waiting) -> bool {
+        let (most_transactions, most_rows) = self.limits();
+        let is_full =
+            waiting.len() >= most_transactions || waiting.rows >= most_rows || waiting.size_bytes >= BYTES_LIMIT;
+        is_full || self.is_waited_for && self.is_far
+    }
+
+    /// Takes the next batch off the front, at most so many and at least one transaction if there is one.
+    pub(super) fn take(&self, waiting: &mut Waiting, most: usize) -> Vec<Transaction> {
+        let (most_transactions, most_rows) = self.limits();
+        let most_transactions = most_transactions.min(most);
+        let (mut rows, mut size_bytes) = (0, 0);
+        let mut count = 0;
+        for transaction in &waiting.transactions {
+            let (next_rows, next_bytes) = (rows + transaction.rows, size_bytes + transaction.size_bytes);
+            if count > 0 && (count >= most_transactions || next_rows > most_rows || next_bytes > BYTES_LIMIT) {
+                break;
+            }
+            (rows, size_bytes) = (next_rows, next_bytes);
+            count += 1;
+        }
+        waiting.rows -= rows;
+        waiting.size_bytes -= size_bytes;
+        waiting.transactions.drain(..count).collect()
+    }
+
+    /// Most transactions and rows of a batch.
+    fn limits(&self) -> (usize, u64) {
+        if self.is_waited_for {
             (WAITED_TRANSACTIONS_LIMIT.min(self.most_transactions), self.waited_rows)
         } else {
             (self.most_transactions, u64::MAX)
-        };
-        let (mut rows, mut size_bytes) = (0, 0);
-        let mut count = 0;
-        for transaction in waiting.iter() {
-            rows += transaction.rows;
-            size_bytes += transaction.size_bytes;
-            if count > 0 && (count >= most_transactions || rows > most_rows || size_bytes > BYTES_LIMIT) {
-                break;
-            }
-            count += 1;
         }
-        waiting.drain(..count).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Body, Lsn, Timestamp};
+    use crate::model::{Body, Lsn};
 
     fn transaction(rows: u64, size_bytes: u64) -> Transaction {
         Transaction {
@@ -95,14 +151,45 @@ mod tests {
 
     /// Compares how many of equal transactions make the first batch.
     fn check(batching: &Batching, count: usize, rows: u64, size_bytes: u64, expected: usize) {
-        let mut waiting: VecDeque<_> = (0..count).map(|_| transaction(rows, size_bytes)).collect();
-        assert_eq!(batching.take(&mut waiting).len(), expected, "{count} of {rows} rows, {size_bytes} bytes");
-        assert_eq!(waiting.len(), count - expected);
+        let mut waiting = Waiting::default();
+        (0..count).for_each(|_| waiting.push(transaction(rows, size_bytes)));
+        assert_eq!(
+            batching.take(&mut waiting, usize::MAX).len(),
+            expected,
+            "{count} of {rows} rows, {size_bytes} bytes"
+        );
+        let rest = count - expected;
+        let left = (rest, rest as u64 * rows, rest as u64 * size_bytes);
+        assert_eq!((waiting.len(), waiting.rows, waiting.size_bytes), left);
+    }
+
+    #[test]
+    fn what_waits_follows_where_it_fills_a_batch_or_where_the_sink_is_far_and_commits_wait() {
+        let (near, far) = (Duration::from_micros(80), Duration::from_millis(1));
+        // Round trip, whether commits wait, transactions, rows and bytes of each, and whether they follow.
+        let cases = [
+            (near, false, 1, 1, 100, false),
+            (far, false, 40_000, 1, 100, false),
+            (near, false, 50_000, 1, 100, true),
+            (near, false, 3, 1, 3 << 20, true),
+            (near, true, 499, 1, 100, false),
+            (near, true, 500, 1, 100, true),
+            (near, true, 2, 1_000, 100, true),
+            (far, true, 1, 1, 100, true),
+        ];
+        for (round_trip, is_waited_for, count, rows, size_bytes, expected) in cases {
+            let mut batching = Batching::new(50_000, round_trip);
+            batching.set_waited_for(is_waited_for);
+            let mut waiting = Waiting::default();
+            (0..count).for_each(|_| waiting.push(transaction(rows, size_bytes)));
+            let case = (round_trip, is_waited_for, count, rows, size_bytes);
+            assert_eq!(batching.may_follow(&waiting), expected, "{case:?}");
+        }
     }
 
     #[test]
     fn a_batch_is_large_unless_commits_wait_for_it() {
-        let mut batching = Batching::new(50_000);
+        let mut batching = Batching::new(50_000, Duration::ZERO);
         check(&batching, 0, 1, 100, 0);
         check(&batching, 60_000, 1, 100, 50_000);
         check(&batching, 10, 1, 3 << 20, 2);
@@ -115,7 +202,7 @@ mod tests {
 
     #[test]
     fn work_that_was_measured_bounds_a_batch_that_is_waited_for() {
-        let mut batching = Batching::new(50_000);
+        let mut batching = Batching::new(50_000, Duration::ZERO);
         batching.set_waited_for(true);
         // Too few rows to tell.
         batching.measured(10, Duration::from_secs(1));

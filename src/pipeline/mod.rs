@@ -34,6 +34,7 @@ mod stream;
 mod tail;
 #[cfg(feature = "kafka")]
 mod to_kafka;
+mod under_way;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -7,7 +7,6 @@
 //!    └──────────── positions ──────────────┘ └─ applied ∙ durable ───┘
 //! ```
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,12 +24,13 @@ use crate::sink::{AnySink, Batch, Commit, Receipt};
 use crate::source::{SourceError, Stream};
 
 use super::ahead::Lead;
-use super::batching::Batching;
+use super::batching::{Batching, Waiting};
 use super::ended::ended_source;
 use super::joining::{self, Noticed};
 use super::monitor::{self, View};
 use super::ownership::{self, Ownership};
 use super::reporter::{Rate, Reporter};
+use super::under_way::UnderWay;
 use super::{PipelineError, Settings};
 
 /// Chunks read ahead of the assembler.
@@ -86,14 +86,12 @@ pub(super) async fn run(
         spool,
         budget,
         arrivals: Vec::new(),
-        waiting: VecDeque::new(),
-        in_flight: None,
+        waiting: Waiting::default(),
+        under_way: UnderWay::new(sink.round_trip()),
+        depth: sink.depth(),
         is_unread: false,
         looks_next: false,
-        began: Instant::now(),
-        batch_bytes: 0,
-        is_ahead: false,
-        batching: Batching::new(sink.batch_limit()),
+        batching: Batching::new(sink.batch_limit(), sink.round_trip()),
         batch_delay,
         gather,
         idle: IdleRecords::default(),
@@ -130,18 +128,13 @@ struct Flow<'a> {
     spool: Spool,
     budget: std::sync::Arc<MemoryBudget>,
     arrivals: Vec<Arrival>,
-    waiting: VecDeque<Transaction>,
-    /// Commit time of the first transaction of the batch the sink works on; `Some(None)` for a mere position.
-    in_flight: Option<Option<Timestamp>>,
+    waiting: Waiting,
+    under_way: UnderWay,
+    /// Most batches under way.
+    depth: usize,
     /// Whether something is durable, and readers do not see it yet; and whether it is looked for before the next batch.
     is_unread: bool,
     looks_next: bool,
-    /// When the last batch began.
-    began: Instant,
-    /// Its size.
-    batch_bytes: u64,
-    /// Whether most of it was written before.
-    is_ahead: bool,
     batching: Batching,
     /// How long changes gather while nobody waits for them, …
     batch_delay: Duration,
@@ -190,6 +183,8 @@ impl Flow<'_> {
                 outcome = self.worker.outcome() => match outcome? {
                     Outcome::Durable(durable) => self.durable(durable),
                     Outcome::Applied(receipt) => self.receipt(receipt),
+                    // There is room for the next one.
+                    Outcome::Sent => {}
                 },
                 () = self.lead.done() => {}
                 // 2. A lost connection ends everything that was pending.
@@ -231,7 +226,7 @@ impl Flow<'_> {
 
     /// Nothing is under way, waiting, unrecorded or not durable.
     fn is_drained(&self) -> bool {
-        self.in_flight.is_none()
+        self.under_way.is_empty()
             && self.waiting.is_empty()
             && self.ledger.idle_position().is_none()
             && self.ledger.is_durable()
@@ -258,7 +253,7 @@ impl Flow<'_> {
                 Arrival::Transaction(transaction) => match self.ledger.transaction(transaction.end_lsn) {
                     Arrived::New => {
                         self.lead.arrived(&transaction);
-                        self.waiting.push_back(transaction);
+                        self.waiting.push(transaction);
                     }
                     Arrived::AlreadyRecorded => {
                         tracing::debug!(lsn = %transaction.end_lsn, "already recorded; dropped")
@@ -276,7 +271,7 @@ impl Flow<'_> {
                     if is_behind(unit.end_lsn) {
                         self.is_over = true;
                     } else if self.ledger.transaction(unit.end_lsn) == Arrived::New {
-                        self.waiting.push_back(unit);
+                        self.waiting.push(unit);
                     }
                 }
             }
@@ -284,61 +279,66 @@ impl Flow<'_> {
         Ok(())
     }
 
-    /// Hands the sink what waits, if it has nothing to do.
+    /// Hands the sink what waits, if it has nothing to do, or if that may follow what it has to do.
     async fn dispatch(&mut self) {
-        if self.in_flight.is_some() {
-            return;
+        if self.under_way.is_empty() && self.is_unread {
+            let is_idle_overdue = self.idle_due().is_some_and(|due| due <= Instant::now());
+            let is_free = self.waiting.is_empty() && !is_idle_overdue;
+            if std::mem::take(&mut self.looks_next) || is_free {
+                return self.look().await;
+            }
+            if self.waiting.is_empty() {
+                return self.record_idle().await;
+            }
         }
-        let is_idle_overdue = self.idle_due().is_some_and(|due| due <= Instant::now());
-        let is_free = self.waiting.is_empty() && !is_idle_overdue;
-        if self.is_unread && (std::mem::take(&mut self.looks_next) || is_free) {
-            // The same position again: its receipt tells how far readers see by now. Between two looks there is room for a batch.
-            let position = self.ledger.positions().flush;
-            let batch = Batch { transactions: Vec::new(), position, commit: Commit::Durable, ahead: None };
-            self.hand_over(batch, None).await;
-            return;
+        while self.may_send() {
+            let Some(transactions) = self.next_batch() else { return };
+            let Some(last) = transactions.last() else { return };
+            let position = self.ledger.record_after(last.end_lsn);
+            let commit = self.commit();
+            let ahead = if self.lead.place_in(transactions.iter()).is_some() { self.lead.take() } else { None };
+            self.hand_over(Batch { transactions, position, commit, ahead }).await;
         }
-        if self.waiting.is_empty() {
-            return if self.is_unread {
-                self.record_idle().await
-            };
-        }
-        let Some(transactions) = self.next_batch() else { return };
-        let Some(last) = transactions.last() else { return };
-        let position = self.ledger.record_after(last.end_lsn);
-        let first_commit_time = transactions.first().map(|first| first.commit_time);
-        let commit = self.commit();
-        let ahead = if self.lead.place_in(transactions.iter()).is_some() { self.lead.take() } else { None };
-        self.hand_over(Batch { transactions, position, commit, ahead }, first_commit_time).await;
     }
 
-    /// What goes into the next batch. A transaction of which something is written already goes alone; `None` while that is not
-    /// ready.
+    /// The same position again: its receipt tells how far readers see by now. Between two looks there is room for a batch.
+    async fn look(&mut self) {
+        let position = self.ledger.positions().flush;
+        self.hand_over(Batch { transactions: Vec::new(), position, commit: Commit::Durable, ahead: None }).await;
+    }
+
+    fn may_send(&self) -> bool {
+        !self.waiting.is_empty()
+            && self.worker.is_ready()
+            && match self.under_way.len() {
+                0 => true,
+                count => count < self.depth && self.batching.may_follow(&self.waiting),
+            }
+    }
+
+    /// What goes into the next batch. A transaction of which something is written already goes alone, behind nothing that is not
+    /// answered; `None` while that is not so.
     fn next_batch(&mut self) -> Option<Vec<Transaction>> {
         match self.lead.place_in(self.waiting.iter()) {
-            None => Some(self.batching.take(&mut self.waiting)),
-            Some(0) if self.lead.is_busy() => None,
-            Some(0) => Some(self.waiting.pop_front().into_iter().collect()),
-            Some(place) => {
-                let behind = self.waiting.split_off(place);
-                let transactions = self.batching.take(&mut self.waiting);
-                self.waiting.extend(behind);
-                Some(transactions)
-            }
+            None => Some(self.batching.take(&mut self.waiting, usize::MAX)),
+            Some(0) if self.lead.is_busy() || !self.under_way.is_empty() => None,
+            Some(0) => Some(self.batching.take(&mut self.waiting, 1)),
+            Some(place) => Some(self.batching.take(&mut self.waiting, place)),
         }
     }
 
     async fn record_idle(&mut self) {
         if let Some(position) = self.ledger.idle_position() {
             let commit = self.commit();
-            self.hand_over(Batch { transactions: Vec::new(), position, commit, ahead: None }, None).await;
+            self.hand_over(Batch { transactions: Vec::new(), position, commit, ahead: None }).await;
         }
     }
 
-    /// A batch behind which nothing waits has its promise soonest by a commit that waits for the disk. Behind another, or while
-    /// nobody waits at all, the flusher does that beside the next batch.
+    /// A batch before and behind which there is nothing has its promise soonest by a commit that waits for the disk. Among others,
+    /// or while nobody waits at all, the flusher does that beside the next batch.
     fn commit(&self) -> Commit {
-        if self.batching.is_waited_for() && self.waiting.is_empty() { Commit::Durable } else { Commit::Visible }
+        let is_alone = self.waiting.is_empty() && self.under_way.is_empty();
+        if self.batching.is_waited_for() && is_alone { Commit::Durable } else { Commit::Visible }
     }
 
     async fn flush_if_due(&mut self) {
@@ -348,20 +348,19 @@ impl Flow<'_> {
         }
     }
 
-    async fn hand_over(&mut self, batch: Batch, first_commit_time: Option<Timestamp>) {
+    async fn hand_over(&mut self, batch: Batch) {
+        let now = Instant::now();
         if batch.position > self.ledger.positions().flush {
-            self.idle.recorded(Instant::now());
+            self.idle.recorded(now);
         }
-        self.in_flight = Some(first_commit_time);
-        self.began = Instant::now();
-        self.batch_bytes = batch.size_bytes();
-        self.is_ahead = batch.ahead.is_some();
+        let first_commit_time = batch.transactions.first().map(|first| first.commit_time);
+        self.under_way.begin(now, first_commit_time, batch.size_bytes(), batch.ahead.is_some());
         self.worker.begin(batch).await;
     }
 
     /// When the idle position, if there is one and nothing is under way, is to be recorded.
     fn idle_due(&self) -> Option<Instant> {
-        let is_idle = self.in_flight.is_none() && self.waiting.is_empty() && self.ledger.idle_position().is_some();
+        let is_idle = self.under_way.is_empty() && self.waiting.is_empty() && self.ledger.idle_position().is_some();
         is_idle.then(|| self.idle.due(Instant::now()))
     }
 
@@ -372,11 +371,12 @@ impl Flow<'_> {
 
     fn receipt(&mut self, receipt: Receipt) {
         self.ledger.applied(receipt.applied);
-        self.in_flight = None;
+        let now = Instant::now();
+        let Some(ended) = self.under_way.end(now) else { return };
         self.is_unread = receipt.durable.is_some_and(|durable| durable.0 > receipt.applied.0);
         self.looks_next = receipt.durable.is_some_and(|durable| durable.0 > self.ledger.positions().flush);
-        if !std::mem::take(&mut self.is_ahead) {
-            self.batching.measured(receipt.rows, self.began.elapsed());
+        if let Some(work) = ended.work {
+            self.batching.measured(receipt.rows, work);
         }
         self.reporter.heartbeat().beat();
         self.reporter.update(|report| {
@@ -388,7 +388,7 @@ impl Flow<'_> {
                 self.flushes.covered();
                 self.durable(durable);
             }
-            None => self.flushes.applied(Instant::now(), self.batch_bytes),
+            None => self.flushes.applied(now, ended.size_bytes),
         }
     }
 
@@ -410,8 +410,7 @@ impl Flow<'_> {
 
     /// Age of the oldest transaction that is not applied, by the primary's clock.
     fn lag_seconds(&self) -> f64 {
-        let oldest =
-            self.in_flight.flatten().or_else(|| self.waiting.front().map(|transaction| transaction.commit_time));
+        let oldest = self.under_way.oldest().or_else(|| self.waiting.oldest());
         let now = Timestamp(Timestamp::now().0.saturating_add(self.clock_offset_micros));
         oldest.map_or(0.0, |oldest| oldest.seconds_until(now))
     }
@@ -461,7 +460,7 @@ impl Flow<'_> {
     fn show(&mut self, view: &View) {
         let own = self.ledger.positions();
         let lag_seconds = self.lag_seconds();
-        let is_busy = self.in_flight.is_some() || !self.waiting.is_empty();
+        let is_busy = !self.under_way.is_empty() || !self.waiting.is_empty();
         let (memory_bytes, spool_bytes) = (self.budget.used_bytes(), self.spool.used_bytes());
         let rate = &mut self.rate;
         self.reporter.update(|report| {

@@ -9,6 +9,11 @@ pub mod worker;
 
 pub use error::{ChangePlace, SinkError};
 
+use std::future::pending;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
 use crate::model::{Applied, Durable, Lsn, Timestamp, Transaction};
 
 /// Complete transactions that waited, in commit order, to be written as one unit; or a mere position.
@@ -118,13 +123,63 @@ impl AnySink {
         }
     }
 
-    /// Writes a batch whole, and makes it durable if its commit is to wait for that.
-    pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
+    /// Where the receipts come that `begin` does not return. Once.
+    pub(in crate::sink) fn take_receipts(&mut self) -> Option<mpsc::Receiver<Receipt>> {
         match self {
-            AnySink::Postgres(sink) => sink.apply(batch).await,
+            AnySink::Postgres(sink) => sink.take_receipts(),
             #[cfg(feature = "kafka")]
-            AnySink::Kafka(sink) => sink.apply(batch).await,
-            AnySink::Stdout(sink) => tokio::task::block_in_place(|| sink.apply(batch)),
+            AnySink::Kafka(_) => None,
+            AnySink::Stdout(_) => None,
+        }
+    }
+
+    /// Most batches that may be under way.
+    pub fn depth(&self) -> usize {
+        match self {
+            AnySink::Postgres(sink) => sink.depth(),
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => 1,
+            AnySink::Stdout(_) => 1,
+        }
+    }
+
+    /// How long the way to the sink and back takes, if batches follow each other on it.
+    pub fn round_trip(&self) -> Duration {
+        match self {
+            AnySink::Postgres(sink) => sink.round_trip(),
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => Duration::ZERO,
+            AnySink::Stdout(_) => Duration::ZERO,
+        }
+    }
+
+    /// Begins a batch. Without a receipt it is on its way, and the receipt comes later.
+    pub(in crate::sink) async fn begin(&mut self, batch: Batch) -> Result<Option<Receipt>, SinkError> {
+        match self {
+            AnySink::Postgres(sink) => sink.begin(batch).await,
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(sink) => sink.apply(batch).await.map(Some),
+            AnySink::Stdout(sink) => tokio::task::block_in_place(|| sink.apply(batch)).map(Some),
+        }
+    }
+
+    /// Waits for the next answer to batches that were begun; for ever while there is none. Cancel safe.
+    pub(in crate::sink) async fn answer(&mut self) -> Result<postgres::Answer, SinkError> {
+        match self {
+            AnySink::Postgres(sink) => sink.answer().await,
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => pending().await,
+            AnySink::Stdout(_) => pending().await,
+        }
+    }
+
+    /// Deals with a batch that failed.
+    pub(in crate::sink) async fn mend(&mut self) -> Result<(), SinkError> {
+        match self {
+            AnySink::Postgres(sink) => sink.mend().await,
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => Ok(()),
+            AnySink::Stdout(_) => Ok(()),
         }
     }
 }

@@ -1,49 +1,59 @@
-//! Gives a sink one batch at a time: a small one within the caller's own task, so that nobody has to be woken between the
+//! Gives a sink its batches: a small one is sent within the caller's own task, so that nobody has to be woken between the
 //! primary's socket and the sink's; a large one in a task of its own, beside the caller. Beside the batches the sink's flusher makes
 //! durable what was committed without waiting for the disk. After an error of either the sink is gone: they are one unit.
 
 use std::fmt;
-use std::future::{pending, poll_fn};
+use std::future::{pending, poll_fn, ready};
 use std::pin::Pin;
 use std::task::Poll;
 
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use super::postgres::Flusher;
+use super::postgres::{Answer, Flusher};
 use super::{AnySink, Batch, Receipt, SinkError};
 use crate::model::{Applied, Durable};
 
 /// Batches up to this size are small: writing one takes less time than waking another task.
 const SMALL_BYTES: u64 = 64 * 1024;
 
-type Work = Pin<Box<dyn Future<Output = (AnySink, Result<Receipt, SinkError>)> + Send>>;
+/// With the receipt, if that is not to come later.
+type Done = (AnySink, Result<Option<Receipt>, SinkError>);
+type Work = Pin<Box<dyn Future<Output = Done> + Send>>;
 type FlushWork = Pin<Box<dyn Future<Output = (Box<Flusher>, Result<(), SinkError>)> + Send>>;
 
 /// What became of the work.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The batch under way is applied.
+    /// The batch that was being sent is on its way: it is ready for another.
+    Sent,
+    /// The first of the batches under way is applied.
     Applied(Receipt),
     /// The flush under way is done: what was applied when it began is durable.
     Durable(Durable),
 }
 
-/// A sink with the batch it works on, and its flusher.
+/// A sink with the batches it works on, and its flusher.
 pub struct Worker {
     state: State,
+    receipts: mpsc::Receiver<Receipt>,
     flusher: FlusherState,
     /// The last batch that was applied and is not durable, and that no flush under way covers.
     unflushed: Option<Applied>,
 }
 
 /// ```text
-/// Idle ──begin──▶ Busy ──receipt──▶ Idle
-///                   └───error─────▶ Gone
+///   ┌──answers──┐
+/// Ready ◀───────┘
+/// Ready ──begin──▶ Sending ──sent──▶ Ready
+///   └──failure──▶ Sending (mends) ──▶ Ready, or ──error──▶ Gone
 /// ```
 enum State {
-    Idle(AnySink),
-    Busy(Work),
+    /// Takes a batch, and waits for answers to those under way.
+    Ready(AnySink),
+    /// A batch is being sent, or one that failed mended.
+    Sending(Work),
     Gone,
 }
 
@@ -62,8 +72,8 @@ enum FlusherState {
 impl fmt::Debug for Worker {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self.state {
-            State::Idle(_) => "Worker(idle)",
-            State::Busy(_) => "Worker(busy)",
+            State::Ready(_) => "Worker(ready)",
+            State::Sending(_) => "Worker(sending)",
             State::Gone => "Worker(gone)",
         })
     }
@@ -73,28 +83,40 @@ impl Worker {
     /// A worker that waits for its first batch.
     pub fn new(mut sink: AnySink) -> Self {
         let flusher = sink.take_flusher().map_or(FlusherState::None, FlusherState::Idle);
-        Self { state: State::Idle(sink), flusher, unflushed: None }
+        // Without a sender it is closed at once, and never asked again.
+        let receipts = sink.take_receipts().unwrap_or_else(|| mpsc::channel(1).1);
+        Self { state: State::Ready(sink), receipts, flusher, unflushed: None }
     }
 
-    /// Begins a batch. A small one is on its way to the sink when this returns.
+    /// Whether it takes a batch now. How many may be under way is the caller's to count.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Ready(_))
+    }
+
+    /// Begins a batch, behind those under way. A small one is on its way to the sink when this returns.
     ///
     /// # Panics
-    /// In debug builds, when the last batch has no receipt yet: that one is then given up.
+    /// In debug builds, when it is not ready: the sink is then given up.
     pub async fn begin(&mut self, batch: Batch) {
-        let State::Idle(mut sink) = std::mem::replace(&mut self.state, State::Gone) else {
+        let State::Ready(mut sink) = std::mem::replace(&mut self.state, State::Gone) else {
             debug_assert!(false, "a batch for a sink that is busy or gone");
             return;
         };
         let is_small = batch.size_bytes() <= SMALL_BYTES;
         let work = async move {
-            let result = sink.apply(batch).await;
+            let result = sink.begin(batch).await;
             (sink, result)
         };
-        let mut work: Work = if is_small { Box::pin(work) } else { beside(work) };
-        if is_small {
-            work = first_step(work).await;
-        }
-        self.state = State::Busy(work);
+        self.state = if !is_small {
+            State::Sending(beside(work))
+        } else {
+            let mut work: Work = Box::pin(work);
+            match first_step(&mut work).await {
+                Some((sink, Ok(None))) => State::Ready(sink),
+                Some(done) => State::Sending(Box::pin(ready(done))),
+                None => State::Sending(work),
+            }
+        };
     }
 
     /// Whether something is applied and not durable that no flush under way covers, and the flusher is free.
@@ -108,29 +130,73 @@ impl Worker {
         let Some(covered) = self.unflushed.filter(|_| self.may_flush()) else { return };
         let FlusherState::Idle(flusher) = std::mem::replace(&mut self.flusher, FlusherState::None) else { return };
         self.unflushed = None;
-        self.flusher = FlusherState::Busy(first_step(Box::pin(flusher.flush())).await, covered);
+        let mut work: FlushWork = Box::pin(flusher.flush());
+        if let Some(done) = first_step(&mut work).await {
+            work = Box::pin(ready(done));
+        }
+        self.flusher = FlusherState::Busy(work, covered);
     }
 
-    /// Waits for the end of the batch or of the flush under way; for ever while there is neither. Cancel safe.
+    /// Waits for what comes next of the batches or of the flush under way; for ever while there is neither. Cancel safe.
     pub async fn outcome(&mut self) -> Result<Outcome, SinkError> {
-        tokio::select! {
-            biased;
-            durable = flushed(&mut self.flusher) => Ok(Outcome::Durable(durable?)),
-            receipt = received(&mut self.state) => {
-                let receipt = receipt?;
-                // A commit that waited for the disk has all before it there too.
-                self.unflushed = receipt.durable.is_none().then_some(receipt.applied);
-                Ok(Outcome::Applied(receipt))
+        let receipt = loop {
+            tokio::select! {
+                biased;
+                durable = flushed(&mut self.flusher) => return Ok(Outcome::Durable(durable?)),
+                Some(receipt) = self.receipts.recv() => break receipt,
+                advanced = advance(&mut self.state) => match advanced? {
+                    Advanced::Answered => {}
+                    Advanced::Sent => return Ok(Outcome::Sent),
+                    Advanced::Done(receipt) => break receipt,
+                }
             }
-        }
+        };
+        // A commit that waited for the disk has all before it there too.
+        self.unflushed = receipt.durable.is_none().then_some(receipt.applied);
+        Ok(Outcome::Applied(receipt))
     }
 }
 
-async fn received(state: &mut State) -> Result<Receipt, SinkError> {
-    let State::Busy(work) = state else { return pending().await };
-    let (sink, result) = work.as_mut().await;
-    *state = if result.is_ok() { State::Idle(sink) } else { State::Gone };
+enum Advanced {
+    /// Receipts may have come.
+    Answered,
+    Sent,
+    /// With its receipt, which comes nowhere else.
+    Done(Receipt),
+}
+
+/// Waits until the state is another one, or an answer came. Cancel safe.
+async fn advance(state: &mut State) -> Result<Advanced, SinkError> {
+    let result = match state {
+        State::Ready(sink) => match sink.answer().await {
+            Ok(Answer::Committed) => return Ok(Advanced::Answered),
+            Ok(Answer::Failed) => {
+                mend(state);
+                return Ok(Advanced::Answered);
+            }
+            Err(error) => Err(error),
+        },
+        State::Sending(work) => match work.as_mut().await {
+            (sink, Ok(receipt)) => {
+                *state = State::Ready(sink);
+                return Ok(receipt.map_or(Advanced::Sent, Advanced::Done));
+            }
+            (_, Err(error)) => Err(error),
+        },
+        State::Gone => return pending().await,
+    };
+    *state = State::Gone;
     result
+}
+
+/// The batch that failed goes the slower way, and those behind it are sent again.
+fn mend(state: &mut State) {
+    if let State::Ready(mut sink) = std::mem::replace(state, State::Gone) {
+        *state = State::Sending(beside(async move {
+            let result = sink.mend().await;
+            (sink, result.map(|()| None))
+        }));
+    }
 }
 
 async fn flushed(state: &mut FlusherState) -> Result<Durable, SinkError> {
@@ -144,22 +210,17 @@ async fn flushed(state: &mut FlusherState) -> Result<Durable, SinkError> {
     result.map(|()| Durable(covered.0))
 }
 
-/// Takes a first step, which writes. Work that is done by then gives its outcome again.
-async fn first_step<T: Send + 'static>(
-    mut work: Pin<Box<dyn Future<Output = T> + Send>>,
-) -> Pin<Box<dyn Future<Output = T> + Send>> {
-    let done = poll_fn(|context| match work.as_mut().poll(context) {
+/// Takes a first step, which writes; what came of it if the work is done by then.
+async fn first_step<T: Send + 'static>(work: &mut Pin<Box<dyn Future<Output = T> + Send>>) -> Option<T> {
+    poll_fn(|context| match work.as_mut().poll(context) {
         Poll::Ready(done) => Poll::Ready(Some(done)),
         Poll::Pending => Poll::Ready(None),
-    });
-    match done.await {
-        Some(done) => Box::pin(std::future::ready(done)),
-        None => work,
-    }
+    })
+    .await
 }
 
 /// Runs the work in a task that ends with its future.
-fn beside(work: impl Future<Output = (AnySink, Result<Receipt, SinkError>)> + Send + 'static) -> Work {
+fn beside(work: impl Future<Output = Done> + Send + 'static) -> Work {
     let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
     Box::pin(async move {
         match task.await {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use walrelay::config::{BATCH_DELAY, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet};
+use walrelay::config::{
+    APPLY_DEPTH, BATCH_DELAY, OnExistingRows, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet,
+};
 use walrelay::model::{PipelineName, QualifiedName, Retry, SlotName};
 use walrelay::snapshot::store::{self, TableState};
 use walrelay::snapshot::{self, Copy, CopyOutcome, CopyProgress, ExportedSnapshot, Imported, Prepared, SnapshotError};
@@ -41,6 +43,7 @@ impl Steps {
                 url: standby.clone(),
                 read_only: true,
                 batch_delay: BATCH_DELAY,
+                apply_depth: APPLY_DEPTH,
                 allow_fsync_off: false,
             }),
         };
@@ -74,6 +77,7 @@ impl Steps {
                 url: self.standby.clone(),
                 read_only: true,
                 batch_delay: BATCH_DELAY,
+                apply_depth: APPLY_DEPTH,
                 allow_fsync_off: false,
             },
             publication: &publication,

@@ -9,11 +9,13 @@
 
 use bytes::Bytes;
 use postgres_protocol::escape::escape_literal;
+use tokio::sync::mpsc;
 
 use crate::config::ServerUrl;
 use crate::model::{Applied, Durable, Heartbeat, Lsn, Progress, Transaction};
+use crate::wire::WireError;
 
-use super::super::{Commit, Receipt, SinkError};
+use super::super::{Batch, Receipt, SinkError};
 use super::batch::{Applier, Around, Mode};
 use super::change::ApplyError;
 use super::fallback::is_undone;
@@ -21,7 +23,7 @@ use super::open::{AHEAD_ROLE, ahead_origin_name, open_session, take_origin};
 use super::opening::Opening;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
-use super::store::query_row;
+use super::store::{place_sql, query_row};
 use super::tables::Tables;
 use super::unit::Unit;
 
@@ -72,7 +74,9 @@ impl AheadOpener {
         take_origin(&mut connection, &url, &opening.pipeline, &origin, &[AHEAD_ROLE]).await?;
         let lock_timeout = format!("SET lock_timeout = {}", escape_literal(LOCK_TIMEOUT));
         query_row(&mut connection, &lock_timeout, "setting lock_timeout on the standby").await?;
-        let applier = Applier::new(Pipelined::new(connection), opening.pipeline.as_str(), Bytes::new())?;
+        // It commits once, at its end, and gives that receipt itself.
+        let session = Pipelined::new(connection, progress.lsn, mpsc::channel(1).0);
+        let applier = Applier::new(session, opening.pipeline.as_str())?;
         Ok(Box::new(Ahead { applier, tables: Tables::new(opening), progress, heartbeat }))
     }
 }
@@ -93,33 +97,32 @@ impl Ahead {
 
     async fn run(&mut self, runs: &[(Source, Bytes)]) -> Result<(), ApplyError> {
         let Self { applier, tables, progress, heartbeat } = self;
-        let mut around = Around { tables, progress, heartbeat, commit: Commit::Durable };
+        let mut around = Around { tables, progress, heartbeat };
         applier.run(&mut around, runs, Mode::Sets).await
     }
 
-    /// Writes what is left of the transaction, moves the progress row on from `progress`, which stands at `place`, and commits,
-    /// durably. Gives the row's new place and the tables that the transaction described.
-    pub(super) async fn finish(
+    /// Writes what is left of the transaction, moves the progress row on from `before`, and commits, durably. Gives the tables that
+    /// the transaction described.
+    async fn finish(
         mut self,
         transaction: &mut Transaction,
         written_bytes: u64,
         progress: &Progress,
-        position: Lsn,
-        place: Bytes,
-    ) -> Result<(Receipt, Bytes, Tables), Unfinished> {
+        (before, position): (Lsn, Lsn),
+    ) -> Result<(Receipt, Tables), Unfinished> {
         let (rows, commit_time) = (transaction.rows, transaction.commit_time);
         self.rest(transaction, written_bytes).await.map_err(Unfinished::Undone)?;
-        self.applier.progress_place = place;
+        self.applier.sent = before;
+        self.applier.look_for_progress().map_err(|error| Unfinished::Undone(error.into()))?;
         self.applier.move_progress(progress, position, Some(commit_time)).map_err(Unfinished::Undone)?;
         if let Err(failure) = self.applier.session.sync().await {
             let is_undone = is_undone(&failure.error);
             let error = ApplyError::from(failure);
             return Err(if is_undone { Unfinished::Undone(error) } else { Unfinished::Unknown(error) });
         }
-        let place = self.applier.session.take_progress_place().unwrap_or(self.applier.progress_place);
         let (applied, durable) = (Applied(position), Some(Durable(position)));
         let receipt = Receipt { applied, durable, transactions: 1, rows, commit_time: Some(commit_time) };
-        Ok((receipt, place, self.tables))
+        Ok((receipt, self.tables))
     }
 
     async fn rest(&mut self, transaction: &mut Transaction, written_bytes: u64) -> Result<(), ApplyError> {
@@ -136,8 +139,51 @@ impl Ahead {
     }
 }
 
+impl Applier {
+    /// Commits a transaction that was written while it was open on the primary. `None` where there is none, or where nothing of it
+    /// is left on the standby: then it is applied like any other.
+    pub(super) async fn finish_ahead(
+        &mut self,
+        around: &mut Around<'_>,
+        batch: &mut Batch,
+    ) -> Result<Option<Receipt>, SinkError> {
+        let (Some(written), [transaction]) = (batch.ahead.take(), &mut batch.transactions[..]) else { return Ok(None) };
+        // It goes behind nothing that may still fail.
+        if self.session.has_unanswered() {
+            return Ok(None);
+        }
+        let positions = (self.sent, batch.position);
+        match written.ahead.finish(transaction, written.bytes, around.progress, positions).await {
+            Ok((receipt, described)) => {
+                let context = "going on behind a transaction that was written ahead";
+                for oid in around.tables.adopt(&described) {
+                    self.plans.forget(&mut self.session, oid).map_err(SinkError::wire(context))?;
+                }
+                self.sent = batch.position;
+                self.look_for_progress().map_err(SinkError::wire(context))?;
+                let answered = self.session.sync().await;
+                answered.map_err(|failure| SinkError::wire(context)(failure.error))?;
+                self.session.committed_elsewhere(batch.position);
+                Ok(Some(receipt))
+            }
+            Err(Unfinished::Undone(error)) => {
+                let reason = reason(&error);
+                tracing::info!(reason, "what was written ahead is undone; the transaction is written anew");
+                Ok(None)
+            }
+            Err(Unfinished::Unknown(error)) => Err(self.explain(error)),
+        }
+    }
+
+    /// Lets the session know where the progress row stands that another one has moved, or will not.
+    fn look_for_progress(&mut self) -> Result<(), WireError> {
+        let sql = place_sql(&self.pipeline);
+        self.session.execute_once(&sql)
+    }
+}
+
 /// For the log, without anything of a row.
-pub(super) fn reason(error: &ApplyError) -> String {
+fn reason(error: &ApplyError) -> String {
     match error {
         ApplyError::Failure(failure) => failure.error.code().unwrap_or("connection").to_owned(),
         ApplyError::Sink(_) => "the table's shape".to_owned(),

@@ -1,33 +1,58 @@
-//! The sink itself: an open apply session, where it stands, and the rule that after any error it is good for nothing.
+//! The sink itself: an open apply session, where it stands, and the rule that after an error that cannot be mended it is good for
+//! nothing.
 
-use crate::config::ServerUrl;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::config::{APPLY_DEPTH_LIMIT, ServerUrl};
 use crate::model::{Fallbacks, Heartbeat, Lsn, Progress};
+use crate::wire::{Connection, WireError};
 
 use super::super::{Batch, Commit, Receipt, SinkError};
 use super::ahead::AheadOpener;
-use super::batch::Applier;
+use super::batch::{Applier, Around};
 use super::flusher::Flusher;
 use super::open::open_apply_session;
 use super::opening::Opening;
-use super::session::Pipelined;
+use super::session::{Failure, Pipelined};
 use super::store;
 use super::tables::Tables;
 use super::unit::Unit;
 
+/// How often a round trip is measured: the shortest counts.
+const ROUND_TRIPS: usize = 3;
+
 /// An apply session. It lives as long as one replication session; after an error it is opened anew.
 #[derive(Debug)]
 pub struct PostgresSink {
-    /// Gone after an error, and while a batch is under way: a batch that is given up half-way drops the connection, and the
+    /// Gone after an error, and while a batch is being sent: a batch that is given up half-way drops the connection, and the
     /// server rolls back.
     applier: Option<Applier>,
+    /// What `mend` is to deal with.
+    failure: Option<Failure>,
     /// Until it is taken.
     flusher: Option<Box<Flusher>>,
     ahead: AheadOpener,
+    /// Until they are taken.
+    receipts: Option<mpsc::Receiver<Receipt>>,
     /// Whether somebody took the flusher: only then a commit need not wait for the disk.
     is_flushed_elsewhere: bool,
     tables: Tables,
     progress: Progress,
     heartbeat: Heartbeat,
+    round_trip: Duration,
+    depth: usize,
+}
+
+/// What became of the batches under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::sink) enum Answer {
+    /// One more is committed; its receipt is there.
+    Committed,
+    /// One failed: `mend` is to be called.
+    Failed,
 }
 
 impl PostgresSink {
@@ -35,7 +60,7 @@ impl PostgresSink {
     /// owns the pipeline: an earlier apply session of it is ended.
     pub async fn open(url: &ServerUrl, opening: Opening, heartbeat: Heartbeat) -> Result<Option<Self>, SinkError> {
         let mut connection = open_apply_session(url, &opening.pipeline).await?;
-        let Some((progress, place)) = store::durable_row(&mut connection, &opening.pipeline).await? else {
+        let Some(progress) = store::durable_progress(&mut connection, &opening.pipeline).await? else {
             return Ok(None);
         };
         let unit = Unit::of(&mut connection).await?;
@@ -47,15 +72,23 @@ impl PostgresSink {
             progress: progress.clone(),
             heartbeat: heartbeat.clone(),
         };
-        let applier = Applier::new(Pipelined::new(connection), opening.pipeline.as_str(), place.into())?;
+        let measured = round_trip(&mut connection).await;
+        let round_trip = measured.map_err(SinkError::wire("measuring the way to the standby"))?;
+        let (sender, receipts) = mpsc::channel(APPLY_DEPTH_LIMIT);
+        let depth = opening.apply_depth.clamp(1, APPLY_DEPTH_LIMIT);
+        let applier = Applier::new(Pipelined::new(connection, progress.lsn, sender), opening.pipeline.as_str())?;
         Ok(Some(Self {
             applier: Some(applier),
+            failure: None,
             flusher,
             ahead,
+            receipts: Some(receipts),
             is_flushed_elsewhere: false,
             tables: Tables::new(opening),
             progress,
             heartbeat,
+            round_trip,
+            depth,
         }))
     }
 
@@ -72,9 +105,24 @@ impl PostgresSink {
         self.ahead.clone()
     }
 
+    /// Where the receipts come, in order. Who takes it takes them, and sends no more than `depth` batches before that.
+    pub(in crate::sink) fn take_receipts(&mut self) -> Option<mpsc::Receiver<Receipt>> {
+        self.receipts.take()
+    }
+
+    /// Most batches that may be under way.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// How long the way to the standby and back takes, as measured when the session was opened.
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
+    }
+
     /// Where the record stands: it began with what the standby said, durably, and each batch moves it on.
     pub fn position(&self) -> Lsn {
-        self.progress.lsn
+        self.applier.as_ref().map_or(self.progress.lsn, |applier| applier.session.committed())
     }
 
     /// The primary's timeline for the records to come.
@@ -89,26 +137,85 @@ impl PostgresSink {
         }
     }
 
-    /// Applies a batch as one transaction; on return it is visible, and on the standby's disk if the receipt says so. After an error, or if the
-    /// future is dropped, nothing of it was recorded, or its fate is unknown (a connection lost during the commit): only the
-    /// progress row, read durably by a new `open`, tells.
-    pub async fn apply(&mut self, mut batch: Batch) -> Result<Receipt, SinkError> {
-        if batch.position < self.progress.lsn {
-            return Err(misused("the batch ends before what is applied"));
-        }
+    /// Sends a batch as one transaction, behind those that are under way; its receipt comes when it is visible, and on the standby's
+    /// disk if that says so. One that was written ahead is committed on return, and its receipt is returned. After an error, or if the future is dropped, the sink is good for nothing, and the fate of what was under
+    /// way is unknown: only the progress row, read durably by a new `open`, tells.
+    pub(in crate::sink) async fn begin(&mut self, mut batch: Batch) -> Result<Option<Receipt>, SinkError> {
         if !self.is_flushed_elsewhere {
             batch.commit = Commit::Durable;
         }
-        let mut applier = self.applier.take().ok_or_else(|| misused("it failed before"))?;
-        let receipt = match applier.finish_ahead(&mut self.tables, &self.progress, &mut batch).await? {
-            Some(receipt) => receipt,
-            None => applier.apply(&mut self.tables, &self.progress, &self.heartbeat, batch).await?,
-        };
+        let mut applier = self.take_applier()?;
+        if batch.position < applier.sent {
+            return Err(misused("the batch ends before what is applied"));
+        }
+        let receipt = applier.finish_ahead(&mut self.around(), &mut batch).await?;
+        if receipt.is_none() {
+            applier.send(&mut self.around(), VecDeque::from([batch])).await?;
+        }
         self.applier = Some(applier);
-        self.progress.lsn = receipt.applied.0;
-        self.progress.commit_time = receipt.commit_time.or(self.progress.commit_time);
         Ok(receipt)
     }
+
+    /// Waits for the next answer to a batch; for ever while none is under way. Cancel safe.
+    pub(in crate::sink) async fn answer(&mut self) -> Result<Answer, SinkError> {
+        let applier = self.applier.as_mut().ok_or_else(|| misused("it failed before"))?;
+        if !applier.session.has_unanswered() {
+            return std::future::pending().await;
+        }
+        match applier.session.next_commit().await {
+            Ok(()) => Ok(Answer::Committed),
+            Err(failure) => {
+                self.failure = Some(failure);
+                Ok(Answer::Failed)
+            }
+        }
+    }
+
+    /// After `Answer::Failed`: the batch that failed goes the slower way, and what was sent behind it is sent again. After an error, or
+    /// if the future is dropped, as with `begin`.
+    pub(in crate::sink) async fn mend(&mut self) -> Result<(), SinkError> {
+        let Some(failure) = self.failure.take() else { return Ok(()) };
+        let mut applier = self.take_applier()?;
+        let mut waiting = VecDeque::new();
+        applier.mend(&mut self.around(), failure.into(), &mut waiting).await?;
+        applier.send(&mut self.around(), waiting).await?;
+        self.applier = Some(applier);
+        Ok(())
+    }
+
+    /// Applies a batch and waits for its receipt, for whoever has no other under way. After an error as with `begin`.
+    pub async fn apply(&mut self, batch: Batch) -> Result<Receipt, SinkError> {
+        if let Some(receipt) = self.begin(batch).await? {
+            return Ok(receipt);
+        }
+        loop {
+            if let Some(receipt) = self.receipts.as_mut().and_then(|receipts| receipts.try_recv().ok()) {
+                return Ok(receipt);
+            }
+            if self.answer().await? == Answer::Failed {
+                self.mend().await?;
+            }
+        }
+    }
+
+    fn take_applier(&mut self) -> Result<Applier, SinkError> {
+        self.applier.take().ok_or_else(|| misused("it failed before"))
+    }
+
+    fn around(&mut self) -> Around<'_> {
+        Around { tables: &mut self.tables, progress: &self.progress, heartbeat: &self.heartbeat }
+    }
+}
+
+/// The shortest of a few.
+async fn round_trip(connection: &mut Connection) -> Result<Duration, WireError> {
+    let mut shortest = Duration::MAX;
+    for _ in 0..ROUND_TRIPS {
+        let began = Instant::now();
+        connection.simple_query("").await?;
+        shortest = shortest.min(began.elapsed());
+    }
+    Ok(shortest)
 }
 
 /// The sink was used out of order: our own mistake, said instead of panicking.

@@ -1,10 +1,11 @@
-//! Applies a batch: its changes are folded to their net effect table by table and written as statements for many rows (what
+//! Writes a batch: its changes are folded to their net effect table by table and written as statements for many rows (what
 //! cannot be folded is written row by row in its place); the progress row is moved by compare-and-set behind them, and one Sync
-//! commits it all. Every statement checks in the server that it found its rows, so a batch is one round trip.
+//! commits it all. Every statement checks in the server that it found its rows, so a batch is one round trip; and the record's
+//! move names where the batch before leaves it, so the next one is sent without waiting: where one fails, all behind it do.
 //!
 //! ```text
-//! [ deletes ▸ updates ▸ inserts of all tables … progress ✓ Sync ]─▶ … ◀─[ answers, ReadyForQuery ]
-//! an error:  rolled back; the batch is read again and written row by row (`fallback`), which names the row
+//! [ deletes ▸ updates ▸ inserts … progress 7→8 ✓ Sync ][ … progress 8→9 ✓ Sync ]─▶ … ◀─[ answers, ReadyForQuery ]
+//! an error:  all are rolled back; the one that failed is read again and written row by row (`fallback`), which names the row
 //! ```
 
 use bytes::Bytes;
@@ -14,8 +15,8 @@ use crate::model::{Applied, Durable, Heartbeat, Lsn, Progress, Timestamp, Transa
 use crate::wire::WireError;
 
 use super::super::walk::messages;
-use super::super::{Commit, Receipt, SinkError};
-use super::change::{ApplyError, Purpose};
+use super::super::{Batch, Commit, Receipt, SinkError};
+use super::change::{ApplyError, Purpose, Sent};
 use super::fallback::Detours;
 use super::folding::Nets;
 use super::form::Form;
@@ -43,10 +44,9 @@ pub(super) enum Mode {
 /// What a batch is applied with.
 pub(super) struct Around<'a> {
     pub(super) tables: &'a mut Tables,
-    /// Where the progress row stands.
+    /// What the progress row says beside its position.
     pub(super) progress: &'a Progress,
     pub(super) heartbeat: &'a Heartbeat,
-    pub(super) commit: Commit,
 }
 
 /// A session that applies, with what it has prepared.
@@ -62,15 +62,16 @@ pub(super) struct Applier {
     pub(super) reading_at: usize,
     /// Row changes of the batch so far.
     pub(super) rows: u64,
-    /// Where the last move left the progress row (`ctid` as text).
-    pub(super) progress_place: Bytes,
-    /// How the session's commits are set.
-    commit: Commit,
+    /// Where the last batch that was sent leaves the record.
+    pub(super) sent: Lsn,
+    /// How the session's commits are set, behind all that was sent; `None` if that is not known.
+    pub(super) commit: Option<Commit>,
 }
 
 impl Applier {
-    pub(super) fn new(session: Pipelined, pipeline: &str, progress_place: Bytes) -> Result<Self, SinkError> {
+    pub(super) fn new(session: Pipelined, pipeline: &str) -> Result<Self, SinkError> {
         let mut applier = Self {
+            sent: session.committed(),
             session,
             pipeline: pipeline.to_owned(),
             plans: Plans::default(),
@@ -79,8 +80,7 @@ impl Applier {
             detours: Detours::default(),
             reading_at: 0,
             rows: 0,
-            progress_place,
-            commit: Commit::Durable,
+            commit: None,
         };
         applier.prepare_progress().map_err(SinkError::wire("preparing statements on the standby"))?;
         Ok(applier)
@@ -91,23 +91,42 @@ impl Applier {
         self.session.parse(PROGRESS_STATEMENT, MOVE_PROGRESS, MOVE_PROGRESS_TYPES)
     }
 
-    /// Writes the transactions and commits them with the position. After an error nothing is committed, and the session
-    /// must be rolled back or dropped.
+    /// Sends the batch whole; it is committed when it is answered. After an error nothing of it will be, `batch` is as it was, and
+    /// the session must be rolled back or dropped.
     pub(super) async fn write(
         &mut self,
         around: &mut Around<'_>,
-        transactions: &mut [Transaction],
-        position: Lsn,
+        batch: &mut Batch,
         mode: Mode,
-    ) -> Result<Receipt, ApplyError> {
-        self.rows = 0;
-        self.set_commit(around.commit)?;
-        let count = transactions.len();
-        let commit_time = transactions.last().map(|transaction| transaction.commit_time);
+    ) -> Result<(), ApplyError> {
+        around.tables.begin_batch(self.session.has_unanswered());
+        self.detours.begin();
+        (self.rows, self.reading_at) = (0, 0);
+        self.set_commit(batch.commit)?;
+        let count = batch.transactions.len();
+        let commit_time = batch.transactions.last().map(|transaction| transaction.commit_time);
+        self.write_transactions(around, &mut batch.transactions, mode).await?;
+        self.reading_at = count;
+        self.move_progress(around.progress, batch.position, commit_time)?;
+        let (applied, durable) = (Applied(batch.position), Durable(batch.position));
+        let durable = (batch.commit == Commit::Durable).then_some(durable);
+        let receipt = Receipt { applied, durable, transactions: count as u64, rows: self.rows, commit_time };
+        self.sent = batch.position;
+        let nothing = Batch { transactions: Vec::new(), position: batch.position, commit: batch.commit, ahead: None };
+        let batch = std::mem::replace(batch, nothing);
+        self.session.commit(Box::new(Sent { batch, receipt, is_folded: self.detours.is_folded() }));
+        Ok(())
+    }
+
+    async fn write_transactions(
+        &mut self,
+        around: &mut Around<'_>,
+        transactions: &mut [Transaction],
+        mode: Mode,
+    ) -> Result<(), ApplyError> {
         let mut reader = Reader::new(transactions);
         let mut run: Vec<(Source, Bytes)> = Vec::new();
         let mut run_bytes = 0;
-        self.reading_at = 0;
         while let Some((source, chunk)) = reader.next().await? {
             run_bytes += chunk.len();
             run.push((source, chunk));
@@ -117,27 +136,19 @@ impl Applier {
                 run_bytes = 0;
             }
         }
-        self.run(around, &run, mode).await?;
-        drop(run);
-        self.reading_at = count;
-        self.move_progress(around.progress, position, commit_time)?;
-        self.session.sync().await?;
-        self.commit = around.commit;
-        if let Some(place) = self.session.take_progress_place() {
-            self.progress_place = place;
-        }
-        let applied = Applied(position);
-        let durable = (self.commit == Commit::Durable).then_some(Durable(position));
-        Ok(Receipt { applied, durable, transactions: count as u64, rows: self.rows, commit_time })
+        self.run(around, &run, mode).await
     }
 
     /// Within the batch's transaction: where that is undone, so is the setting.
     fn set_commit(&mut self, commit: Commit) -> Result<(), WireError> {
-        match commit {
-            commit if commit == self.commit => Ok(()),
-            Commit::Durable => self.session.execute_once("SET synchronous_commit = local"),
-            Commit::Visible => self.session.execute_once("SET synchronous_commit = off"),
+        if self.commit == Some(commit) {
+            return Ok(());
         }
+        self.commit = Some(commit);
+        self.session.execute_once(match commit {
+            Commit::Durable => "SET synchronous_commit = local",
+            Commit::Visible => "SET synchronous_commit = off",
+        })
     }
 
     pub(super) fn move_progress(
@@ -146,7 +157,7 @@ impl Applier {
         position: Lsn,
         commit_time: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
-        let (position, from) = (position.0.to_be_bytes(), progress.lsn.0.to_be_bytes());
+        let (position, from) = (position.0.to_be_bytes(), self.sent.0.to_be_bytes());
         let commit_time = commit_time.map(|time| time.0.to_be_bytes());
         let timeline = i64::from(progress.timeline).to_be_bytes();
         let values = [
@@ -157,7 +168,6 @@ impl Applier {
             Value::Binary(&from),
             Value::Text(progress.system_identifier.as_bytes()),
             Value::Text(progress.slot.as_str().as_bytes()),
-            Value::Text(&self.progress_place),
         ];
         Ok(self.session.execute(PROGRESS_STATEMENT, values.into_iter(), Purpose::Progress)?)
     }
@@ -198,12 +208,14 @@ impl Applier {
                 Message::Relation(body) => {
                     if let Some(oid) = tables.note(&body) {
                         self.write_nets(nets).await?;
+                        self.wait_for_earlier(tables).await?;
                         self.plans.forget(&mut self.session, oid)?;
                     }
                     continue;
                 }
                 Message::Truncate { relation_oids, restart_identity, .. } => {
                     self.write_nets(nets).await?;
+                    self.wait_for_earlier(tables).await?;
                     let oids: Vec<u32> = relation_oids.iter().collect();
                     self.truncate(tables, source, &oids, restart_identity, chunk.slice_ref(payload)).await?;
                     continue;
@@ -225,6 +237,13 @@ impl Applier {
                 self.session.write().await?;
             }
         }
+        Ok(())
+    }
+
+    /// What changes a table's shape or empties it goes behind nothing that may still fail.
+    async fn wait_for_earlier(&mut self, tables: &mut Tables) -> Result<(), ApplyError> {
+        self.session.settle_commits().await?;
+        tables.answered_before();
         Ok(())
     }
 }

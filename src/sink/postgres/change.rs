@@ -9,7 +9,7 @@ use crate::decode::{Context, DecodeError, Message, Tuple, Value, decode};
 use crate::model::Lsn;
 use crate::wire::{ServerError, WireError};
 
-use super::super::{ChangePlace, SinkError};
+use super::super::{Batch, ChangePlace, Receipt, SinkError};
 use super::session::Failure;
 use super::statements::rows_touched;
 use super::store::PROGRESS_MOVED;
@@ -84,6 +84,18 @@ pub(super) enum Purpose {
     Set(Arc<Target>),
     /// The compare-and-set of the progress row.
     Progress,
+    /// The Sync that commits the batch.
+    Commit(Box<Sent>),
+}
+
+/// A batch that was sent whole. It is kept until it is answered: if one before it fails, it fails too, and is sent again.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) batch: Batch,
+    /// Given when it is committed.
+    pub(super) receipt: Receipt,
+    /// Whether something of it was written as a set.
+    pub(super) is_folded: bool,
 }
 
 impl Purpose {
@@ -91,7 +103,7 @@ impl Purpose {
     pub(super) fn size_bytes(&self) -> usize {
         match self {
             Purpose::Change(change) => change.payload.len(),
-            Purpose::Query | Purpose::Set(_) | Purpose::Progress => 0,
+            Purpose::Query | Purpose::Set(_) | Purpose::Progress | Purpose::Commit(_) => 0,
         }
     }
 }

@@ -1,18 +1,17 @@
-//! The slower way: a batch that could not be written as sets is rolled back and written row by row in one go; if a row fails
-//! there too it is named, and what stands before its transaction is applied and recorded. Never hides an error.
+//! The slower way: a batch that could not be written as sets is rolled back, with all that was sent behind it, and written row by
+//! row in one go; if a row fails there too it is named, and what stands before its transaction is applied and recorded. Never
+//! hides an error.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use crate::model::{Fallbacks, Heartbeat, Lsn, Progress, Transaction};
+use crate::model::Fallbacks;
 use crate::wire::WireError;
 
-use super::super::{Batch, Receipt, SinkError};
-use super::ahead::{self, Unfinished};
+use super::super::{Batch, Commit, SinkError};
 use super::batch::{Applier, Around, Mode};
 use super::change::{ApplyError, Purpose, explain};
 use super::session::Failure;
 use super::statements::rows_touched;
-use super::tables::Tables;
 use super::target::Target;
 
 /// For so many batches a table that could not be written as a set is written row by row.
@@ -31,6 +30,16 @@ pub(super) struct Detours {
 impl Detours {
     pub(super) fn goes_in_order(&self, target: &Target) -> bool {
         !self.left.is_empty() && self.left.contains_key(&target.relation.oid)
+    }
+
+    /// A batch begins.
+    pub(super) fn begin(&mut self) {
+        self.is_folded = false;
+    }
+
+    /// Whether something of it was written as a set.
+    pub(super) fn is_folded(&self) -> bool {
+        self.is_folded
     }
 
     /// Something was written as a set.
@@ -53,82 +62,86 @@ impl Applier {
         self.detours.counts = fallbacks;
     }
 
-    /// Applies the batch and moves the progress row on from `progress`. After an error the session must be dropped.
-    pub(super) async fn apply(
+    /// Sends the batches one behind the other; what fails meanwhile is mended. After an error the session must be dropped.
+    pub(super) async fn send(
         &mut self,
-        tables: &mut Tables,
-        progress: &Progress,
-        heartbeat: &Heartbeat,
-        mut batch: Batch,
-    ) -> Result<Receipt, SinkError> {
-        let mut around = Around { tables, progress, heartbeat, commit: batch.commit };
-        around.tables.begin_batch();
-        self.detours.is_folded = false;
-        let (transactions, position) = (&mut batch.transactions[..], batch.position);
-        // One row has no net effect to find, and a commit that waits is in a hurry.
-        let mode = match &transactions[..] {
-            [transaction] if transaction.rows == 1 => Mode::InOrder,
-            _ => Mode::Sets,
-        };
-        let mut error = match self.write(&mut around, transactions, position, mode).await {
-            Ok(receipt) => {
-                self.detours.batch_done();
-                return Ok(receipt);
+        around: &mut Around<'_>,
+        mut waiting: VecDeque<Batch>,
+    ) -> Result<(), SinkError> {
+        while let Some(mut batch) = waiting.pop_front() {
+            // One row has no net effect to find, and a commit that waits is in a hurry.
+            let mode = match &batch.transactions[..] {
+                [transaction] if transaction.rows == 1 => Mode::InOrder,
+                _ => Mode::Sets,
+            };
+            match self.write(around, &mut batch, mode).await {
+                Ok(()) => self.detours.batch_done(),
+                Err(error) => {
+                    waiting.push_front(batch);
+                    self.mend(around, error, &mut waiting).await?;
+                }
             }
-            Err(error) => error,
+        }
+        self.session.write_now().await.map_err(SinkError::wire("applying a batch on the standby"))
+    }
+
+    /// Deals with an error of the first batch that is not answered, or, if there is none, of the first that waits: that one goes
+    /// the slower way, alone; all that were sent behind it wait again. After an error the session must be dropped.
+    pub(super) async fn mend(
+        &mut self,
+        around: &mut Around<'_>,
+        error: ApplyError,
+        waiting: &mut VecDeque<Batch>,
+    ) -> Result<(), SinkError> {
+        let mut error = match error {
+            failure @ ApplyError::Failure(_) => failure,
+            // We found this one ourselves: what was sent before it decides first.
+            own => self.session.settle_commits().await.map_or_else(ApplyError::from, |()| own),
         };
-        if self.detours.is_folded && is_about_rows(&error) || matches!(error, ApplyError::Unprovable(..)) {
+        let is_sent = self.session.has_unanswered();
+        let is_folded = if is_sent { self.session.is_first_folded() } else { self.detours.is_folded };
+        if is_sent {
+            self.reading_at = usize::MAX;
+        }
+        if is_folded && is_about_rows(&error) || matches!(error, ApplyError::Unprovable(..)) {
             self.note_fallback(&error);
-            self.undo(&mut around).await?;
-            error = match self.write(&mut around, transactions, position, Mode::InOrder).await {
-                Ok(receipt) => return Ok(receipt),
+            self.undo(around, waiting).await?;
+            error = match self.write_alone(around, waiting, Mode::InOrder).await {
+                Ok(()) => return Ok(()),
                 Err(error) => error,
             };
         }
         if is_about_rows(&error) {
-            self.apply_before(&mut around, transactions, &error).await?;
+            self.apply_before(around, waiting, &error).await?;
         }
-        Err(self.explain(error, progress.lsn))
+        Err(self.explain(error))
     }
 
-    /// Commits a transaction that was written while it was open on the primary. `None` where there is none, or where nothing of it
-    /// is left on the standby: then it is applied like any other.
-    pub(super) async fn finish_ahead(
+    /// Writes the first that waits and waits for its answer.
+    async fn write_alone(
         &mut self,
-        tables: &mut Tables,
-        progress: &Progress,
-        batch: &mut Batch,
-    ) -> Result<Option<Receipt>, SinkError> {
-        let (Some(written), [transaction]) = (batch.ahead.take(), &mut batch.transactions[..]) else { return Ok(None) };
-        let place = self.progress_place.clone();
-        let finished = written.ahead.finish(transaction, written.bytes, progress, batch.position, place).await;
-        match finished {
-            Ok((receipt, place, described)) => {
-                self.progress_place = place;
-                for oid in tables.adopt(&described) {
-                    let forgotten = self.plans.forget(&mut self.session, oid);
-                    forgotten.map_err(SinkError::wire("preparing statements on the standby"))?;
-                }
-                Ok(Some(receipt))
-            }
-            Err(Unfinished::Undone(error)) => {
-                tracing::info!(
-                    reason = ahead::reason(&error),
-                    "what was written ahead is undone; the transaction is written anew"
-                );
-                Ok(None)
-            }
-            Err(Unfinished::Unknown(error)) => Err(self.explain(error, progress.lsn)),
+        around: &mut Around<'_>,
+        waiting: &mut VecDeque<Batch>,
+        mode: Mode,
+    ) -> Result<(), ApplyError> {
+        let Some(mut batch) = waiting.pop_front() else { return Ok(()) };
+        if let Err(error) = self.write(around, &mut batch, mode).await {
+            waiting.push_front(batch);
+            return Err(error);
         }
+        Ok(self.session.settle_commits().await?)
     }
 
     /// Applies what stands before the transaction that failed.
     async fn apply_before(
         &mut self,
         around: &mut Around<'_>,
-        transactions: &mut [Transaction],
+        waiting: &mut VecDeque<Batch>,
         error: &ApplyError,
     ) -> Result<(), SinkError> {
+        self.undo(around, waiting).await?;
+        let Some(first) = waiting.front_mut() else { return Ok(()) };
+        let transactions = &mut first.transactions;
         let failed = match error {
             ApplyError::Failure(failure) => match &failure.purpose {
                 Some(Purpose::Change(change)) => {
@@ -139,21 +152,21 @@ impl Applier {
             _ => Some(self.reading_at),
         };
         // Behind the last one: the commit itself failed, and no transaction is known to be good.
-        let failed = failed.filter(|at| *at < transactions.len()).unwrap_or(0);
-        let Some((before, _)) = transactions.split_at_mut_checked(failed) else { return Ok(()) };
-        let Some(position) = before.last().map(|transaction| transaction.end_lsn) else { return Ok(()) };
-        self.undo(around).await?;
-        match self.write(around, before, position, Mode::InOrder).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.explain(error, around.progress.lsn)),
-        }
+        transactions.truncate(failed.filter(|at| *at < transactions.len()).unwrap_or(0));
+        let Some(position) = transactions.last().map(|transaction| transaction.end_lsn) else { return Ok(()) };
+        (first.position, first.commit) = (position, Commit::Durable);
+        self.write_alone(around, waiting, Mode::InOrder).await.map_err(|error| self.explain(error))
     }
 
-    async fn undo(&mut self, around: &mut Around<'_>) -> Result<(), SinkError> {
+    /// Nothing that is not answered was ever sent; it waits again, before what waits.
+    async fn undo(&mut self, around: &mut Around<'_>, waiting: &mut VecDeque<Batch>) -> Result<(), SinkError> {
         let context = "rolling a batch back on the standby";
-        self.session.roll_back().await.map_err(SinkError::wire(context))?;
+        let batches = self.session.roll_back().await.map_err(SinkError::wire(context))?;
+        batches.into_iter().rev().for_each(|batch| waiting.push_front(batch));
+        self.sent = self.session.committed();
+        self.commit = None;
         self.plans.clear();
-        around.tables.undo_batch();
+        around.tables.undo_batches();
         self.prepare_progress().map_err(SinkError::wire(context))
     }
 
@@ -182,9 +195,9 @@ impl Applier {
         self.detours.left.insert(target.relation.oid, DETOUR_BATCHES);
     }
 
-    fn explain(&self, error: ApplyError, expected: Lsn) -> SinkError {
+    pub(super) fn explain(&self, error: ApplyError) -> SinkError {
         match error {
-            ApplyError::Failure(failure) => explain(*failure, &self.pipeline, expected),
+            ApplyError::Failure(failure) => explain(*failure, &self.pipeline, self.session.committed()),
             ApplyError::Sink(error) => error,
             ApplyError::Unprovable(target, reason) => SinkError::Refused(format!(
                 "changes of {} could not be written: {reason}; this is a fault of walrelay, please report it",

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! batch ─▶ rows (pipelined, answers read while writing) ─▶ counts checked ─▶ progress compare-and-set ─▶ Sync (commits) ─▶ receipt
-//!                                                       the flusher, beside the next batch ─▶ durable
+//! the next batches behind it, unanswered                the flusher, beside the next batches ─▶ durable
 //! ```
 
 mod ahead;
@@ -36,6 +36,7 @@ mod target;
 mod unit;
 
 pub use ahead::{Ahead, AheadOpener};
+pub(in crate::sink) use apply::Answer;
 pub use apply::PostgresSink;
 pub use flusher::{FLUSH_FUNCTION, Flusher, flush_grant_sql};
 pub use open::{AHEAD_ROLE, open_session, origin_grants_sql, replica_role_sql};

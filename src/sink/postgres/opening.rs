@@ -40,4 +40,6 @@ pub struct Opening {
     pub guard_for: Option<ServerUrl>,
     /// Changes of a table in transactions whose commit record starts below this are already in its copy.
     pub skip_until: HashMap<QualifiedName, Lsn>,
+    /// Most batches under way on the apply session.
+    pub apply_depth: usize,
 }

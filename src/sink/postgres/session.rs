@@ -1,16 +1,19 @@
 //! Statements in a pipeline on one connection: Parse, Bind and Execute are written without waiting; answers are read while
 //! writing and matched, in order, with what each Execute was for. Everything between two Syncs is one transaction of the
-//! server (the manual's page "Message Flow", Pipelining). Knows nothing of rows or tables.
+//! server (the manual's page "Message Flow", Pipelining), and several of them may be under way. Knows nothing of rows or tables.
 
 use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
+use tokio::sync::mpsc;
 
 use crate::decode::Value;
+use crate::model::Lsn;
 use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
 
-use super::change::Purpose;
+use super::super::{Batch, Receipt};
+use super::change::{Purpose, Sent};
 
 /// Written in pieces of about this size, so that a transaction of any length passes in bounded memory.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -32,7 +35,7 @@ impl From<WireError> for Failure {
     }
 }
 
-/// A connection with statements under way. After an error it is good for nothing: dropping it makes the server roll back.
+/// A connection with statements under way. After an error it is to be rolled back, or dropped, which makes the server do so.
 #[derive(Debug)]
 pub(super) struct Pipelined {
     connection: Connection,
@@ -40,26 +43,58 @@ pub(super) struct Pipelined {
     in_flight_bytes: usize,
     /// Syncs whose ReadyForQuery is not read yet.
     syncs: usize,
+    /// Whether anything was put into the pipeline since the last Sync, …
+    is_open: bool,
+    /// … and whether that ends inside a COPY.
+    is_copying: bool,
     /// Rows of the query under way.
     rows: Vec<Bytes>,
-    /// What the last compare-and-set of the progress row answered.
-    progress_row: Option<Bytes>,
+    /// Batches that were sent whole and are not answered.
+    unanswered: usize,
+    /// Where the last answered batch left the record.
+    committed: Lsn,
+    receipts: mpsc::Sender<Receipt>,
 }
 
 impl Pipelined {
-    pub(super) fn new(connection: Connection) -> Self {
+    /// A session whose record stands at `committed`. Who sends more batches than `receipts` has room for must take some out.
+    pub(super) fn new(connection: Connection, committed: Lsn, receipts: mpsc::Sender<Receipt>) -> Self {
         Self {
             connection,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             syncs: 0,
+            is_open: false,
+            is_copying: false,
             rows: Vec::new(),
-            progress_row: None,
+            unanswered: 0,
+            committed,
+            receipts,
         }
+    }
+
+    /// Where the last batch that is answered left the record.
+    pub(super) fn committed(&self) -> Lsn {
+        self.committed
+    }
+
+    /// Whether a batch was sent whole and is not answered.
+    pub(super) fn has_unanswered(&self) -> bool {
+        self.unanswered > 0
+    }
+
+    /// Whether the first unanswered batch was written as sets, be it in part.
+    pub(super) fn is_first_folded(&self) -> bool {
+        let first = self.in_flight.iter().find_map(|purpose| match purpose {
+            Purpose::Commit(sent) => Some(sent.is_folded),
+            _ => None,
+        });
+        first.unwrap_or(false)
     }
 
     /// Prepares a statement under `name`.
     pub(super) fn parse(&mut self, name: &str, sql: &str, types: &[u32]) -> Result<(), WireError> {
+        self.is_open = true;
         Ok(frontend::parse(name, sql, types.iter().copied(), self.connection.outgoing())?)
     }
 
@@ -70,6 +105,7 @@ impl Pipelined {
         values: impl Iterator<Item = Value<'a>> + Clone,
         purpose: Purpose,
     ) -> Result<(), WireError> {
+        self.is_open = true;
         let outgoing = self.connection.outgoing();
         bind(name, values, outgoing)?;
         frontend::execute("", 0, outgoing)?;
@@ -81,7 +117,9 @@ impl Pipelined {
     /// Runs a prepared `COPY … FROM STDIN`; its rows follow with `copy_data`. Nobody waits for the server's consent: what it
     /// does not want it discards up to the next Sync.
     pub(super) fn begin_copy(&mut self, name: &str, purpose: Purpose) -> Result<(), WireError> {
-        self.execute(name, std::iter::empty(), purpose)
+        self.execute(name, std::iter::empty(), purpose)?;
+        self.is_copying = true;
+        Ok(())
     }
 
     /// Sends what `write` appends as a piece of the COPY under way.
@@ -103,12 +141,17 @@ impl Pipelined {
     /// Ends the COPY under way.
     pub(super) fn end_copy(&mut self) {
         frontend::copy_done(self.connection.outgoing());
+        self.is_copying = false;
     }
 
-    /// Undoes everything since the last Sync, whatever state it is in. The session is as good as new, but for statements
-    /// that were being prepared: all are forgotten.
-    pub(super) async fn roll_back(&mut self) -> Result<(), WireError> {
-        if self.syncs == 0 {
+    /// After an error: undoes everything that is not answered, whatever state it is in. What was sent behind a batch that
+    /// failed has failed too, since the record is not where it expects it. The session is as good as new, but for prepared
+    /// statements: all are forgotten. Gives back the batches that had been sent whole, in order.
+    pub(super) async fn roll_back(&mut self) -> Result<Vec<Batch>, WireError> {
+        if self.is_copying {
+            frontend::copy_fail("given up", self.connection.outgoing())?;
+        }
+        if self.is_open {
             self.execute_once("ROLLBACK")?;
             self.send_sync();
         }
@@ -122,16 +165,61 @@ impl Pipelined {
                 }
             }
         }
-        self.in_flight.clear();
         self.in_flight_bytes = 0;
+        self.unanswered = 0;
         self.rows.clear();
-        self.progress_row = None;
-        Ok(())
+        let batches = self.in_flight.drain(..).filter_map(|purpose| match purpose {
+            Purpose::Commit(sent) => Some(sent.batch),
+            _ => None,
+        });
+        Ok(batches.collect())
     }
 
     fn send_sync(&mut self) {
         frontend::sync(self.connection.outgoing());
         self.syncs += 1;
+        (self.is_open, self.is_copying) = (false, false);
+    }
+
+    /// Ends a batch with its Sync, which commits it. Its receipt comes when that is answered.
+    pub(super) fn commit(&mut self, sent: Box<Sent>) {
+        self.send_sync();
+        self.in_flight.push_back(Purpose::Commit(sent));
+        self.unanswered += 1;
+    }
+
+    /// Ends, with a Sync of its own, what is no batch, behind no batch, and waits for its answer.
+    pub(super) async fn sync(&mut self) -> Result<(), Failure> {
+        self.send_sync();
+        self.next_commit().await
+    }
+
+    /// Another session moved the record to here.
+    pub(super) fn committed_elsewhere(&mut self, position: Lsn) {
+        self.committed = position;
+    }
+
+    /// Writes as much as goes out without waiting; the rest goes out while answers are awaited.
+    pub(super) async fn write_now(&mut self) -> Result<(), WireError> {
+        tokio::select! {
+            biased;
+            written = self.connection.flush() => written,
+            () = std::future::ready(()) => Ok(()),
+        }
+    }
+
+    /// Waits until one more batch is answered. Cancel safe.
+    pub(super) async fn next_commit(&mut self) -> Result<(), Failure> {
+        while !self.next_answer().await? {}
+        Ok(())
+    }
+
+    /// Waits until every batch that was sent whole is answered.
+    pub(super) async fn settle_commits(&mut self) -> Result<(), Failure> {
+        while self.unanswered > 0 {
+            self.next_answer().await?;
+        }
+        Ok(())
     }
 
     /// Runs a statement without parameters once.
@@ -142,6 +230,7 @@ impl Pipelined {
 
     /// Forgets a prepared statement.
     pub(super) fn close(&mut self, name: &str) -> Result<(), WireError> {
+        self.is_open = true;
         Ok(frontend::close(b'S', name, self.connection.outgoing())?)
     }
 
@@ -182,14 +271,6 @@ impl Pipelined {
         Ok(())
     }
 
-    /// Sends Sync, which commits, and waits for ReadyForQuery.
-    pub(super) async fn sync(&mut self) -> Result<(), Failure> {
-        self.send_sync();
-        while !self.next_answer().await? {}
-        debug_assert!(self.in_flight.is_empty(), "ReadyForQuery with statements unanswered");
-        Ok(())
-    }
-
     /// Runs one statement inside the transaction under way and returns the first column of its rows.
     pub(super) async fn query_texts(&mut self, sql: &str) -> Result<Vec<String>, Failure> {
         self.settle().await?;
@@ -201,14 +282,6 @@ impl Pipelined {
         // A DataRow of one column: int16 count, int32 length, bytes.
         let text = |row: &Bytes| String::from_utf8_lossy(row.get(6..).unwrap_or(&[])).into_owned();
         Ok(rows.iter().map(text).collect())
-    }
-
-    /// Where the last compare-and-set left the progress row, once.
-    pub(super) fn take_progress_place(&mut self) -> Option<Bytes> {
-        let row = self.progress_row.take()?;
-        let length = row.get(2..6).and_then(<[u8]>::first_chunk::<4>).map(|bytes| u32::from_be_bytes(*bytes))?;
-        let end = 6usize.checked_add(length as usize).filter(|end| *end <= row.len())?;
-        Some(row.slice(6..end))
     }
 
     async fn next_answer(&mut self) -> Result<bool, Failure> {
@@ -223,20 +296,24 @@ impl Pipelined {
     /// Matches one message with what is expected. Returns whether it is ReadyForQuery.
     fn answer(&mut self, message: &OwnedMessage) -> Result<bool, Failure> {
         match message.tag {
-            b'C' | b'I' => {
-                self.take_first();
-            }
+            b'C' | b'I' => drop(self.take_first()),
             b'D' if matches!(self.in_flight.front(), Some(Purpose::Query)) => self.rows.push(message.body.clone()),
-            b'D' if matches!(self.in_flight.front(), Some(Purpose::Progress)) => {
-                self.progress_row = Some(message.body.clone());
-            }
             b'E' => {
                 let error = WireError::Server(Box::new(ServerError::parse(&message.body)));
                 // Answers come in order, so the first outstanding statement is the one that failed, be it at its Parse.
                 return Err(Failure { purpose: self.take_first(), error });
             }
             b'Z' => {
-                self.syncs -= 1;
+                self.syncs = self.syncs.saturating_sub(1);
+                let sent = match self.in_flight.pop_front() {
+                    Some(Purpose::Commit(sent)) => sent,
+                    None => return Ok(true),
+                    Some(_) => return Err(WireError::Unexpected { tag: b'Z', during: "applying" }.into()),
+                };
+                self.unanswered -= 1;
+                self.committed = sent.receipt.applied.0;
+                let told = self.receipts.try_send(sent.receipt);
+                debug_assert!(!matches!(told, Err(mpsc::error::TrySendError::Full(_))), "nobody takes the receipts");
                 return Ok(true);
             }
             b'N' => {
@@ -249,7 +326,11 @@ impl Pipelined {
         Ok(false)
     }
 
+    /// Takes the first outstanding statement out. A batch stays: what fails at its Sync fails as a whole.
     fn take_first(&mut self) -> Option<Purpose> {
+        if matches!(self.in_flight.front(), Some(Purpose::Commit(_))) {
+            return None;
+        }
         let purpose = self.in_flight.pop_front()?;
         self.in_flight_bytes -= purpose.size_bytes();
         Some(purpose)

@@ -27,15 +27,25 @@ ALTER TABLE walrelay.progress REPLICA IDENTITY FULL";
 
 /// The compare-and-set. No row moved is a division by zero in the server, which undoes the batch sent in the same breath.
 /// The row is found by the place where the last move left it: by its key every version of it would be looked at that an open
-/// snapshot on the standby keeps alive. A row that moved by itself (VACUUM FULL) is found again by its name at the next start.
-/// Parameters: new position, commit time, timeline, pipeline, old position, system identifier, slot, place of the row.
-/// Gives the row's new place.
+/// snapshot on the standby keeps alive. The session itself remembers the place, in a setting of its own that is undone with the
+/// transaction that made it: who sends the next batch behind one that is not answered could not know it. A row that moved by itself
+/// (VACUUM FULL) is found again by its name at the next start.
+/// Parameters: new position, commit time, timeline, pipeline, old position, system identifier, slot.
 pub(super) const MOVE_PROGRESS: &str = "WITH moved AS (UPDATE walrelay.progress \
     SET lsn = $1, commit_time = COALESCE($2, commit_time), timeline = $3, updated_at = pg_catalog.now() \
-    WHERE ctid = $8 AND pipeline = $4 AND lsn = $5 AND system_identifier = $6 AND slot = $7 RETURNING ctid) \
-    SELECT pg_catalog.max(ctid), 1 / pg_catalog.count(*) FROM moved";
-/// Types of its parameters: pg_lsn, timestamptz, int8, text, pg_lsn, text, text, tid.
-pub(super) const MOVE_PROGRESS_TYPES: &[u32] = &[3220, 1184, 20, 25, 3220, 25, 25, 27];
+    WHERE ctid = pg_catalog.current_setting('walrelay.progress_place')::pg_catalog.tid \
+    AND pipeline = $4 AND lsn = $5 AND system_identifier = $6 AND slot = $7 RETURNING ctid) \
+    SELECT pg_catalog.set_config('walrelay.progress_place', pg_catalog.max(ctid)::text, false), 1 / pg_catalog.count(*) FROM moved";
+/// Types of its parameters: pg_lsn, timestamptz, int8, text, pg_lsn, text, text.
+pub(super) const MOVE_PROGRESS_TYPES: &[u32] = &[3220, 1184, 20, 25, 3220, 25, 25];
+/// Lets a session find out where the row stands, by its name: dear under a reader that keeps its versions alive.
+pub(super) fn place_sql(pipeline: &str) -> String {
+    format!(
+        "SELECT pg_catalog.set_config('walrelay.progress_place', ctid::text, false) FROM walrelay.progress WHERE pipeline = {}",
+        escape_literal(pipeline)
+    )
+}
+
 /// SQLSTATE of the division by zero.
 pub(super) const PROGRESS_MOVED: &str = "22012";
 
@@ -77,27 +87,19 @@ pub async fn durable_progress(
     connection: &mut Connection,
     pipeline: &PipelineName,
 ) -> Result<Option<Progress>, SinkError> {
-    Ok(durable_row(connection, pipeline).await?.map(|(progress, _)| progress))
-}
-
-/// The same with the row's place (`ctid` as text), which the first move of a session needs.
-pub(super) async fn durable_row(
-    connection: &mut Connection,
-    pipeline: &PipelineName,
-) -> Result<Option<(Progress, String)>, SinkError> {
+    // The session remembers the row's place: its first move needs it.
     let name = escape_literal(pipeline.as_str());
     let sql = format!(
         "SET synchronous_commit = local; UPDATE walrelay.progress SET updated_at = pg_catalog.clock_timestamp() \
          WHERE pipeline = {name} RETURNING system_identifier, timeline::text, database, slot, lsn::text, \
          (EXTRACT(epoch FROM commit_time - '2000-01-01 00:00:00+00'::timestamptz) * 1000000)::int8::text, version::text, \
-         ctid::text"
+         pg_catalog.set_config('walrelay.progress_place', ctid::text, false)"
     );
     let row = query_row(connection, &sql, "reading the progress row on the standby").await?;
     if row.is_empty() {
         return Ok(None);
     }
-    let place = row.get(7).cloned().flatten().unwrap_or_default();
-    Ok(Some((read_progress(pipeline, &row)?, place)))
+    Ok(Some(read_progress(pipeline, &row)?))
 }
 
 fn read_progress(pipeline: &PipelineName, row: &[Option<String>]) -> Result<Progress, SinkError> {

@@ -40,23 +40,34 @@ pub(super) struct Tables {
     opening: Opening,
     relations: Relations,
     known: HashMap<u32, Known>,
-    /// What was known before the batch under way of the relations that it describes anew, in order.
+    /// What was known, before the batches under way, of the relations that they describe anew, in order, …
     before: Vec<(u32, Option<Arc<Relation>>)>,
+    /// … and how many of these belong to batches before the one that is being written.
+    earlier: usize,
 }
 
 impl Tables {
     pub(super) fn new(opening: Opening) -> Self {
-        Self { opening, relations: Relations::default(), known: HashMap::new(), before: Vec::new() }
+        Self { opening, relations: Relations::default(), known: HashMap::new(), before: Vec::new(), earlier: 0 }
     }
 
-    /// From here on is what `undo_batch` undoes.
-    pub(super) fn begin_batch(&mut self) {
-        self.before.clear();
+    /// A batch begins, behind others that are not answered yet or behind none.
+    pub(super) fn begin_batch(&mut self, is_behind_others: bool) {
+        self.earlier = self.before.len();
+        if !is_behind_others {
+            self.answered_before();
+        }
     }
 
-    /// Knows no more than before the batch: it is read again. All tables are looked up again: guards were rolled back, and
+    /// All batches before this one are committed: they are not undone any more.
+    pub(super) fn answered_before(&mut self) {
+        self.before.drain(..std::mem::take(&mut self.earlier));
+    }
+
+    /// Knows no more than before the batches under way: they are read again. All tables are looked up again: guards were rolled back, and
     /// what was wrong may be that a table has changed.
-    pub(super) fn undo_batch(&mut self) {
+    pub(super) fn undo_batches(&mut self) {
+        self.earlier = 0;
         while let Some((oid, before)) = self.before.pop() {
             match before {
                 Some(relation) => {

@@ -3,10 +3,10 @@
 
 use walrelay::model::Durable;
 use walrelay::sink::worker::{Outcome, Worker};
-use walrelay::sink::{AnySink, Batch, Commit, SinkError};
+use walrelay::sink::{Batch, Commit, SinkError};
 use walrelay::throwaway::Options;
 
-use super::Replay;
+use super::{Replay, outcome};
 use crate::harness::{Pair, eventually, major_versions};
 
 const TABLE: &str = "CREATE TABLE t (a int PRIMARY KEY)";
@@ -21,8 +21,7 @@ async fn replay(major: u32) -> Replay {
 
 /// A worker whose sink has one transaction to apply.
 async fn begin(replay: &mut Replay, commit: Commit) -> Worker {
-    replay.open().await.unwrap();
-    let mut worker = Worker::new(AnySink::Postgres(Box::new(replay.sink.take().unwrap())));
+    let mut worker = replay.worker().await;
     next_batch(replay, &mut worker, commit).await;
     worker
 }
@@ -36,9 +35,9 @@ async fn next_batch(replay: &Replay, worker: &mut Worker, commit: Commit) {
 
 /// Waits for the batch's end: its position, and what the receipt says of it.
 async fn applied(worker: &mut Worker) -> (walrelay::model::Lsn, Option<Durable>) {
-    match worker.outcome().await.unwrap() {
+    match outcome(worker).await.unwrap() {
         Outcome::Applied(receipt) => (receipt.applied.0, receipt.durable),
-        Outcome::Durable(durable) => panic!("{durable:?} before the batch was applied"),
+        other => panic!("{other:?} before the batch was applied"),
     }
 }
 
@@ -57,15 +56,16 @@ async fn a_commit_that_does_not_wait_is_visible_first_and_durable_with_a_flush()
         next_batch(&replay, &mut worker, Commit::Visible).await;
         let mut told = Vec::new();
         for _ in 0..2 {
-            match worker.outcome().await.unwrap() {
+            match outcome(&mut worker).await.unwrap() {
                 Outcome::Durable(durable) => told.push(durable),
                 Outcome::Applied(receipt) => assert_eq!(receipt.durable, None),
+                Outcome::Sent => {}
             }
         }
         assert_eq!(told, [Durable(first)], "{major}");
         assert!(worker.may_flush());
         worker.flush().await;
-        assert!(matches!(worker.outcome().await.unwrap(), Outcome::Durable(durable) if durable.0 > first));
+        assert!(matches!(outcome(&mut worker).await.unwrap(), Outcome::Durable(durable) if durable.0 > first));
         assert_eq!(replay.found(IS_FLUSHED).await, ["(t)"], "{major}");
         // One that waits has all before it on disk too, and the setting is as it was.
         next_batch(&replay, &mut worker, Commit::Visible).await;
@@ -91,7 +91,7 @@ async fn the_loss_of_either_session_ends_both() {
         next_batch(&replay, &mut worker, Commit::Visible).await;
         worker.flush().await;
         let error = loop {
-            match worker.outcome().await {
+            match outcome(&mut worker).await {
                 Ok(Outcome::Durable(_)) if role == "apply" => {}
                 Ok(Outcome::Applied(_)) if role == "flush" => {}
                 Ok(outcome) => panic!("{outcome:?} without the {role} session"),

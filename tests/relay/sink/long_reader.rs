@@ -2,11 +2,11 @@
 //! versions of the progress row that the snapshot keeps alive. Counted in blocks touched, not in time.
 
 use walrelay::model::Transaction;
-use walrelay::sink::worker::{Outcome, Worker};
-use walrelay::sink::{AnySink, Batch, Commit};
+use walrelay::sink::worker::Outcome;
+use walrelay::sink::{Batch, Commit};
 use walrelay::throwaway::Options;
 
-use super::Replay;
+use super::{Replay, outcome};
 use crate::harness::{Pair, client, eventually, from_environment};
 
 const TABLE: &str = "CREATE TABLE t (a int PRIMARY KEY)";
@@ -17,12 +17,11 @@ const BLOCKS: &str = "SELECT sum(heap_blks_hit + heap_blks_read + idx_blks_hit +
 
 /// Applies each transaction in a commit of its own, in a session of its own.
 async fn apply(replay: &mut Replay, transactions: Vec<Transaction>) {
-    replay.open().await.unwrap();
-    let mut worker = Worker::new(AnySink::Postgres(Box::new(replay.sink.take().unwrap())));
+    let mut worker = replay.worker().await;
     for transaction in transactions {
         let position = transaction.end_lsn;
         worker.begin(Batch { transactions: vec![transaction], position, commit: Commit::Visible, ahead: None }).await;
-        assert!(matches!(worker.outcome().await.unwrap(), Outcome::Applied(_)));
+        assert!(matches!(outcome(&mut worker).await.unwrap(), Outcome::Applied(_)));
     }
     drop(worker);
     // A session gives its counts away when it ends.

@@ -1,5 +1,6 @@
 //! The Postgres sink alone, driven with streams captured from a real server (`pg_logical_slot_get_binary_changes`).
 
+mod depth;
 mod faults;
 mod flushing;
 mod guard;
@@ -11,11 +12,12 @@ mod types;
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{BufMut, BytesMut};
-use walrelay::config::ServerUrl;
+use walrelay::config::{APPLY_DEPTH, ServerUrl};
 use walrelay::decode::{Context, Message, decode};
 use walrelay::model::{Body, Fallbacks, Heartbeat, Lsn, PipelineName, Progress, QualifiedName, SlotName, Transaction};
 use walrelay::sink::postgres::{Opening, PostgresSink, TableFilter, open_session, store};
-use walrelay::sink::{Batch, Commit, Receipt, SinkError};
+use walrelay::sink::worker::{Outcome, Worker};
+use walrelay::sink::{AnySink, Batch, Commit, Receipt, SinkError};
 use walrelay::wire::sql::SqlClient;
 
 use super::harness::{Pair, client};
@@ -38,6 +40,7 @@ pub struct Replay {
     is_read_only: bool,
     is_binary: bool,
     skip_until: HashMap<QualifiedName, Lsn>,
+    apply_depth: usize,
     fallbacks: Fallbacks,
     _pair: Pair,
 }
@@ -68,6 +71,7 @@ impl Replay {
             is_read_only: false,
             is_binary: false,
             skip_until: HashMap::new(),
+            apply_depth: APPLY_DEPTH,
             fallbacks: Fallbacks::default(),
             _pair: pair,
         }
@@ -93,6 +97,7 @@ impl Replay {
             filter: TableFilter::All,
             guard_for: self.is_read_only.then(|| self.primary_url.clone()),
             skip_until: self.skip_until.clone(),
+            apply_depth: self.apply_depth,
         };
         self.sink = PostgresSink::open(&self.standby_url, opening, Heartbeat::default()).await?;
         if let Some(sink) = &mut self.sink {
@@ -155,6 +160,12 @@ impl Replay {
         Ok(receipt)
     }
 
+    /// A worker with the sink, opened anew.
+    async fn worker(&mut self) -> Worker {
+        self.open().await.unwrap();
+        Worker::new(AnySink::Postgres(Box::new(self.sink.take().unwrap())))
+    }
+
     /// Applies everything committed since the last capture.
     async fn relay(&mut self) -> Result<Receipt, SinkError> {
         let transactions = self.capture().await;
@@ -194,6 +205,16 @@ impl Replay {
         let ours = texts(&self.primary, query).await;
         assert_eq!(ours, self.found(query).await, "{query}");
         ours.len()
+    }
+}
+
+/// What comes next of batches or flushes.
+async fn outcome(worker: &mut Worker) -> Result<Outcome, SinkError> {
+    loop {
+        match worker.outcome().await? {
+            Outcome::Sent => {}
+            other => return Ok(other),
+        }
     }
 }
 
