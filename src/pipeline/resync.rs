@@ -18,6 +18,8 @@ use super::monitor::primary_session;
 
 /// The daemon looks every few seconds; one that has not stopped its stream by then is busy, or runs another version.
 const WAKE_LIMIT: Duration = Duration::from_secs(30);
+/// Role of the session that asks the catalogs; the one that wakes is another.
+const ERRAND_ROLE: &str = "errand";
 /// Pause between two looks at its slot.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -35,9 +37,7 @@ pub async fn resync(
             pipeline.sink.kind()
         )));
     };
-    // As long as this session is there, the daemon knows that it is asked.
-    let session = primary_session(name, RESYNC_ROLE);
-    let sql = sql::connect(&config.primary, &session).await.map_err(SourceError::wire("connecting to the primary"))?;
+    let sql = connect(config, name, ERRAND_ROLE).await?;
     let records = read_records(sink, name).await?;
     refuse_unready(&sql, pipeline, sink, &records).await?;
     let publication =
@@ -66,8 +66,13 @@ pub async fn resync(
     mark_copied(sink, new.clone()).await?;
     let names: Vec<QualifiedName> = new.into_iter().map(|(table, _)| table).collect();
     said.push(format!("to be sent again: {}", listed(&names)));
-    said.push(wake(&sql, pipeline).await?);
+    said.push(wake(config, &sql, pipeline).await?);
     Ok(said)
+}
+
+async fn connect(config: &Config, name: &PipelineName, role: &str) -> Result<SqlClient, PipelineError> {
+    let opened = sql::connect(&config.primary, &primary_session(name, role)).await;
+    Ok(opened.map_err(SourceError::wire("connecting to the primary"))?)
 }
 
 /// What speaks against it.
@@ -120,7 +125,7 @@ fn matching(
 }
 
 /// Waits until the daemon's stream has ended for it.
-async fn wake(sql: &SqlClient, pipeline: &Pipeline) -> Result<String, PipelineError> {
+async fn wake(config: &Config, sql: &SqlClient, pipeline: &Pipeline) -> Result<String, PipelineError> {
     let slot = pipeline.slot_name();
     let streams = async || -> Result<Option<i32>, PipelineError> {
         let facts = slot_facts(sql, &slot).await?;
@@ -129,6 +134,8 @@ async fn wake(sql: &SqlClient, pipeline: &Pipeline) -> Result<String, PipelineEr
     let Some(before) = streams().await? else {
         return Ok("no daemon streams now: its next start sends them".to_owned());
     };
+    // As long as this session is there the daemon knows that it is asked; by now the marks are there to be read.
+    let _asking = connect(config, &pipeline.name, RESYNC_ROLE).await?;
     let began = Instant::now();
     while began.elapsed() < WAKE_LIMIT {
         if streams().await? != Some(before) {
@@ -136,8 +143,7 @@ async fn wake(sql: &SqlClient, pipeline: &Pipeline) -> Result<String, PipelineEr
         }
         sleep(PAUSE).await;
     }
-    Ok("the daemon has not noticed yet: it sends them with its next start, or once SIGTERM and a new start tell it"
-        .to_owned())
+    Ok("the daemon has not noticed yet: it sends them with its next start (systemctl restart walrelay)".to_owned())
 }
 
 #[cfg(test)]
