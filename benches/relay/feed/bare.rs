@@ -14,6 +14,7 @@ use super::contestant::Contestant;
 use super::receipt::Receipts;
 use super::stage::{Stage, topic_of};
 use super::topic::Kept;
+use crate::plan::Plan;
 
 /// Pause while the client's queue is full.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
@@ -21,6 +22,9 @@ const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// As long as a progress record.
 const PROGRESS: &[u8] = &[b'p'; 180];
+
+/// What warms a broker up: so many transactions of so many records of that size.
+const WARMING: (usize, usize, usize) = (2_000, 20, 700);
 
 /// One run.
 #[derive(Clone, Copy, Debug)]
@@ -41,11 +45,11 @@ impl Bare {
 type Producer = ThreadedProducer<DefaultProducerContext>;
 
 /// As walrelay sets its producer by default; `memory_limit = "64MB"` gives the queue half of it.
-fn producer(address: &str) -> Producer {
+fn producer(address: &str, transactional_id: &str) -> Producer {
     let mut settings = ClientConfig::new();
     for (name, value) in [
         ("bootstrap.servers", address),
-        ("transactional.id", "bare"),
+        ("transactional.id", transactional_id),
         ("compression.type", "lz4"),
         ("batch.size", "1000000"),
         ("queue.buffering.max.kbytes", "32768"),
@@ -81,6 +85,24 @@ fn commit(producer: &Producer) {
     }
 }
 
+/// A JVM that has just started compiles what it runs: whoever came first would pay for it.
+pub async fn warm_up(stage: &Stage, plan: &Plan) {
+    let topic = topic_of("warm");
+    stage.make_topic(&topic).await;
+    let address = stage.broker.address();
+    let (transactions, records, bytes) = WARMING;
+    let transactions = if plan.is_quick { transactions / 20 } else { transactions };
+    let work = move || {
+        let (producer, value) = (producer(&address, "warm"), vec![b'v'; bytes]);
+        for _ in 0..transactions {
+            producer.begin_transaction().unwrap();
+            (0..records).for_each(|_| send(&producer, &topic, &OwnedHeaders::new(), (b"key", &value)));
+            commit(&producer);
+        }
+    };
+    tokio::task::spawn_blocking(work).await.unwrap();
+}
+
 /// Everything that our feed wrote in this round, in Kafka transactions of the same size.
 pub async fn run(stage: &Stage, events_per_commit: f64, round: usize) -> Bare {
     let topic = topic_of(&Contestant::bare_prefix(round));
@@ -89,7 +111,7 @@ pub async fn run(stage: &Stage, events_per_commit: f64, round: usize) -> Bare {
     let source = topic_of(&Contestant::own_prefix(round));
     let work = move || {
         let kept = Kept::of(&address, &source, events);
-        let producer = producer(&address);
+        let producer = producer(&address, "bare");
         let each = (events_per_commit.ceil() as usize).max(1);
         let began = Instant::now();
         producer.begin_transaction().unwrap();
@@ -117,7 +139,7 @@ pub async fn lone(stage: &Stage, round: usize, records: u64, every: Duration) ->
     let (address, source) = (stage.broker.address(), topic_of(&Contestant::own_prefix(round)));
     let work = move || {
         let kept = Kept::of(&address, &source, records);
-        let producer = producer(&address);
+        let producer = producer(&address, "bare");
         let mut sent = Vec::new();
         let began = Instant::now();
         for (at, record) in (1u32..).zip(kept.records()) {

@@ -9,6 +9,7 @@ use rdkafka::config::ClientConfig;
 use walrelay::config::Environment;
 use walrelay::throwaway::{Broker, BrokerOptions, Server, find_broker};
 
+use super::bare;
 use super::contestant::Contestant;
 use super::turn::Turn;
 use crate::backlog::{self, BASE};
@@ -121,7 +122,9 @@ impl Stage {
         values(&primary, "shop", "VACUUM (FREEZE, ANALYZE)").await;
         let end_lsn = value(&primary, "shop", "SELECT pg_current_wal_lsn()").await;
         values(&primary, "postgres", "CHECKPOINT").await;
-        Self { primary, broker, shape, events, end_lsn }
+        let stage = Self { primary, broker, shape, events, end_lsn };
+        bare::warm_up(&stage, plan).await;
+        stage
     }
 
     /// A slot of the turn's own, unless the contestant makes it. Gives its position.
