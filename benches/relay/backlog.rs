@@ -8,7 +8,7 @@ use std::time::Duration;
 use walrelay::config::Environment;
 use walrelay::throwaway::{Server, find_tool};
 
-use super::distance::proxy;
+use super::harness::distance::proxy;
 use super::harness::{Pair, client, eventually, value, values};
 use super::plan::{Plan, options, setting, target_options};
 use super::workload::{Fill, Workload};

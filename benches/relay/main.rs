@@ -15,7 +15,6 @@ mod backlog;
 mod commit;
 mod copy;
 mod decode;
-mod distance;
 mod drain;
 mod drain_client;
 mod feed;

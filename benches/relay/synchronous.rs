@@ -8,7 +8,7 @@ use std::time::Duration;
 use walrelay::throwaway::Server;
 
 use super::backlog::{RUN, output};
-use super::distance::proxy;
+use super::harness::distance::proxy;
 use super::harness::{eventually, value, values};
 use super::peer::{Origin, Peer, attach, prepare};
 use super::physical;

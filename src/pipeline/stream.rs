@@ -176,7 +176,7 @@ impl Flow<'_> {
                 break;
             }
             let may_take = !is_draining && self.may_take();
-            let (idle_due, flush_due) = (self.idle_due(), self.flush_due());
+            let (idle_due, wake_due) = (self.idle_due(), self.flush_due().into_iter().chain(self.follow_due()).min());
             tokio::select! {
                 biased;
                 // 1. What is durable is confirmed before anything else.
@@ -195,7 +195,7 @@ impl Flow<'_> {
                 }
                 // 3. An idle position is recorded when it is due.
                 () = sleep_until(idle_due.unwrap_or_else(Instant::now).into()), if idle_due.is_some() => self.record_idle().await,
-                () = sleep_until(flush_due.unwrap_or_else(Instant::now).into()), if flush_due.is_some() => {}
+                () = sleep_until(wake_due.unwrap_or_else(Instant::now).into()), if wake_due.is_some() => {}
                 // 4. What the primary says of us.
                 _ = self.view.changed() => self.viewed(),
                 _ = ticks.tick() => self.tick(),
@@ -312,8 +312,17 @@ impl Flow<'_> {
             && self.worker.is_ready()
             && match self.under_way.len() {
                 0 => true,
-                count => count < self.depth && self.batching.may_follow(&self.waiting),
+                count => {
+                    let is_due = self.under_way.next_due().is_some_and(|due| due <= Instant::now());
+                    count < self.depth && self.batching.may_follow(&self.waiting, is_due)
+                }
             }
+    }
+
+    /// When what waits may follow what is under way.
+    fn follow_due(&self) -> Option<Instant> {
+        let may = self.batching.is_hurried() && !self.waiting.is_empty() && self.under_way.len() < self.depth;
+        self.under_way.next_due().filter(|_| may && self.worker.is_ready())
     }
 
     /// What goes into the next batch. A transaction of which something is written already goes alone, behind nothing that is not
@@ -334,11 +343,11 @@ impl Flow<'_> {
         }
     }
 
-    /// A batch before and behind which there is nothing has its promise soonest by a commit that waits for the disk. Among others,
-    /// or while nobody waits at all, the flusher does that beside the next batch.
+    /// A batch behind which nothing waits has its promise soonest by a commit that waits for the disk: the flusher's way is one more,
+    /// and only one flush is under way. Behind another, whose work takes longer than that, or while nobody waits at all, the flusher
+    /// does it beside the next batch.
     fn commit(&self) -> Commit {
-        let is_alone = self.waiting.is_empty() && self.under_way.is_empty();
-        if self.batching.is_waited_for() && is_alone { Commit::Durable } else { Commit::Visible }
+        if self.batching.is_waited_for() && self.waiting.is_empty() { Commit::Durable } else { Commit::Visible }
     }
 
     async fn flush_if_due(&mut self) {

@@ -1,4 +1,5 @@
-//! The batches that the sink works on, oldest first, and how much of the time each of them took was its own. Pure: time is passed in.
+//! The batches that the sink works on, oldest first; how much of the time each of them took was its own; and from that, when the next
+//! one should go. Pure: time is passed in.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -30,13 +31,15 @@ pub(super) struct UnderWay {
     batches: VecDeque<Begun>,
     /// When the last receipt came.
     answered: Option<Instant>,
+    /// What a batch's work is about to be.
+    expected_work: Duration,
     round_trip: Duration,
 }
 
 impl UnderWay {
     /// None, for a sink that is so far away.
     pub(super) fn new(round_trip: Duration) -> Self {
-        Self { batches: VecDeque::new(), answered: None, round_trip }
+        Self { batches: VecDeque::new(), answered: None, expected_work: Duration::ZERO, round_trip }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -61,12 +64,28 @@ impl UnderWay {
     /// The receipt of the oldest one came.
     pub(super) fn end(&mut self, now: Instant) -> Option<Ended> {
         let begun = self.batches.pop_front()?;
-        // An answer takes as long as the way there, so that the sink may begin where the last answer is on its way here.
-        let arrived = begun.at + self.round_trip;
-        let start = self.answered.map_or(arrived, |answered| answered.max(arrived));
+        let start = self.start(&begun, self.answered);
         self.answered = Some(now);
         let work = (!begun.is_ahead).then(|| now.saturating_duration_since(start));
+        // Half of what is new, so that one slow batch does not decide.
+        self.expected_work = work.map_or(self.expected_work, |work| (self.expected_work + work) / 2);
         Some(Ended { size_bytes: begun.size_bytes, work })
+    }
+
+    /// When the next batch should be sent to arrive as the sink finishes what is under way, by what batches took so far. `None`
+    /// while nothing is.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let mut free = self.answered;
+        for batch in &self.batches {
+            free = Some(self.start(batch, free) + self.expected_work);
+        }
+        free.filter(|_| !self.is_empty()).and_then(|free| free.checked_sub(self.round_trip))
+    }
+
+    /// When the sink begins a batch, by the time at which the answer would come here if it took no time.
+    fn start(&self, batch: &Begun, free: Option<Instant>) -> Instant {
+        let arrived = batch.at + self.round_trip;
+        free.map_or(arrived, |free| free.max(arrived))
     }
 
     /// Commit time of the oldest transaction.
@@ -103,5 +122,25 @@ mod tests {
             }
         }
         assert_eq!(under_way.end(at(60)), None);
+    }
+
+    #[test]
+    fn the_next_batch_goes_so_that_it_arrives_as_the_sink_finishes() {
+        let start = Instant::now();
+        let at = |millis: u64| start + Duration::from_millis(millis);
+        let mut under_way = UnderWay::new(Duration::from_millis(10));
+        let begin = |under_way: &mut UnderWay, millis| under_way.begin(at(millis), None, 0, false);
+        assert_eq!(under_way.next_due(), None);
+        begin(&mut under_way, 0);
+        assert_eq!(under_way.next_due(), Some(at(0)), "nothing was measured: at once");
+        under_way.end(at(18));
+        assert_eq!(under_way.next_due(), None);
+        // Eight milliseconds of work: half of it is believed.
+        begin(&mut under_way, 20);
+        assert_eq!(under_way.next_due(), Some(at(24)));
+        begin(&mut under_way, 24);
+        assert_eq!(under_way.next_due(), Some(at(28)));
+        begin(&mut under_way, 40);
+        assert_eq!(under_way.next_due(), Some(at(44)), "the sink was idle before");
     }
 }

@@ -18,6 +18,7 @@ mod crash;
 mod differential;
 mod durability;
 mod facts;
+mod far;
 mod first_steps;
 mod random_work;
 mod rights;

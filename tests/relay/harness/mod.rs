@@ -1,6 +1,7 @@
 //! What tests with real servers share: pairs of servers, a relay process, SQL in one line, waiting for a condition.
 
 pub mod certificates;
+pub mod distance;
 mod pair;
 mod relay;
 mod sql;
