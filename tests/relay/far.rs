@@ -26,7 +26,7 @@ impl Scene {
         let lazy = Options::default().with("wal_writer_delay", "10s").with("wal_writer_flush_after", "1GB");
         let pair = Pair::with(18, Options::default(), 18, lazy).await;
         pair.on_both(TABLES).await;
-        let round_trip = Duration::from_micros(from_environment("WALRELAY_TEST_ROUND_TRIP_US", 2_000));
+        let round_trip = Duration::from_micros(from_environment("WALRELAY_TEST_ROUND_TRIP_US", 5_000));
         let port = proxy(pair.standby.port(), round_trip);
         let lines = "initial_copy = false";
         let config = pair.config(lines).replace(&format!(":{}/", pair.standby.port()), &format!(":{port}/"));
