@@ -10,7 +10,7 @@ use super::error::{ConfigError, nearest};
 use super::kafka_read::{KAFKA_SINK, kafka, refuse_other_names};
 use super::origin::Origin;
 use super::overrides::override_from;
-use super::section::Section;
+use super::section::{Section, shown};
 use super::{
     APPLY_DEPTH, APPLY_DEPTH_LIMIT, BATCH_DELAY, Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink,
     ServerUrl, Sink, TablePattern, TableSet, libpq, password, text_file,
@@ -41,7 +41,7 @@ const PIPELINE: &[&str] = &[
 /// A longer one is surely a mistake: keepalives are answered no sooner.
 const LONGEST_BATCH_DELAY: Duration = Duration::from_secs(1);
 const POSTGRES_SINK: &[&str] =
-    &["type", "url", "password_file", "read_only", "batch_delay", "apply_depth", "allow_fsync_off"];
+    &["type", "url", "password_file", "read_only", "batch_delay", "apply_depth", "allow_fsync_off", "binary"];
 const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
@@ -310,6 +310,7 @@ fn sink(
                 .integer("apply_depth", 1, APPLY_DEPTH_LIMIT as u64)?
                 .map_or(APPLY_DEPTH, |depth| depth as usize),
             allow_fsync_off: sink.boolean("allow_fsync_off")?.unwrap_or(false),
+            may_be_binary: may_be_binary(&mut sink)?,
         }),
         "stdout" => {
             sink.only(STDOUT_SINK, "a sink of type stdout")?;
@@ -321,6 +322,18 @@ fn sink(
         }
     };
     Ok(found)
+}
+
+/// `"auto"` or `false`; nothing forces a form that the other side would misread.
+fn may_be_binary(sink: &mut Section<'_>) -> Result<bool, ConfigError> {
+    let rule = "must be \"auto\" (binary values where both servers agree on all types) or false (text)";
+    match sink.take("binary") {
+        None => Ok(true),
+        Some(Value::Boolean(false)) => Ok(false),
+        Some(Value::String(text)) if text == "auto" => Ok(true),
+        Some(Value::String(text)) if text == "false" && sink.is_overridden("binary") => Ok(false),
+        Some(other) => Err(sink.error("binary", Some(shown(&other)), rule)),
+    }
 }
 
 fn batch_delay(sink: &mut Section<'_>) -> Result<Duration, ConfigError> {

@@ -159,6 +159,8 @@ pub struct PostgresSink {
     pub apply_depth: usize,
     /// Whether a standby with `fsync = off` will do.
     pub allow_fsync_off: bool,
+    /// Whether values travel in binary form where both servers agree on all types.
+    pub may_be_binary: bool,
 }
 
 /// Parses one libpq url outside a file (`walrelay tail --primary`); the password comes from the url, PGPASSWORD or the password

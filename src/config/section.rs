@@ -78,7 +78,7 @@ impl<'a> Section<'a> {
         joined(&self.path, key)
     }
 
-    fn is_overridden(&self, key: &str) -> bool {
+    pub(super) fn is_overridden(&self, key: &str) -> bool {
         self.origin.is_overridden(&joined(&self.file_path, key))
     }
 

@@ -256,6 +256,7 @@ fn the_annotated_example_holds_and_names_every_key() {
         "batch_delay",
         "apply_depth",
         "allow_fsync_off",
+        "binary",
     ] {
         assert!(text.contains(&format!("{key} = ")), "{key} is not explained");
     }
@@ -278,6 +279,8 @@ fn the_texts_of_errors() {
         ("type = \"postgres\"", "type = \"mysql\"", &[]),
         ("type = \"postgres\"", "type = \"stdout\"", &[]),
         ("type = \"postgres\"", "type = \"postgres\"\nbatch_delay = \"2min\"", &[]),
+        ("type = \"postgres\"", "type = \"postgres\"\nbinary = true", &[]),
+        ("type = \"postgres\"", "type = \"postgres\"\nbinray = false", &[]),
         ("[[pipeline]]", "[pipeline]", &[]),
         ("[primary]", "[primry]", &[]),
         ("[primary]", "[primary", &[]),

@@ -28,6 +28,7 @@ use super::origin;
 use super::ownership::{self, Ownership};
 use super::resume::{Beginning, Facts, beginning};
 use super::stream::{self, Streaming};
+use super::value_form::Refusals;
 use super::{PipelineError, Reporter, Settings, create};
 
 /// One attempt of a pipeline.
@@ -36,6 +37,7 @@ pub(super) struct Attempt<'a> {
     pub(super) reporter: &'a Reporter,
     pub(super) stop: &'a CancellationToken,
     pub(super) noticed: &'a Noticed,
+    pub(super) refusals: &'a Refusals,
 }
 
 /// The sessions to the primary and who it is.
@@ -148,6 +150,9 @@ impl Attempt<'_> {
         let publication = self.publication(&primary, self.additions(&primary, beginning).await?).await?;
         let skip_until = self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning).await?;
         let is_read_only = sink.read_only;
+        let recorded = progress.as_ref().map(|progress| progress.lsn);
+        let binary = self.binary_types(&primary, sink, &publication, recorded).await?;
+        let is_binary = binary.is_some();
         let opening = Opening {
             pipeline: self.name().clone(),
             filter: if publication.is_managed {
@@ -158,6 +163,7 @@ impl Attempt<'_> {
             guard_for: is_read_only.then(|| self.settings.primary.clone()),
             skip_until,
             apply_depth: sink.apply_depth,
+            binary,
         };
         let opened = PostgresSink::open(&sink.url, opening, self.reporter.heartbeat().clone()).await?;
         let mut opened = opened.ok_or_else(|| {
@@ -171,8 +177,9 @@ impl Attempt<'_> {
         let start = opened.position();
         let is_same_server =
             target_identifier(&mut ownership.connection).await?.as_deref() == Some(&primary.identity.system_identifier);
-        let streaming =
-            self.start_stream(primary, &publication.name, start, AnySink::Postgres(Box::new(opened)), spool).await?;
+        let streaming = self
+            .start_stream(primary, &publication.name, start, AnySink::Postgres(Box::new(opened)), spool, is_binary)
+            .await?;
         Ok((ownership, Streaming { may_hurry: !is_same_server, ..streaming }))
     }
 
@@ -186,7 +193,7 @@ impl Attempt<'_> {
             Beginning::Unrecorded(lsn) | Beginning::Adopt(lsn) | Beginning::Resume(lsn) => lsn,
         };
         let sink = AnySink::Stdout(StdoutSink::new());
-        self.start_stream(primary, &publication.name, start, sink, spool).await
+        self.start_stream(primary, &publication.name, start, sink, spool, false).await
     }
 
     /// The rules of resume, over what both servers say now.
@@ -370,6 +377,7 @@ impl Attempt<'_> {
         start: Lsn,
         sink: AnySink,
         spool: Spool,
+        is_binary: bool,
     ) -> Result<Streaming, PipelineError> {
         let takes_messages = sink.takes_messages();
         // Its walsender must not be the one too many where only one is free (max_wal_senders).
@@ -384,12 +392,12 @@ impl Attempt<'_> {
             slot: self.settings.pipeline.slot_name(),
             publications: vec![publication.to_owned()],
             start,
-            binary: false,
+            binary: is_binary,
             messages: takes_messages,
             adaptive_receive: true,
         };
         let stream = source::Stream::start(connection, &options).await?;
-        tracing::info!(lsn = %start, slot = %options.slot, "streaming from the primary");
+        tracing::info!(lsn = %start, slot = %options.slot, binary = is_binary, "streaming from the primary");
         Ok(Streaming {
             settings: self.settings.clone(),
             stream,

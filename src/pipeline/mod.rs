@@ -35,6 +35,7 @@ mod tail;
 #[cfg(feature = "kafka")]
 mod to_kafka;
 mod under_way;
+mod value_form;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -61,6 +62,7 @@ pub use tail::tail;
 use attempt::Attempt;
 use joining::Noticed;
 use reporter::Reporter;
+use value_form::Refusals;
 
 /// Built without the Kafka client, there is no feed to ask.
 #[cfg(not(feature = "kafka"))]
@@ -119,11 +121,11 @@ pub fn start(settings: Settings) -> Running {
 /// Attempts until stopped.
 async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationToken) {
     let mut backoff = Backoff::default();
-    let noticed = Noticed::default();
+    let (noticed, refusals) = (Noticed::default(), Refusals::default());
     while !stop.is_cancelled() {
         let began = tokio::time::Instant::now();
         let applied_before = reporter.transactions();
-        let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed };
+        let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed, refusals: &refusals };
         let error = match attempt.run().await {
             Ok(()) | Err(PipelineError::Stopped) => break,
             Err(error) => error,
@@ -133,6 +135,11 @@ async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationT
         }
         if began.elapsed() > HEALTHY_AFTER || reporter.transactions() > applied_before {
             backoff.reset();
+        }
+        if refusals.note(&error) {
+            tracing::info!(%error, "the stream begins again");
+            reporter.interrupted();
+            continue;
         }
         if error.retry() == Retry::Never {
             tracing::error!(%error, "the pipeline stops: it needs a person");

@@ -49,7 +49,7 @@ impl Attempt<'_> {
         let position = start.progress.lsn;
         opened.start(start).await?;
         let sink = AnySink::Kafka(Box::new(opened));
-        let streaming = self.start_stream(primary, &publication.name, position, sink, spool).await?;
+        let streaming = self.start_stream(primary, &publication.name, position, sink, spool, false).await?;
         let until = again.as_ref().map(Again::until);
         Ok((ownership, Streaming { until, ..streaming }, again))
     }

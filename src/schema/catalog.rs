@@ -9,7 +9,10 @@ use super::shape::{ShapeError, TableShape};
 
 /// The shape of a table `c` in schema `n`, as JSON. Names are those of `TableShape`.
 const SHAPE: &str = "pg_catalog.json_build_object(
-  'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'kind', c.relkind, 'replica_identity', c.relreplident,
+  'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'kind', c.relkind, 'row_type_oid', c.reltype::int8,
+  'row_array_type_oid', (SELECT t.typarray::int8 FROM pg_catalog.pg_type t WHERE t.oid = c.reltype AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type x ON x.oid = a.atttypid
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND x.typreceive = 0)), 'replica_identity', c.relreplident,
   'columns', COALESCE((
     SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
       'name', a.attname, 'type_oid', a.atttypid::int8, 'type_name', pg_catalog.format_type(a.atttypid, a.atttypmod),
@@ -26,6 +29,7 @@ const SHAPE: &str = "pg_catalog.json_build_object(
           ELSE (SELECT os.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace os ON os.oid = o.oprnamespace
                 WHERE o.oprname = '=' AND o.oprleft = t.oid AND o.oprright = t.oid AND (o.oprcanhash OR o.oprcanmerge) LIMIT 1)
         END,
+      'base_type_oid', t.oid::int8, 'is_enum', t.typtype = 'e',
       'base_type_name', pg_catalog.format_type(t.oid, -1), 'array_delimiter', t.typdelim,
       'array_type_oid', CASE WHEN t.typtype = 'c' OR (t.typelem <> 0 AND t.typlen = -1
         AND t.typoutput = 'pg_catalog.array_out'::pg_catalog.regproc) THEN 0 ELSE t.typarray::int8 END

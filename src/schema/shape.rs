@@ -1,6 +1,6 @@
 //! A table as a server's catalog has it now.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::model::QualifiedName;
 
@@ -42,6 +42,12 @@ pub struct ShapeColumn {
     pub has_default: bool,
     /// Schema of the type's `=` operator; `None` for types without equality (json, xml, point …).
     pub equality_schema: Option<String>,
+    /// The type below all domains.
+    #[serde(default)]
+    pub base_type_oid: u32,
+    /// Whether that is an enum.
+    #[serde(default)]
+    pub is_enum: bool,
     /// The type below all domains, as SQL writes it, without a modifier: a cast to it never cuts a value.
     #[serde(default)]
     pub base_type_name: String,
@@ -52,6 +58,10 @@ pub struct ShapeColumn {
     /// What stands between the elements of such an array's text form.
     #[serde(default = "comma")]
     pub array_delimiter: char,
+}
+
+fn zero_for_null<'d, D: Deserializer<'d>>(deserializer: D) -> Result<u32, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(0))
 }
 
 fn comma() -> char {
@@ -65,6 +75,12 @@ pub struct TableShape {
     name: String,
     /// `pg_class.oid`.
     pub oid: u32,
+    /// `reltype`: the type of its rows; 0 where it has none.
+    #[serde(default)]
+    pub row_type_oid: u32,
+    /// The type of an array of its rows; 0 where there is none, or where a column's type has no binary input.
+    #[serde(default, deserialize_with = "zero_for_null")]
+    pub row_array_type_oid: u32,
     /// `relkind`: `r` ordinary, `p` partitioned, others cannot be written.
     pub kind: String,
     /// `relreplident`.

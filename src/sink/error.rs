@@ -88,6 +88,14 @@ pub enum SinkError {
     /// The table or its columns do not fit.
     #[error("{0}")]
     Shape(String),
+    /// A stream of binary values met a column whose types are not known to agree; the same values can be read as text.
+    #[error("values of {column} in the transaction at {commit_lsn} cannot be taken in binary form")]
+    NeedsText {
+        /// Table, column and types.
+        column: String,
+        /// Start of the transaction's commit record.
+        commit_lsn: Lsn,
+    },
     /// A refusal, with the remedy.
     #[error("{0}")]
     Refused(String),
@@ -129,7 +137,10 @@ impl SinkError {
             SinkError::Wire { source, .. } | SinkError::Change { source, .. } => source.retry(),
             SinkError::Kafka { retry, .. } => *retry,
             // The resume position is read anew; if another daemon really runs, the lock says so.
-            SinkError::ProgressMoved { .. } | SinkError::TwoServers { .. } | SinkError::Spool(_) => Retry::Later,
+            SinkError::ProgressMoved { .. }
+            | SinkError::TwoServers { .. }
+            | SinkError::NeedsText { .. }
+            | SinkError::Spool(_) => Retry::Later,
             _ => Retry::Never,
         }
     }

@@ -100,13 +100,11 @@ fn condition(table: &PublishedTable, range: Option<PageRange>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::format::ColumnType;
     use super::super::plan::{PublishedColumn, tests::table};
     use super::*;
 
     fn column(name: &str, is_generated: bool) -> PublishedColumn {
-        let column_type =
-            ColumnType { oid: 23, kind: b'b', name: QualifiedName::new("pg_catalog", "int4"), base_oid: 0 };
+        let column_type = crate::schema::binary::tests::builtin(23);
         PublishedColumn { name: name.to_owned(), column_type, is_generated }
     }
 

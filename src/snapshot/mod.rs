@@ -14,6 +14,7 @@
 //! A copy that did not end begins again with `prepare`; finished tables stay, the others get a new snapshot through
 //! `import_own_snapshot`. Each finished table remembers its snapshot's position: `CopyOutcome::skip_until`.
 
+mod agreement;
 mod begin;
 mod blockers;
 mod command;
@@ -53,6 +54,7 @@ use plan::PageRange;
 use store::{CopyState, TableState};
 use worker::{Sessions, TableWork, Work};
 
+pub use agreement::{Agreement, agreement};
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;

@@ -1,8 +1,7 @@
 //! What is to be copied: published tables, their columns, and how a large one is cut into pieces. Pure data; asks no server.
 
 use crate::model::QualifiedName;
-
-use super::format::ColumnType;
+use crate::schema::binary::ColumnType;
 
 /// A page range is never smaller than this, pages (512 MiB of the default 8 KiB). Several sessions that fill one table cost
 /// more than one does, measured with a primary key and a processor for each server: 1.3 times the time for 1 M rows. It pays

@@ -5,17 +5,14 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::Row;
 
 use crate::model::QualifiedName;
+use crate::schema::binary::{ColumnType, TYPE_PARTS};
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
-use super::format::ColumnType;
 use super::plan::{PublishedColumn, PublishedTable, Storage};
 
 /// Bytes of a row where no one ever analyzed the table: only for the estimate that a person sees.
 const GUESSED_ROW_BYTES: u64 = 100;
-
-/// The columns of a `ColumnType`, in the order `column_type` reads them.
-pub(super) const TYPE_COLUMNS: &str = "t.oid, t.typtype, tn.nspname, t.typname, t.typbasetype";
 
 /// The publication's tables among `wanted`, in the order of their names.
 ///
@@ -41,7 +38,7 @@ pub(super) async fn tables(
         .map_err(|error| server(Side::Primary, doing(), error))?;
     let mut columns: HashMap<u32, Vec<PublishedColumn>> = HashMap::new();
     for row in &rows {
-        let column = PublishedColumn { name: row.get(1), is_generated: row.get(2), column_type: column_type(row, 3) };
+        let column = PublishedColumn { name: row.get(1), is_generated: row.get(2), column_type: column_type(row, 3)? };
         columns.entry(row.get(0)).or_default().push(column);
     }
     for table in &mut tables {
@@ -66,14 +63,11 @@ pub(super) async fn named(client: &SqlClient, publication: &str) -> Result<HashS
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }
 
-/// Reads `TYPE_COLUMNS` from index `at` on.
-pub(super) fn column_type(row: &Row, at: usize) -> ColumnType {
-    ColumnType {
-        oid: row.get(at),
-        kind: row.get::<_, i8>(at + 1) as u8,
-        name: QualifiedName::new(row.get::<_, String>(at + 2), row.get::<_, String>(at + 3)),
-        base_oid: row.get(at + 4),
-    }
+/// Reads the text of `TYPE_PARTS` in this column.
+pub(super) fn column_type(row: &Row, at: usize) -> Result<ColumnType, SnapshotError> {
+    ColumnType::read(row.get(at)).map_err(|error| {
+        SnapshotError::Refused(format!("a server's catalog answered column types that cannot be read: {error}"))
+    })
 }
 
 /// `relid`, `attrs`, `qual` of every published relation; 14 knows neither column lists nor row filters.
@@ -115,11 +109,10 @@ fn table_query(version_number: u32) -> String {
 fn column_query(version_number: u32) -> String {
     format!(
         "WITH p AS ({}) \
-         SELECT a.attrelid, a.attname, a.attgenerated <> '', {TYPE_COLUMNS} \
+         SELECT a.attrelid, a.attname, a.attgenerated <> '', {TYPE_PARTS} \
          FROM p \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = p.relid AND a.attnum > 0 AND NOT a.attisdropped \
          JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-         JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace \
          WHERE a.attrelid = ANY ($2) \
            AND CASE WHEN p.attrs IS NULL THEN a.attgenerated = '' ELSE a.attnum = ANY (p.attrs) END \
          ORDER BY a.attrelid, a.attnum",

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 
 use crate::model::QualifiedName;
+use crate::schema::binary::{ColumnType, TYPE_PARTS};
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
-use super::format::{self, ColumnType, Format};
+use super::format::{self, Format};
 use super::plan::PublishedTable;
-use super::published::{TYPE_COLUMNS, column_type};
+use super::published::column_type;
 
 /// One table of the standby.
 #[derive(Clone, Debug)]
@@ -28,6 +29,11 @@ struct StandbyColumn {
 }
 
 impl StandbyTable {
+    /// The type of its column of this name.
+    pub(super) fn column_type(&self, name: &str) -> Option<&ColumnType> {
+        self.columns.get(name).map(|column| &column.column_type)
+    }
+
     /// Binary if all published columns allow it.
     pub(super) fn format(&self, published: &PublishedTable) -> Format {
         let pairs = published.columns.iter().filter_map(|column| {
@@ -42,7 +48,7 @@ pub(super) async fn tables(
     client: &SqlClient,
     published: &[PublishedTable],
 ) -> Result<Vec<StandbyTable>, SnapshotError> {
-    let found = read(client, published).await.map_err(|error| server(Side::Standby, "read the table shapes", error))?;
+    let found = read(client, published).await?;
     let faults: Vec<String> = published
         .iter()
         .zip(&found)
@@ -73,9 +79,11 @@ pub(super) async fn non_empty(
     Ok(names)
 }
 
-type Found = Option<(u8, StandbyTable)>;
+pub(super) type Found = Option<(u8, StandbyTable)>;
 
-async fn read(client: &SqlClient, published: &[PublishedTable]) -> Result<Vec<Found>, tokio_postgres::Error> {
+/// `relkind` and the table, if there is one, for each of the published ones.
+pub(super) async fn read(client: &SqlClient, published: &[PublishedTable]) -> Result<Vec<Found>, SnapshotError> {
+    let failed = |error| server(Side::Standby, "read the table shapes", error);
     let schemas: Vec<&str> = published.iter().map(|table| table.name.schema.as_str()).collect();
     let names: Vec<&str> = published.iter().map(|table| table.name.name.as_str()).collect();
     let rows = client
@@ -86,7 +94,8 @@ async fn read(client: &SqlClient, published: &[PublishedTable]) -> Result<Vec<Fo
              JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name",
             &[&schemas, &names],
         )
-        .await?;
+        .await
+        .map_err(failed)?;
     let mut found: Vec<Found> = published.iter().map(|_| None).collect();
     let mut places: HashMap<u32, usize> = HashMap::new();
     for row in &rows {
@@ -97,14 +106,13 @@ async fn read(client: &SqlClient, published: &[PublishedTable]) -> Result<Vec<Fo
     }
     let oids: Vec<u32> = places.keys().copied().collect();
     let query = format!(
-        "SELECT a.attrelid, a.attname, a.attgenerated <> '', {TYPE_COLUMNS} \
+        "SELECT a.attrelid, a.attname, a.attgenerated <> '', {TYPE_PARTS} \
          FROM pg_catalog.pg_attribute a \
          JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-         JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace \
          WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped"
     );
-    for row in &client.query(&query, &[&oids]).await? {
-        let column = StandbyColumn { is_generated: row.get(2), column_type: column_type(row, 3) };
+    for row in &client.query(&query, &[&oids]).await.map_err(failed)? {
+        let column = StandbyColumn { is_generated: row.get(2), column_type: column_type(row, 3)? };
         if let Some((_, table)) = places.get(&row.get(0)).and_then(|place| found[*place].as_mut()) {
             table.columns.insert(row.get(1), column);
         }
@@ -137,7 +145,7 @@ mod tests {
     use super::*;
 
     fn number() -> ColumnType {
-        ColumnType { oid: 23, kind: b'b', name: QualifiedName::new("pg_catalog", "int4"), base_oid: 0 }
+        crate::schema::binary::tests::builtin(23)
     }
 
     #[test]

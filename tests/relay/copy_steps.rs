@@ -45,6 +45,7 @@ impl Steps {
                 batch_delay: BATCH_DELAY,
                 apply_depth: APPLY_DEPTH,
                 allow_fsync_off: false,
+                may_be_binary: true,
             }),
         };
         Self {
@@ -79,6 +80,7 @@ impl Steps {
                 batch_delay: BATCH_DELAY,
                 apply_depth: APPLY_DEPTH,
                 allow_fsync_off: false,
+                may_be_binary: true,
             },
             publication: &publication,
             tables: &tables,

@@ -6,7 +6,7 @@ use walrelay::throwaway::{Options, Server};
 use walrelay::wire::sql::SqlClient;
 
 use super::harness::{Pair, Relay, Rows, client, eventually, major_versions, start_server, value, values};
-use super::random_work::{Dice, SHAPES, columns, schema, statement};
+use super::random_work::{Dice, SHAPES, alike_schema, columns, schema, statement};
 
 const WRITERS: usize = 3;
 const ROUNDS: usize = 4;
@@ -122,7 +122,7 @@ async fn the_native_subscription_and_the_relay_end_alike() {
         // The native worker checks unique constraints row by row: it gets those of the primary, which wait. The relay gets strict ones.
         values(&pair.primary, "shop", &format!("{}{KEYLESS}", schema(false))).await;
         values(&native, "shop", &format!("{}{KEYLESS}", schema(false))).await;
-        values(&pair.standby, "shop", &format!("{}{KEYLESS}", schema(true))).await;
+        values(&pair.standby, "shop", &format!("{}{KEYLESS}", alike_schema())).await;
         values(&pair.primary, "shop", "CREATE PUBLICATION p FOR ALL TABLES").await;
         // Some rows are copied, the others streamed.
         let mut done = round(&pair.primary, &mut dice, 0).await;
@@ -156,6 +156,7 @@ async fn the_native_subscription_and_the_relay_end_alike() {
                 );
             }
         }
+        assert!(relay.log().contains("binary=true"), "{major}: values travelled as text");
         let rows: usize = expected.iter().map(|(_, rows)| rows.len()).sum();
         let (_, metrics) = relay.get("/metrics").await;
         let fallbacks: Vec<&str> = metrics.lines().filter(|line| line.contains("apply_fallbacks_total{")).collect();

@@ -56,18 +56,27 @@ const TYPES: &str =
 
 /// The same on both sides, but for what makes them interesting.
 pub fn schema(is_standby: bool) -> String {
+    made(is_standby, false)
+}
+
+/// The standby's, of no other types than the primary's, so that values may travel in binary form.
+pub fn alike_schema() -> String {
+    made(true, true)
+}
+
+fn made(is_standby: bool, is_alike: bool) -> String {
     let mut schema = TYPES.to_owned();
     for (name, key, _) in SHAPES {
         let columns: Vec<String> = key.iter().map(|(column, of_type)| format!("{column} {of_type}")).collect();
         let names: Vec<&str> = key.iter().map(|(column, _)| *column).collect();
         let rest = "i int, v varchar(40), a text[], j jsonb, p pair, big text";
         let rest = if is_standby {
-            "big text, extra text DEFAULT 'kept', p pair, j jsonb, v varchar(40), a text[], i int"
+            "big text, extra text DEFAULT 'kept', gone int, p pair, j jsonb, v varchar(40), a text[], i int"
         } else {
             rest
         };
         let rest = match *name {
-            "t_full" if is_standby => rest.replace("varchar(40)", "text").replace("i int", "i bigint"),
+            "t_full" if is_standby && !is_alike => rest.replace("varchar(40)", "text").replace("i int", "i bigint"),
             _ => rest.to_owned(),
         };
         let rest = if *name == "t_extra" { rest } else { rest.replace(" extra text DEFAULT 'kept',", "") };
@@ -97,6 +106,7 @@ pub fn schema(is_standby: bool) -> String {
     }
     if is_standby {
         schema += "CREATE UNIQUE INDEX ON t_uniq ((w % 1000)) WHERE w > 0;";
+        schema.extend(SHAPES.iter().map(|(name, ..)| format!("ALTER TABLE {name} DROP gone;")));
     }
     schema
 }

@@ -3,13 +3,13 @@
 
 use super::harness::{Pair, major_versions};
 
-const TYPES: &str = include_str!("copy_types.sql");
-const ROWS: &str = include_str!("copy_types_rows.sql");
+pub const TYPES: &str = include_str!("copy_types.sql");
+pub const ROWS: &str = include_str!("copy_types_rows.sql");
 const TABLES: &[&str] =
     &["builtin", "named", "composed", "referring", "identity_columns", "empty", "no_columns", "\"Odd \"\"name\""];
 
 /// Random values of the types that have many; the seed makes them the same again.
-const RANDOM: &str = "SELECT setseed(SEED);
+pub const RANDOM: &str = "SELECT setseed(SEED);
     INSERT INTO builtin (id, b, e, f, g, h, i, j, m, n, o, q, r, s, v, x, ab, aq, au, av, t)
     SELECT 1000 + i, decode(md5(random()::text), 'hex'), (random() * 60000 - 30000)::int2, (random() * 1e18 - 5e17)::int8,
         (random() * 1e10)::float4, random() * 1e300, (random() * 1e15)::numeric / 7, (random() * 1000)::numeric(10, 3),

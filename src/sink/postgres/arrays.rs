@@ -1,5 +1,5 @@
-//! Many values of one column as an array parameter, and rows as COPY text: the bytes as they were received, escaped. Pure; knows
-//! no tables and sends nothing.
+//! Many values of one column, or many rows, as an array parameter, and rows for COPY: the bytes as they were received, escaped
+//! where they are text. Pure; knows no tables and sends nothing.
 
 use bytes::{BufMut, BytesMut};
 
@@ -63,6 +63,25 @@ impl ArrayParameter {
         Ok(())
     }
 
+    /// Appends a row in binary form: for each column of its type the type's OID and the value.
+    pub(super) fn push_row<'v>(
+        &mut self,
+        columns: impl ExactSizeIterator<Item = (u32, Value<'v>)>,
+    ) -> Result<(), MixedForms> {
+        self.begin_binary()?;
+        let start = self.bytes.len();
+        self.bytes.put_u32(0);
+        self.bytes.put_u32(columns.len() as u32);
+        for (type_oid, value) in columns {
+            self.bytes.put_u32(type_oid);
+            push_binary(value, &mut self.bytes)?;
+        }
+        let length = (self.bytes.len() - start - 4) as u32;
+        self.bytes[start..start + 4].copy_from_slice(&length.to_be_bytes());
+        self.count += 1;
+        Ok(())
+    }
+
     fn separate(&mut self) {
         self.bytes.put_u8(if self.count == 0 { b'{' } else { self.delimiter });
     }
@@ -118,6 +137,36 @@ fn push_element(bytes: &[u8], delimiter: u8, out: &mut BytesMut) {
         debug_assert!(!is_plain(&delimiter));
         out.put_slice(bytes);
     }
+}
+
+/// A length and the bytes; NULL for what is not looked at.
+fn push_binary(value: Value<'_>, out: &mut BytesMut) -> Result<(), MixedForms> {
+    match value {
+        Value::Binary(bytes) => {
+            out.put_u32(bytes.len() as u32);
+            out.put_slice(bytes);
+        }
+        Value::Null | Value::Unchanged => out.put_i32(-1),
+        Value::Text(_) => return Err(MixedForms),
+    }
+    Ok(())
+}
+
+/// What stands before the rows in COPY's binary format: its signature, no flags, no extension.
+pub(super) const COPY_BINARY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// And what stands behind them.
+pub(super) const COPY_BINARY_END: &[u8] = b"\xff\xff";
+
+/// Appends a row in COPY's binary format.
+pub(super) fn push_binary_copy_row(values: &[Value<'_>], out: &mut BytesMut) -> Result<(), MixedForms> {
+    out.put_u16(values.len() as u16);
+    for value in values {
+        if *value == Value::Unchanged {
+            return Err(MixedForms);
+        }
+        push_binary(*value, out)?;
+    }
+    Ok(())
 }
 
 /// Appends a row in COPY's text format.
@@ -178,6 +227,32 @@ mod tests {
         check(&[Null, Binary(b"ab"), Null], Ok(Binary(binary)));
         check(&[Text(b"1"), Binary(b"ab")], Err(MixedForms));
         check(&[Binary(b"ab"), Text(b"1")], Err(MixedForms));
+    }
+
+    #[test]
+    fn rows_travel_with_the_types_of_their_columns() {
+        let mut array = ArrayParameter::default();
+        array.start(',', 300);
+        array.push_row([(23, Value::Binary(b"ab")), (25, Value::Null)].into_iter()).unwrap();
+        let expected = b"\0\0\0\x01\0\0\0\0\0\0\x01\x2c\0\0\0\x01\0\0\0\x01\0\0\0\x16\0\0\0\x02\
+            \0\0\0\x17\0\0\0\x02ab\0\0\0\x19\xff\xff\xff\xff";
+        assert_eq!(array.finish(), Value::Binary(expected));
+        assert_eq!(array.push_row([(23, Value::Text(b"1"))].into_iter()), Err(MixedForms));
+    }
+
+    #[test]
+    fn a_binary_copy_row_has_its_lengths() {
+        use Value::{Binary, Null, Text, Unchanged};
+        for (values, expected) in [
+            (&[Binary(b"ab"), Null][..], Ok(&b"\0\x02\0\0\0\x02ab\xff\xff\xff\xff"[..])),
+            (&[], Ok(b"\0\0")),
+            (&[Text(b"a")], Err(MixedForms)),
+            (&[Unchanged], Err(MixedForms)),
+        ] {
+            let mut out = BytesMut::new();
+            assert_eq!(push_binary_copy_row(values, &mut out).map(|()| &out[..]), expected);
+        }
+        assert_eq!(COPY_BINARY_HEADER.len(), 19);
     }
 
     #[test]

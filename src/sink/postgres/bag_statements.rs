@@ -4,7 +4,8 @@
 
 use postgres_protocol::escape::escape_identifier;
 
-use super::set_statements::{BOOL_ARRAY, EXACT_TYPES, INT8, TEXT_ARRAY};
+use super::columns::Columns;
+use super::set_statements::{BOOL_ARRAY, EXACT_TYPES, INT8};
 use super::statements::{Statement, checked};
 use super::target::Target;
 
@@ -21,21 +22,20 @@ pub(super) const KEY_SETTINGS: &str = "SELECT pg_catalog.set_config('enable_seqs
 /// where some are not), the kind of old row by number, the row's number among those of its kind from 1; then how many they are.
 pub(super) fn bag_statement(target: &Target, is_delete: bool) -> Statement {
     let columns = 0..target.columns.len() as u16;
-    let array = |at: u16| match target.column(at).array_type_oid {
-        0 => TEXT_ARRAY,
-        oid => oid,
-    };
-    let mut types: Vec<u32> = columns.clone().map(array).collect();
-    let mut names: Vec<String> = columns.clone().map(|at| format!("o{at}")).collect();
+    let all: Vec<u16> = columns.clone().collect();
+    let values = Columns::of_relation(target, &all);
+    let (mut types, mut names) = (Vec::new(), Vec::new());
+    values.types(&mut types);
+    values.names('o', &mut names);
     if !is_delete {
-        types.extend(columns.clone().map(array));
+        values.types(&mut types);
         types.push(BOOL_ARRAY);
-        names.extend(columns.clone().map(|at| format!("n{at}")));
+        values.names('n', &mut names);
         names.push("x".to_owned());
     }
     types.extend([INT8_ARRAY, INT8_ARRAY, INT8]);
     names.extend(["g".to_owned(), "p".to_owned()]);
-    let parameters: Vec<String> = (1..=names.len()).map(|place| format!("${place}")).collect();
+    let parameters: Vec<String> = (1..types.len()).map(|place| format!("${place}")).collect();
     let table = target.shape.sql_only();
     let equal: Vec<String> = columns.clone().map(|at| equal(target, at)).collect();
     let wanted = if is_delete { String::new() } else { ", u.*".to_owned() };
@@ -72,7 +72,7 @@ fn name(target: &Target, at: u16) -> String {
 fn value(target: &Target, of: &str, prefix: char, at: u16) -> String {
     let column = target.column(at);
     match column.array_type_oid {
-        0 => format!("{of}.{prefix}{at}::{}", column.base_type_name),
+        0 if !target.travels_in_row(at) => format!("{of}.{prefix}{at}::{}", column.base_type_name),
         _ => format!("{of}.{prefix}{at}"),
     }
 }

@@ -7,11 +7,11 @@ use crate::decode::{Tuple, Value};
 use super::bag_statements::{KEY_SETTINGS, SCAN_SETTINGS};
 use super::batch::Applier;
 use super::change::{ApplyError, Purpose};
+use super::columns::Columns;
 use super::folding::Work;
 use super::form::Old;
 use super::net::Bag;
 use super::set_statements::{SetForm, SetOperation};
-use super::set_writer::start_array;
 
 /// With an index, fewer rows than these are looked for one by one.
 const SCAN_ROWS: usize = 1000;
@@ -54,18 +54,19 @@ impl Applier {
         let (target, rows) = (&work.target, &work.carried);
         let is_delete = rows.iter().all(|row| bag.now(*row).is_none());
         let operation = if is_delete { SetOperation::BagDelete } else { SetOperation::BagChange };
-        let columns: Vec<u16> = (0..target.columns.len() as u16).collect();
-        let width = columns.len();
+        let all: Vec<u16> = (0..target.columns.len() as u16).collect();
+        let columns = Columns::of_relation(target, &all);
+        let width = columns.count();
         let count = if is_delete { width + 2 } else { 2 * width + 3 };
         self.make_arrays(count);
-        let (values, numbers) = self.arrays[..count].split_at_mut(count - 2);
-        for (array, at) in values.iter_mut().zip(columns.iter().chain(&columns)) {
-            start_array(array, target, *at);
-        }
-        if let (Some(deleted), false) = (values.last_mut(), is_delete) {
-            deleted.start(',', 0);
-        }
-        numbers.iter_mut().for_each(|array| array.start(',', 0));
+        let (old, rest) = self.arrays[..count].split_at_mut(width);
+        let (new, rest) = rest.split_at_mut(if is_delete { 0 } else { width });
+        let (deleted, numbers) = rest.split_at_mut(usize::from(!is_delete));
+        columns.start(old);
+        columns.start(new);
+        deleted.iter_mut().chain(numbers.iter_mut()).for_each(|array| array.start(',', 0));
+        let nothing = vec![Value::Null; all.len()];
+        let mut before_values = Vec::with_capacity(all.len());
         let (mut kind, mut number) = (0u64, 0u64);
         let mut before: Option<&[u8]> = None;
         for row in rows {
@@ -74,12 +75,12 @@ impl Applier {
             kind += u64::from(number == 1);
             before = Some(origin.bytes());
             let now = bag.now(*row);
-            let nothing = Value::Null;
-            let new = (0..width).map(|at| now.map_or(nothing, |values| values[at]));
-            let is_deleted = Value::Text(if now.is_none() { b"t" } else { b"f" });
-            let change = new.chain([is_deleted]).take(if is_delete { 0 } else { width + 1 });
-            for (array, value) in values.iter_mut().zip(origin.iter().chain(change)) {
-                array.push(value).map_err(work.mixed())?;
+            before_values.clear();
+            before_values.extend(origin.iter());
+            columns.push(old, &before_values).map_err(work.mixed())?;
+            if let Some(array) = deleted.first_mut() {
+                columns.push(new, now.unwrap_or(&nothing)).map_err(work.mixed())?;
+                array.push(Value::Text(if now.is_none() { b"t" } else { b"f" })).map_err(work.mixed())?;
             }
             for (array, place) in numbers.iter_mut().zip([kind, number]) {
                 array.push(Value::Text(place.to_string().as_bytes())).map_err(work.mixed())?;
@@ -89,8 +90,8 @@ impl Applier {
         self.session.execute_once(SCAN_SETTINGS)?;
         let form = SetForm { operation, ..SetForm::default() };
         let plan = self.plans.get_set(&mut self.session, target, &form)?;
-        let value_columns = columns.iter().chain(if is_delete { &[][..] } else { &columns[..] });
-        self.execute_set(&plan.name, work, value_columns, count, Some(rows.len()))?;
+        let groups: &[&Columns<'_>] = if is_delete { &[&columns] } else { &[&columns, &columns] };
+        self.execute_set(&plan.name, work, groups, count, Some(rows.len()))?;
         Ok(self.session.execute_once(KEY_SETTINGS)?)
     }
 }

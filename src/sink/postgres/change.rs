@@ -10,6 +10,7 @@ use crate::model::Lsn;
 use crate::wire::{ServerError, WireError};
 
 use super::super::{Batch, ChangePlace, Receipt, SinkError};
+use super::legible::legible;
 use super::session::Failure;
 use super::statements::rows_touched;
 use super::store::PROGRESS_MOVED;
@@ -136,9 +137,13 @@ fn key_text(target: &Target, tuple: Tuple<'_>) -> String {
         let Some(column) = target.relation.columns.get(at) else { continue };
         let shown: String = match value {
             Value::Text(bytes) => String::from_utf8_lossy(bytes).chars().take(KEY_VALUE_LIMIT).collect(),
-            Value::Binary(bytes) => {
-                format!("\\x{}", bytes.iter().take(32).map(|b| format!("{b:02x}")).collect::<String>())
-            }
+            Value::Binary(bytes) => match target.columns.get(at).and_then(|column| legible(column, bytes)) {
+                Some(text) => text.chars().take(KEY_VALUE_LIMIT).collect(),
+                None => format!(
+                    "(in binary form) {}",
+                    bytes.iter().take(32).map(|b| format!("{b:02x}")).collect::<String>()
+                ),
+            },
             Value::Null => "NULL".to_owned(),
             Value::Unchanged => "(unchanged)".to_owned(),
         };

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::config::{ServerUrl, TableSet};
 use crate::model::{Lsn, PipelineName, QualifiedName};
+use crate::schema::binary::BinaryTypes;
 
 /// Which relations of the stream are applied.
 #[derive(Clone, Debug)]
@@ -42,4 +43,6 @@ pub struct Opening {
     pub skip_until: HashMap<QualifiedName, Lsn>,
     /// Most batches under way on the apply session.
     pub apply_depth: usize,
+    /// The types of a stream of binary values; `None` for one of text.
+    pub binary: Option<BinaryTypes>,
 }

@@ -73,7 +73,7 @@ impl Applier {
                 Disposition::Apply(target) => return Ok(Some(Arc::clone(target))),
                 Disposition::Unresolved => {}
             }
-            tables.resolve(&mut self.session, oid).await?;
+            tables.resolve(&mut self.session, oid, source.commit_lsn).await?;
         }
     }
 

@@ -14,11 +14,10 @@ use postgres_protocol::escape::escape_identifier;
 use crate::schema::{ColumnIdentity, ShapeColumn};
 
 use super::bag_statements::bag_statement;
+use super::columns::{Columns, key_columns};
 use super::statements::{Statement, checked, overriding};
-use super::target::{RowSearch, Target};
+use super::target::Target;
 
-/// Type of the arrays of what must be cast: text[].
-pub(super) const TEXT_ARRAY: u32 = 1009;
 /// Types of which equal values are equal bytes: bool, int8, int2, int4, oid, date, timestamp, timestamptz, uuid.
 pub(super) const EXACT_TYPES: &[u32] = &[16, 20, 21, 23, 26, 1082, 1114, 1184, 2950];
 pub(super) const BOOL_ARRAY: u32 = 1000;
@@ -31,6 +30,8 @@ pub(super) enum SetOperation {
     Insert,
     /// `COPY … FROM STDIN`, text format.
     Copy,
+    /// The same in binary format.
+    CopyBinary,
     Update,
     Delete,
     /// Updates rows, but deletes and inserts those whose key or constrained columns change.
@@ -57,16 +58,8 @@ pub(super) struct SetForm {
 impl SetForm {
     /// Whether the old rows' keys are given and the rows counted.
     pub(super) fn is_counted(&self) -> bool {
-        !matches!(self.operation, SetOperation::Insert | SetOperation::Copy)
+        !matches!(self.operation, SetOperation::Insert | SetOperation::Copy | SetOperation::CopyBinary)
     }
-}
-
-/// The key's columns, ascending: their parameters come first.
-pub(super) fn key_columns(target: &Target) -> Vec<u16> {
-    let RowSearch::Key(key) = &target.search else { return Vec::new() };
-    let mut key: Vec<u16> = key.iter().map(|at| *at as u16).collect();
-    key.sort_unstable();
-    key
 }
 
 /// The statement of a form.
@@ -77,7 +70,8 @@ pub(super) fn set_statement(target: &Target, form: &SetForm) -> Statement {
     let set = Set { target, form, key: key_columns(target) };
     let sql = match form.operation {
         SetOperation::Insert => set.insert(),
-        SetOperation::Copy => set.copy(),
+        SetOperation::Copy => set.copy(""),
+        SetOperation::CopyBinary => set.copy(" WITH (FORMAT binary)"),
         SetOperation::Delete => set.delete(),
         SetOperation::Update => set.update(),
         SetOperation::Carry | SetOperation::Move => set.carry(),
@@ -107,29 +101,31 @@ impl Set<'_> {
     }
 
     fn types(&self) -> Vec<u32> {
-        if self.form.operation == SetOperation::Copy {
-            return Vec::new();
+        let mut types = Vec::new();
+        if matches!(self.form.operation, SetOperation::Copy | SetOperation::CopyBinary) {
+            return types;
         }
-        let array = |at: &u16| match self.column(*at).array_type_oid {
-            0 => TEXT_ARRAY,
-            oid => oid,
-        };
-        let old = if self.form.is_counted() { &self.key[..] } else { &[] };
-        let mut types: Vec<u32> = old.iter().chain(&self.form.columns).map(array).collect();
+        self.old().types(&mut types);
+        Columns::of_relation(self.target, &self.form.columns).types(&mut types);
         types.extend(self.form.kept.iter().map(|_| BOOL_ARRAY));
         types.extend(self.form.is_counted().then_some(INT8));
         types
     }
 
+    /// The old keys, where they are given.
+    fn old(&self) -> Columns<'_> {
+        Columns::in_turn(self.target, if self.form.is_counted() { &self.key } else { &[] })
+    }
+
     /// `unnest($1,$2) AS u(o0,n0)`.
     fn rows(&self) -> String {
         let mut names: Vec<String> = Vec::new();
-        if self.form.is_counted() {
-            names.extend(self.key.iter().map(|at| format!("o{at}")));
-        }
-        names.extend(self.form.columns.iter().map(|at| format!("n{at}")));
+        let new = Columns::of_relation(self.target, &self.form.columns);
+        self.old().names('o', &mut names);
+        new.names('n', &mut names);
         names.extend(self.form.kept.iter().map(|at| format!("k{at}")));
-        let parameters: Vec<String> = (1..=names.len()).map(|place| format!("${place}")).collect();
+        let count = self.old().count() + new.count() + self.form.kept.len();
+        let parameters: Vec<String> = (1..=count).map(|place| format!("${place}")).collect();
         format!("unnest({}) AS u({})", parameters.join(","), names.join(","))
     }
 
@@ -142,7 +138,7 @@ impl Set<'_> {
     fn value(&self, prefix: char, at: u16) -> String {
         let column = self.column(at);
         match column.array_type_oid {
-            0 => format!("u.{prefix}{at}::{}", column.base_type_name),
+            0 if !self.target.travels_in_row(at) => format!("u.{prefix}{at}::{}", column.base_type_name),
             _ => format!("u.{prefix}{at}"),
         }
     }
@@ -178,8 +174,8 @@ impl Set<'_> {
         )
     }
 
-    fn copy(&self) -> String {
-        format!("COPY {} ({}) FROM STDIN", self.target.shape.qualified_name().sql(), self.names())
+    fn copy(&self, format: &str) -> String {
+        format!("COPY {} ({}) FROM STDIN{format}", self.target.shape.qualified_name().sql(), self.names())
     }
 
     fn delete(&self) -> String {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crate::decode::Value;
 use crate::schema::ColumnIdentity;
 
-use super::arrays::{ArrayParameter, push_copy_row};
+use super::arrays::{ArrayParameter, COPY_BINARY_END, COPY_BINARY_HEADER, push_binary_copy_row, push_copy_row};
 use super::batch::Applier;
 use super::change::{ApplyError, Purpose};
+use super::columns::{Columns, key_columns};
 use super::folding::{Folded, Nets, Work};
 use super::form::Operation;
-use super::set_statements::{SetForm, SetOperation, key_columns};
-use super::target::Target;
+use super::set_statements::{SetForm, SetOperation};
 
 /// Rows of one statement.
 const SET_ROWS: usize = 5000;
@@ -34,6 +34,7 @@ struct Sent {
     any: Vec<bool>,
     /// Not in every row.
     missing: Vec<bool>,
+    has_text: bool,
     has_binary: bool,
     size_bytes: usize,
 }
@@ -49,6 +50,7 @@ impl Sent {
                 Value::Null => self.any[at] = true,
                 Value::Text(bytes) => {
                     self.any[at] = true;
+                    self.has_text = true;
                     row_bytes += bytes.len();
                 }
                 Value::Binary(bytes) => {
@@ -159,8 +161,10 @@ impl Applier {
         if sent.missing.contains(&true) {
             return Err(work.unprovable("a row to insert lacks a value"));
         }
-        if !sent.has_binary && (rows.len() >= COPY_ROWS || sent.size_bytes > COPY_BYTES) {
-            return self.copy(work, rows, &set_form(work, SetOperation::Copy, &sent)).await;
+        // Values of both forms cannot stand in one COPY.
+        if !(sent.has_text && sent.has_binary) && (rows.len() >= COPY_ROWS || sent.size_bytes > COPY_BYTES) {
+            let operation = if sent.has_binary { SetOperation::CopyBinary } else { SetOperation::Copy };
+            return self.copy(work, rows, &set_form(work, operation, &sent)).await;
         }
         for rows in rows.chunks(SET_ROWS) {
             self.set(work, rows, &set_form(work, SetOperation::Insert, &sent))?;
@@ -181,55 +185,53 @@ impl Applier {
         let target = &work.target;
         let plan = self.plans.get_set(&mut self.session, target, form)?;
         let key = if form.is_counted() { key_columns(target) } else { Vec::new() };
-        let count = key.len() + form.columns.len() + form.kept.len();
+        let (old_columns, new_columns) = (Columns::in_turn(target, &key), Columns::of_relation(target, &form.columns));
+        let count = old_columns.count() + new_columns.count() + form.kept.len();
         self.make_arrays(count);
-        let (old, rest) = self.arrays.split_at_mut(key.len());
-        let (new, rest) = rest.split_at_mut(form.columns.len());
+        let (old, rest) = self.arrays.split_at_mut(old_columns.count());
+        let (new, rest) = rest.split_at_mut(new_columns.count());
         let flags = &mut rest[..form.kept.len()];
-        for (array, at) in old.iter_mut().zip(&key).chain(new.iter_mut().zip(&form.columns)) {
-            start_array(array, target, *at);
-        }
+        old_columns.start(old);
+        new_columns.start(new);
         flags.iter_mut().for_each(|array| array.start(',', 0));
-        let mut values = Vec::new();
+        let (mut values, mut keys) = (Vec::new(), Vec::new());
         for row in rows {
             if let (Folded::Keyed(net), false) = (work.folded, key.is_empty()) {
-                for (array, value) in old.iter_mut().zip(net.old_key(*row)) {
-                    array.push(value).map_err(work.mixed())?;
-                }
+                keys.clear();
+                keys.extend(net.old_key(*row));
+                old_columns.push(old, &keys).map_err(work.mixed())?;
             }
             if form.columns.is_empty() {
                 continue;
             }
             work.values(*row, &mut values);
-            for (array, at) in new.iter_mut().zip(&form.columns) {
-                array.push(values[usize::from(*at)]).map_err(work.mixed())?;
-            }
+            new_columns.push(new, &values).map_err(work.mixed())?;
             for (array, at) in flags.iter_mut().zip(&form.kept) {
                 let is_kept = values[usize::from(*at)] == Value::Unchanged;
                 array.push(Value::Text(if is_kept { b"t" } else { b"f" })).map_err(work.mixed())?;
             }
         }
         let expected = form.is_counted().then_some(rows.len());
-        self.execute_set(&plan.name, work, key.iter().chain(&form.columns), count, expected)
+        self.execute_set(&plan.name, work, &[&old_columns, &new_columns], count, expected)
     }
 
-    /// Puts a statement with the first `count` arrays into the pipeline; `columns` are those of the first of them.
-    pub(super) fn execute_set<'c>(
+    /// Puts a statement with the first `count` arrays into the pipeline; `groups` are what the first of them hold.
+    pub(super) fn execute_set(
         &mut self,
         name: &str,
         work: &Work<'_, '_>,
-        columns: impl Iterator<Item = &'c u16>,
+        groups: &[&Columns<'_>],
         count: usize,
         expected: Option<usize>,
     ) -> Result<(), ApplyError> {
         let expected = expected.map(|rows| (rows as i64).to_be_bytes());
         let mut parameters: Vec<Value<'_>> = self.arrays[..count].iter_mut().map(ArrayParameter::finish).collect();
-        for (value, at) in parameters.iter().zip(columns) {
-            // A cast reads text.
-            let (column, is_alike) = (work.target.column(*at), work.target.takes_binary[usize::from(*at)]);
-            if matches!(value, Value::Binary(_)) && (column.array_type_oid == 0 || !is_alike) {
+        let mut rest = &parameters[..];
+        for columns in groups {
+            if !columns.fit(rest) {
                 return Err(work.unprovable("a binary value cannot travel in an array"));
             }
+            rest = &rest[columns.count()..];
         }
         parameters.extend(expected.as_ref().map(|bytes| Value::Binary(bytes)));
         let purpose = Purpose::Set(Arc::clone(&work.target));
@@ -237,23 +239,39 @@ impl Applier {
     }
 
     async fn copy(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
+        let is_binary = form.operation == SetOperation::CopyBinary;
+        if is_binary && work.target.takes_binary.contains(&false) {
+            return Err(work.unprovable("a binary value may mean another one here"));
+        }
         let plan = self.plans.get_set(&mut self.session, &work.target, form)?;
         self.session.begin_copy(&plan.name, Purpose::Set(Arc::clone(&work.target)))?;
         let mut values = Vec::new();
         let mut rows = rows.iter().peekable();
+        let mut before = if is_binary { COPY_BINARY_HEADER } else { b"" };
         while rows.peek().is_some() {
             self.session.copy_data(|out| {
+                out.extend_from_slice(std::mem::take(&mut before));
                 let limit_bytes = out.len() + COPY_DATA_BYTES;
                 while out.len() < limit_bytes {
                     let Some(row) = rows.next() else { break };
                     work.values(*row, &mut values);
-                    push_copy_row(values.iter().copied(), out).map_err(work.mixed())?;
+                    let pushed = match is_binary {
+                        true => push_binary_copy_row(&values, out),
+                        false => push_copy_row(values.iter().copied(), out),
+                    };
+                    pushed.map_err(work.mixed())?;
+                }
+                if is_binary && rows.peek().is_none() {
+                    out.extend_from_slice(COPY_BINARY_END);
                 }
                 Ok::<(), ApplyError>(())
             })?;
             self.session.write_if_full().await?;
         }
         self.session.end_copy();
+        if is_binary {
+            self.check_types(work)?;
+        }
         Ok(())
     }
 
@@ -281,11 +299,6 @@ impl Applier {
         let set = plan.form.set.iter().map(|at| new[usize::from(*at)]);
         Ok(self.session.execute(&plan.name, set.chain(old.iter().copied()), Purpose::Set(Arc::clone(target)))?)
     }
-}
-
-pub(super) fn start_array(array: &mut ArrayParameter, target: &Target, at: u16) {
-    let column = target.column(at);
-    array.start(column.array_delimiter, column.type_oid);
 }
 
 fn set_form(work: &Work<'_, '_>, operation: SetOperation, sent: &Sent) -> SetForm {

@@ -126,7 +126,12 @@ impl Tables {
 
     /// Looks the relation's table up on the standby, inside the transaction under way, and puts its guard there: it stands
     /// before the first row is visible.
-    pub(super) async fn resolve(&mut self, session: &mut Pipelined, oid: u32) -> Result<(), ApplyError> {
+    pub(super) async fn resolve(
+        &mut self,
+        session: &mut Pipelined,
+        oid: u32,
+        commit_lsn: Lsn,
+    ) -> Result<(), ApplyError> {
         let relation = Arc::clone(self.relations.get(oid)?);
         let texts = session.query_texts(&catalog_query([&relation.name])).await?;
         let shape = read_shapes(texts.iter().map(String::as_str)).map_err(SinkError::from)?.pop();
@@ -137,7 +142,10 @@ impl Tables {
                 relation.name
             ))
         })?;
-        let target = Target::new(Arc::clone(&relation), shape)?;
+        let mut target = Target::new(Arc::clone(&relation), shape)?;
+        if let Some(types) = &self.opening.binary {
+            target = target.in_binary(types).map_err(|column| SinkError::NeedsText { column, commit_lsn })?;
+        }
         self.put_guards(session, &relation.name).await?;
         if let Some(known) = self.known.get_mut(&oid) {
             known.target = Some(Arc::new(target));

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::model::{Relation, ReplicaIdentity};
+use crate::schema::binary::BinaryTypes;
 use crate::schema::{ColumnIdentity, ShapeColumn, TableShape};
 
 use super::super::SinkError;
@@ -43,7 +44,7 @@ pub(super) struct Target {
     pub(super) columns: Vec<ShapeColumn>,
     /// How rows are found.
     pub(super) search: RowSearch,
-    /// For each column of the relation: whether a binary value means the same on the standby.
+    /// For each column of the relation: whether its values come in binary form, which means the same on the standby.
     pub(super) takes_binary: Vec<bool>,
     /// How changes are written.
     pub(super) way: Way,
@@ -53,11 +54,6 @@ pub(super) struct Target {
     /// Names of the standby's columns that the primary does not send and that can be written.
     pub(super) extra: Vec<String>,
 }
-
-/// From here on a type's OID is not the same on every server (`FirstGenbkiObjectId` in `src/include/access/transam.h`).
-const FIRST_UNSTABLE_OID: u32 = 10_000;
-/// `reg*` types: their binary form is the OID of an object, which is another object on the other server.
-const OBJECT_REFERENCES: &[u32] = &[24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191];
 
 impl Target {
     /// Joins them by column name.
@@ -107,13 +103,29 @@ impl Target {
             false if search == RowSearch::WholeRow && touchy.is_empty() => Way::Bag,
             false => Way::Inserts,
         };
-        let takes_binary = relation.columns.iter().zip(&columns).map(|(ours, theirs)| {
-            ours.type_oid == theirs.type_oid
-                && ours.type_oid < FIRST_UNSTABLE_OID
-                && !OBJECT_REFERENCES.contains(&ours.type_oid)
-        });
-        let takes_binary = takes_binary.collect();
+        let takes_binary = vec![false; columns.len()];
         Ok(Self { relation, shape, columns, search, takes_binary, way, touchy, extra })
+    }
+
+    /// For a stream of binary values. `Err` names the first column of which they would mean something else here, or might.
+    pub(super) fn in_binary(mut self, types: &BinaryTypes) -> Result<Self, String> {
+        for (at, (ours, theirs)) in self.relation.columns.iter().zip(&self.columns).enumerate() {
+            let has_way = theirs.array_type_oid != 0 || self.shape.row_array_type_oid != 0;
+            if !types.are_alike(ours.type_oid, theirs.type_oid) || !has_way {
+                return Err(format!(
+                    "{}, column \"{}\" (type {} on the primary, {} on the standby)",
+                    self.relation.name, ours.name, ours.type_oid, theirs.type_name
+                ));
+            }
+            self.takes_binary[at] = true;
+        }
+        Ok(self)
+    }
+
+    /// Whether values of this column travel to a statement for many rows inside a row: they come in binary form, and an array of
+    /// them would be taken apart too far.
+    pub(super) fn travels_in_row(&self, at: u16) -> bool {
+        self.takes_binary[usize::from(at)] && self.column(at).array_type_oid == 0
     }
 
     /// The standby's column of a column of the relation.

@@ -18,6 +18,7 @@ use walrelay::model::{Body, Fallbacks, Heartbeat, Lsn, PipelineName, Progress, Q
 use walrelay::sink::postgres::{Opening, PostgresSink, TableFilter, open_session, store};
 use walrelay::sink::worker::{Outcome, Worker};
 use walrelay::sink::{AnySink, Batch, Commit, Receipt, SinkError};
+use walrelay::snapshot::{Agreement, agreement};
 use walrelay::wire::sql::SqlClient;
 
 use super::harness::{Pair, client};
@@ -92,18 +93,43 @@ impl Replay {
             };
             store::write_first_progress(&mut control, &self.pipeline, &progress).await?;
         }
+        let binary = if self.is_binary { Some(self.agreement().await.types) } else { None };
         let opening = Opening {
             pipeline: self.pipeline.clone(),
             filter: TableFilter::All,
             guard_for: self.is_read_only.then(|| self.primary_url.clone()),
             skip_until: self.skip_until.clone(),
             apply_depth: self.apply_depth,
+            binary,
         };
         self.sink = PostgresSink::open(&self.standby_url, opening, Heartbeat::default()).await?;
         if let Some(sink) = &mut self.sink {
             sink.count_fallbacks_in(self.fallbacks.clone());
         }
         Ok(())
+    }
+
+    /// What both servers say of the types of their columns now.
+    async fn agreement(&self) -> Agreement {
+        let published = "SELECT schemaname, tablename FROM pg_publication_tables WHERE pubname = 'p'";
+        let rows = self.primary.query(published, &[]).await.unwrap();
+        let names: Vec<QualifiedName> =
+            rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
+        let number = "SELECT current_setting('server_version_num')::int";
+        let version: i32 = self.primary.query_one(number, &[]).await.unwrap().get(0);
+        agreement(&self.primary, (&self.standby_url, &self.pipeline), "p", &names, version as u32).await.unwrap()
+    }
+
+    /// From here on values come in binary form; all types must be alike.
+    async fn in_binary(mut self) -> Self {
+        self.is_binary = true;
+        assert_eq!(self.agreement().await.differing, [""; 0]);
+        self
+    }
+
+    /// The same where that is wanted.
+    async fn in_form(self, is_binary: bool) -> Self {
+        if is_binary { self.in_binary().await } else { self }
     }
 
     /// Everything committed since the last capture.

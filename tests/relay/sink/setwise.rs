@@ -5,13 +5,25 @@ use walrelay::model::Retry;
 
 use super::Replay;
 use crate::harness::{Pair, major_versions};
-use crate::random_work::{Dice, SHAPES, columns, schema, statement};
+use crate::random_work::{Dice, SHAPES, alike_schema, columns, schema, statement};
+
+/// Every version with values as text, the oldest and the newest in binary form too.
+fn forms() -> impl Iterator<Item = (u32, bool)> {
+    let versions = major_versions();
+    let ends: Vec<u32> = versions.iter().copied().filter(|major| [14, 18].contains(major)).collect();
+    versions.into_iter().map(|major| (major, false)).chain(ends.into_iter().map(|major| (major, true)))
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_work_over_many_shapes_ends_alike_without_a_fallback() {
     let mut dice = Dice::new();
-    for major in major_versions() {
-        let mut replay = Replay::unlike(Pair::start(major).await, &schema(false), &schema(true)).await;
+    for (major, is_binary) in forms() {
+        let pair = Pair::start(major).await;
+        let mut replay = if is_binary {
+            Replay::unlike(pair, &schema(false), &alike_schema()).await.in_binary().await
+        } else {
+            Replay::unlike(pair, &schema(false), &schema(true)).await
+        };
         let mut rows = 0;
         for round in 0..8 {
             for transaction in 0..30 {
@@ -25,7 +37,7 @@ async fn random_work_over_many_shapes_ends_alike_without_a_fallback() {
                 rows += replay.equal(&format!("SELECT {} FROM {}", columns(shape), shape.0)).await;
             }
         }
-        assert_eq!(replay.fallbacks.counts(), [], "{major}");
+        assert_eq!(replay.fallbacks.counts(), [], "{major}, binary: {is_binary}");
         assert!(rows > 300, "the work left next to nothing: {rows} rows in all rounds");
         let extra = replay.found("SELECT DISTINCT extra FROM t_extra").await;
         assert!(extra.is_empty() || extra == ["(kept)"], "{extra:?}");
@@ -35,7 +47,13 @@ async fn random_work_over_many_shapes_ends_alike_without_a_fallback() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_row_of_a_large_set_arrives() {
     let schema = "CREATE TABLE t (a bigint PRIMARY KEY, b text, c numeric); CREATE TABLE u (a int, b text)";
-    let mut replay = Replay::new(18, schema).await;
+    for is_binary in [false, true] {
+        let mut replay = Replay::new(18, schema).await.in_form(is_binary).await;
+        every_row_arrives(&mut replay).await;
+    }
+}
+
+async fn every_row_arrives(replay: &mut Replay) {
     replay.on_primary("INSERT INTO t SELECT i, 'row ' || i, i / 7.0 FROM generate_series(1, 60000) i").await;
     replay.on_primary("INSERT INTO u SELECT i, E'tab\\t nl\\n bs\\\\ ' || i FROM generate_series(1, 300) i").await;
     replay.relay().await.unwrap();
@@ -52,7 +70,13 @@ async fn every_row_of_a_large_set_arrives() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_differs_is_named_and_what_stands_before_it_is_applied() {
     let schema = "CREATE TABLE t (a int PRIMARY KEY, b text); CREATE TABLE u (a int PRIMARY KEY)";
-    let mut replay = Replay::new(18, schema).await;
+    for is_binary in [false, true] {
+        let mut replay = Replay::new(18, schema).await.in_form(is_binary).await;
+        what_differs_is_named(&mut replay).await;
+    }
+}
+
+async fn what_differs_is_named(replay: &mut Replay) {
     replay.on_primary("INSERT INTO t SELECT i, 'x' FROM generate_series(1, 100) i").await;
     replay.relay().await.unwrap();
     replay.on_standby("DELETE FROM t WHERE a = 57").await;
@@ -131,9 +155,10 @@ async fn rows_without_a_key_are_changed_many_at_once() {
         )
     };
     let mut dice = Dice::new();
-    for major in major_versions() {
+    for (major, is_binary) in forms() {
         let pair = Pair::start(major).await;
         let mut replay = Replay::unlike(pair, &schema(""), &schema(", extra text DEFAULT 'kept'")).await;
+        replay = replay.in_form(is_binary).await;
         replay.on_primary("ALTER PUBLICATION p SET (publish_via_partition_root)").await;
         for table in ["bag", "led", "parts"] {
             for round in 0..4 {

@@ -197,7 +197,7 @@ impl<'a> Net<'a> {
         effect
     }
 
-    /// Orders rows by their old keys. A key begins with its length: numbers in text form come in numeric order.
+    /// Orders rows by their old keys. A key begins with its length, so that numbers come in numeric order, in text form too.
     pub(super) fn sort(&self, rows: &mut [u32]) {
         rows.sort_unstable_by(|one, other| self.old_key_bytes(*one).cmp(self.old_key_bytes(*other)));
     }
