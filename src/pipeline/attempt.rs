@@ -60,12 +60,12 @@ impl Attempt<'_> {
         match &self.settings.pipeline.sink {
             config::Sink::Postgres(sink) => {
                 let (mut ownership, streaming) = self.unless_stopped(self.to_postgres(sink, spool)).await?;
-                stream::run(streaming, Some(&mut ownership), self.reporter, self.stop, self.noticed).await
+                Box::pin(stream::run(streaming, Some(&mut ownership), self.reporter, self.stop, self.noticed)).await
             }
             #[cfg(feature = "kafka")]
             config::Sink::Kafka(sink) => {
                 let (mut ownership, streaming, again) = self.unless_stopped(self.to_kafka(sink, spool)).await?;
-                stream::run(streaming, Some(&mut ownership), self.reporter, self.stop, self.noticed).await?;
+                Box::pin(stream::run(streaming, Some(&mut ownership), self.reporter, self.stop, self.noticed)).await?;
                 match again.filter(|_| !self.stop.is_cancelled()) {
                     Some(again) => Err(self.unless_stopped(self.send_again(again)).await?),
                     None => Ok(()),
@@ -75,7 +75,7 @@ impl Attempt<'_> {
             config::Sink::Kafka(_) => Err(PipelineError::Refused(NO_KAFKA.to_owned())),
             config::Sink::Stdout => {
                 let streaming = self.unless_stopped(self.to_stdout(spool)).await?;
-                stream::run(streaming, None, self.reporter, self.stop, self.noticed).await
+                Box::pin(stream::run(streaming, None, self.reporter, self.stop, self.noticed)).await
             }
         }
     }
@@ -84,6 +84,8 @@ impl Attempt<'_> {
         &self,
         work: impl Future<Output = Result<T, PipelineError>>,
     ) -> Result<T, PipelineError> {
+        // So much happens in there that it would fill a good part of a worker's stack.
+        let work = Box::pin(work);
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(PipelineError::Stopped),
@@ -148,10 +150,11 @@ impl Attempt<'_> {
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
         let publication = self.publication(&primary, self.additions(&primary, beginning).await?).await?;
-        let skip_until = self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning).await?;
+        let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
+        let skip_until = ready.await?;
         let is_read_only = sink.read_only;
         let recorded = progress.as_ref().map(|progress| progress.lsn);
-        let binary = self.binary_types(&primary, sink, &publication, recorded).await?;
+        let binary = Box::pin(self.binary_types(&primary, sink, &publication, recorded)).await?;
         let is_binary = binary.is_some();
         let opening = Opening {
             pipeline: self.name().clone(),
@@ -254,7 +257,7 @@ impl Attempt<'_> {
         };
         let is_fresh = beginning == Beginning::Fresh;
         let prepared = if pipeline.initial_copy {
-            let prepared = self.reported(&progress, snapshot::prepare(copy)).await?;
+            let prepared = self.reported(&progress, Box::pin(snapshot::prepare(copy))).await?;
             if is_fresh && !prepared.earlier().tables.is_empty() {
                 return Err(PipelineError::Refused(format!(
                     "the standby has copied tables of an earlier \"{name}\" (table walrelay.copy), but its slot is gone: what was \
@@ -278,7 +281,7 @@ impl Attempt<'_> {
                     Some(snapshot) => prepared.import(snapshot).await?,
                     None => prepared.import_own_snapshot().await?,
                 };
-                imported.run().await
+                Box::pin(imported.run()).await
             })
             .await?;
         Ok(outcome.skip_until)

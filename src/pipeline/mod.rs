@@ -126,7 +126,7 @@ async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationT
         let began = tokio::time::Instant::now();
         let applied_before = reporter.transactions();
         let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed, refusals: &refusals };
-        let error = match attempt.run().await {
+        let error = match Box::pin(attempt.run()).await {
             Ok(()) | Err(PipelineError::Stopped) => break,
             Err(error) => error,
         };
