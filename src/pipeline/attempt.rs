@@ -26,9 +26,9 @@ use super::joining::Noticed;
 use super::monitor::primary_session;
 use super::origin;
 use super::ownership::{self, Ownership};
+use super::refusals::Refusals;
 use super::resume::{Beginning, Facts, beginning};
 use super::stream::{self, Streaming};
-use super::value_form::Refusals;
 use super::{PipelineError, Reporter, Settings, create};
 
 /// One attempt of a pipeline.

@@ -24,6 +24,7 @@ mod joining;
 mod monitor;
 mod origin;
 mod ownership;
+mod refusals;
 mod removal;
 mod removed;
 mod reporter;
@@ -61,8 +62,8 @@ pub use tail::tail;
 
 use attempt::Attempt;
 use joining::Noticed;
+use refusals::Refusals;
 use reporter::Reporter;
-use value_form::Refusals;
 
 /// Built without the Kafka client, there is no feed to ask.
 #[cfg(not(feature = "kafka"))]

@@ -5,7 +5,7 @@
 use postgres_protocol::escape::escape_identifier;
 
 use super::columns::Columns;
-use super::set_statements::{BOOL_ARRAY, EXACT_TYPES, INT8};
+use super::oids::{BOOL_ARRAY, EXACT_TYPES, INT8};
 use super::statements::{Statement, checked};
 use super::target::Target;
 

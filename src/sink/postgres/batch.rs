@@ -16,14 +16,14 @@ use crate::wire::WireError;
 
 use super::super::walk::messages;
 use super::super::{Batch, Commit, Receipt, SinkError};
+use super::arrays::ArrayParameter;
 use super::change::{ApplyError, Purpose, Sent};
-use super::fallback::Detours;
+use super::detours::Detours;
 use super::folding::Nets;
 use super::form::Form;
 use super::plans::Plans;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
-use super::set_writer::Arrays;
 use super::store::{MOVE_PROGRESS, MOVE_PROGRESS_TYPES};
 use super::tables::Tables;
 
@@ -56,7 +56,8 @@ pub(super) struct Applier {
     pub(super) pipeline: String,
     pub(super) plans: Plans,
     pub(super) form: Form,
-    pub(super) arrays: Arrays,
+    /// Room for array parameters, kept from statement to statement.
+    pub(super) arrays: Vec<ArrayParameter>,
     pub(super) detours: Detours,
     /// Place in the batch of the transaction being read; behind the last one when all are.
     pub(super) reading_at: usize,
@@ -76,7 +77,7 @@ impl Applier {
             pipeline: pipeline.to_owned(),
             plans: Plans::default(),
             form: Form::default(),
-            arrays: Arrays::default(),
+            arrays: Vec::new(),
             detours: Detours::default(),
             reading_at: 0,
             rows: 0,

@@ -11,13 +11,14 @@ use crate::wire::{ServerError, WireError};
 
 use super::super::{Batch, ChangePlace, Receipt, SinkError};
 use super::legible::legible;
-use super::session::Failure;
 use super::statements::rows_touched;
-use super::store::PROGRESS_MOVED;
 use super::target::{RowSearch, Target};
 
 /// Longest part of a key value that an error shows, characters.
 const KEY_VALUE_LIMIT: usize = 100;
+
+/// SQLSTATE of a compare-and-set of the progress row that found no such row: a division by zero.
+const PROGRESS_MOVED: &str = "22012";
 
 /// One change under way: enough to name it if it fails.
 #[derive(Clone, Debug)]
@@ -27,6 +28,19 @@ pub(super) struct Change {
     pub(super) target: Arc<Target>,
     pub(super) commit_lsn: Lsn,
     pub(super) is_streamed: bool,
+}
+
+/// What went wrong, with the purpose of the statement that failed, if it was one of ours.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) purpose: Option<Purpose>,
+    pub(super) error: WireError,
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Self { purpose: None, error }
+    }
 }
 
 /// Why a change could not be applied: the session's failure, to be named with its change, or ours.

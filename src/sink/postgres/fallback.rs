@@ -2,64 +2,23 @@
 //! row in one go; if a row fails there too it is named, and what stands before its transaction is applied and recorded. Never
 //! hides an error.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use crate::model::Fallbacks;
 use crate::wire::WireError;
 
 use super::super::{Batch, Commit, SinkError};
 use super::batch::{Applier, Around, Mode};
-use super::change::{ApplyError, Purpose, explain};
-use super::session::Failure;
+use super::change::{ApplyError, Failure, Purpose, explain};
+use super::detours::DETOUR_BATCHES;
 use super::statements::rows_touched;
-use super::target::Target;
 
-/// For so many batches a table that could not be written as a set is written row by row.
-const DETOUR_BATCHES: u32 = 100;
 /// Classes of SQLSTATE that say nothing about the rows: conflicts with other sessions, resources, the server, the connection.
 const PASSING: &[&str] = &["40001", "40P01", "55P03", "57", "53", "08", "58", "25006"];
 
-/// Tables that go row by row for a while, and whether the batch under way was folded at all.
-#[derive(Debug, Default)]
-pub(super) struct Detours {
-    left: HashMap<u32, u32>,
-    is_folded: bool,
-    counts: Fallbacks,
-}
-
-impl Detours {
-    pub(super) fn goes_in_order(&self, target: &Target) -> bool {
-        !self.left.is_empty() && self.left.contains_key(&target.relation.oid)
-    }
-
-    /// A batch begins.
-    pub(super) fn begin(&mut self) {
-        self.is_folded = false;
-    }
-
-    /// Whether something of it was written as a set.
-    pub(super) fn is_folded(&self) -> bool {
-        self.is_folded
-    }
-
-    /// Something was written as a set.
-    pub(super) fn folded(&mut self) {
-        self.is_folded = true;
-    }
-
-    fn batch_done(&mut self) {
-        if !self.left.is_empty() {
-            self.left.retain(|_, left| {
-                *left -= 1;
-                *left > 0
-            });
-        }
-    }
-}
-
 impl Applier {
     pub(super) fn count_fallbacks_in(&mut self, fallbacks: Fallbacks) {
-        self.detours.counts = fallbacks;
+        self.detours.count_in(fallbacks);
     }
 
     /// Sends the batches one behind the other; what fails meanwhile is mended. After an error the session must be dropped.
@@ -99,7 +58,7 @@ impl Applier {
             own => self.session.settle_commits().await.map_or_else(ApplyError::from, |()| own),
         };
         let is_sent = self.session.has_unanswered();
-        let is_folded = if is_sent { self.session.is_first_folded() } else { self.detours.is_folded };
+        let is_folded = if is_sent { self.session.is_first_folded() } else { self.detours.is_folded() };
         if is_sent {
             self.reading_at = usize::MAX;
         }
@@ -191,8 +150,7 @@ impl Applier {
             "changes of this table could not be written as sets; this batch is written row by row, and the table for the next \
              {DETOUR_BATCHES} batches"
         );
-        self.detours.counts.count(&target.relation.name, reason);
-        self.detours.left.insert(target.relation.oid, DETOUR_BATCHES);
+        self.detours.add(target, reason);
     }
 
     pub(super) fn explain(&self, error: ApplyError) -> SinkError {

@@ -13,7 +13,7 @@ use crate::model::Lsn;
 use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
 
 use super::super::{Batch, Receipt};
-use super::change::{Purpose, Sent};
+use super::change::{Failure, Purpose, Sent};
 
 /// Written in pieces of about this size, so that a transaction of any length passes in bounded memory.
 const WRITE_BYTES: usize = 64 * 1024;
@@ -21,19 +21,6 @@ const WRITE_BYTES: usize = 64 * 1024;
 const IN_FLIGHT_LIMIT: usize = 8192;
 /// Bytes of changes whose answer is not read yet: they are kept to name the change that fails.
 const IN_FLIGHT_LIMIT_BYTES: usize = 4 * 1024 * 1024;
-
-/// What went wrong, with the purpose of the statement that failed, if it was one of ours.
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) purpose: Option<Purpose>,
-    pub(super) error: WireError,
-}
-
-impl From<WireError> for Failure {
-    fn from(error: WireError) -> Self {
-        Self { purpose: None, error }
-    }
-}
 
 /// A connection with statements under way. After an error it is to be rolled back, or dropped, which makes the server do so.
 #[derive(Debug)]

@@ -15,13 +15,9 @@ use crate::schema::{ColumnIdentity, ShapeColumn};
 
 use super::bag_statements::bag_statement;
 use super::columns::{Columns, key_columns};
+use super::oids::{BOOL_ARRAY, EXACT_TYPES, INT8};
 use super::statements::{Statement, checked, overriding};
 use super::target::Target;
-
-/// Types of which equal values are equal bytes: bool, int8, int2, int4, oid, date, timestamp, timestamptz, uuid.
-pub(super) const EXACT_TYPES: &[u32] = &[16, 20, 21, 23, 26, 1082, 1114, 1184, 2950];
-pub(super) const BOOL_ARRAY: u32 = 1000;
-pub(super) const INT8: u32 = 20;
 
 /// What a statement for many rows does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -24,9 +24,6 @@ const LARGE_ROW_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a COPY gather to messages of about this size.
 const COPY_DATA_BYTES: usize = 32 * 1024;
 
-/// Room for array parameters, kept from statement to statement.
-pub(super) type Arrays = Vec<ArrayParameter>;
-
 /// Which columns rows have values for.
 #[derive(Default)]
 struct Sent {

@@ -46,9 +46,6 @@ pub(super) fn place_sql(pipeline: &str) -> String {
     )
 }
 
-/// SQLSTATE of the division by zero.
-pub(super) const PROGRESS_MOVED: &str = "22012";
-
 /// What a superuser runs once where the relay's role may not create a schema.
 pub fn grant_schema_sql(role: &str) -> Vec<String> {
     vec![format!("CREATE SCHEMA IF NOT EXISTS walrelay AUTHORIZATION {}", escape_identifier(role))]
