@@ -34,9 +34,7 @@ impl Attempt<'_> {
             return Ok(None);
         }
         let standby = (&sink.url, self.name());
-        let version_number = primary.identity.version_number;
-        let tables = &publication.tables;
-        let agreement = agreement(&primary.sql, standby, &publication.name, tables, version_number).await?;
+        let agreement = agreement(&primary.sql, standby, &publication.tables).await?;
         if agreement.differing.is_empty() {
             return Ok(Some(agreement.types));
         }

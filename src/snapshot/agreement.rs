@@ -17,29 +17,25 @@ pub struct Agreement {
     pub differing: Vec<String>,
 }
 
-/// Compares the column types of the publication's tables, by the names under which their changes arrive. Tables and columns that
-/// the standby lacks say nothing.
+/// Compares the column types of the published tables, by the names under which their changes arrive. Tables and columns that the
+/// standby lacks say nothing; columns that are not published count too.
 pub async fn agreement(
     primary: &SqlClient,
     (standby, pipeline): (&ServerUrl, &PipelineName),
-    publication: &str,
     tables: &[QualifiedName],
-    version_number: u32,
 ) -> Result<Agreement, SnapshotError> {
-    let published = published::tables(primary, publication, tables, version_number).await?;
+    let types = published::column_types(primary, tables).await?;
     let standby = session::standby_sql(standby, pipeline).await?;
-    let found = standby::read(&standby, &published).await?;
+    let names: Vec<&QualifiedName> = tables.iter().collect();
+    let found = standby::read(&standby, &names).await?;
     let mut agreement = Agreement::default();
-    for (published, found) in published.iter().zip(&found) {
+    for ((name, columns), found) in tables.iter().zip(&types).zip(&found) {
         let Some((_, table)) = found else { continue };
-        for column in &published.columns {
-            let Some(theirs) = table.column_type(&column.name) else { continue };
-            let ours = &column.column_type;
+        for (column, ours) in columns {
+            let Some(theirs) = table.column_type(column) else { continue };
             if !agreement.types.note(ours, theirs) {
                 agreement.differing.push(format!(
-                    "{}, column \"{}\" ({} on the primary, {} on the standby)",
-                    published.name,
-                    column.name,
+                    "{name}, column \"{column}\" ({} on the primary, {} on the standby)",
                     ours.name(),
                     theirs.name()
                 ));

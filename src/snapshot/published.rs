@@ -47,6 +47,34 @@ pub(super) async fn tables(
     Ok(tables)
 }
 
+/// Every column of these tables with its type, in the order of the tables. Reads catalogs only, so no lock on a table holds it up:
+/// who holds one may wait for this very pipeline.
+pub(super) async fn column_types(
+    client: &SqlClient,
+    tables: &[QualifiedName],
+) -> Result<Vec<Vec<(String, ColumnType)>>, SnapshotError> {
+    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    let query = format!(
+        "SELECT w.place, a.attname, {TYPE_PARTS} \
+         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema_name, table_name, place) \
+         JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema_name \
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         JOIN pg_catalog.pg_type t ON t.oid = a.atttypid ORDER BY w.place, a.attnum"
+    );
+    let failed = |error| server(Side::Primary, "read the column types", error);
+    let rows = client.query(&query, &[&schemas, &names]).await.map_err(failed)?;
+    let mut types: Vec<Vec<_>> = tables.iter().map(|_| Vec::new()).collect();
+    for row in &rows {
+        let place = usize::try_from(row.get::<_, i64>(0) - 1).ok();
+        if let Some(columns) = place.and_then(|place| types.get_mut(place)) {
+            columns.push((row.get(1), column_type(row, 2)?));
+        }
+    }
+    Ok(types)
+}
+
 /// The tables that the publication names one by one. The others come into it with a schema, a partitioned parent or the
 /// database. Reads catalogs only, so no lock on a table holds it up.
 pub(super) async fn named(client: &SqlClient, publication: &str) -> Result<HashSet<QualifiedName>, SnapshotError> {

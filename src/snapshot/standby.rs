@@ -48,7 +48,8 @@ pub(super) async fn tables(
     client: &SqlClient,
     published: &[PublishedTable],
 ) -> Result<Vec<StandbyTable>, SnapshotError> {
-    let found = read(client, published).await?;
+    let names: Vec<&QualifiedName> = published.iter().map(|table| &table.name).collect();
+    let found = read(client, &names).await?;
     let faults: Vec<String> = published
         .iter()
         .zip(&found)
@@ -81,11 +82,11 @@ pub(super) async fn non_empty(
 
 pub(super) type Found = Option<(u8, StandbyTable)>;
 
-/// `relkind` and the table, if there is one, for each of the published ones.
-pub(super) async fn read(client: &SqlClient, published: &[PublishedTable]) -> Result<Vec<Found>, SnapshotError> {
+/// `relkind` and the table, if there is one, for each of the names.
+pub(super) async fn read(client: &SqlClient, tables: &[&QualifiedName]) -> Result<Vec<Found>, SnapshotError> {
     let failed = |error| server(Side::Standby, "read the table shapes", error);
-    let schemas: Vec<&str> = published.iter().map(|table| table.name.schema.as_str()).collect();
-    let names: Vec<&str> = published.iter().map(|table| table.name.name.as_str()).collect();
+    let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let rows = client
         .query(
             "SELECT w.place, c.oid, c.relkind \
@@ -96,7 +97,7 @@ pub(super) async fn read(client: &SqlClient, published: &[PublishedTable]) -> Re
         )
         .await
         .map_err(failed)?;
-    let mut found: Vec<Found> = published.iter().map(|_| None).collect();
+    let mut found: Vec<Found> = tables.iter().map(|_| None).collect();
     let mut places: HashMap<u32, usize> = HashMap::new();
     for row in &rows {
         let (place, oid, kind) = (row.get::<_, i64>(0), row.get(1), row.get::<_, i8>(2) as u8);

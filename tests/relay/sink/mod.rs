@@ -115,9 +115,7 @@ impl Replay {
         let rows = self.primary.query(published, &[]).await.unwrap();
         let names: Vec<QualifiedName> =
             rows.iter().map(|row| QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1))).collect();
-        let number = "SELECT current_setting('server_version_num')::int";
-        let version: i32 = self.primary.query_one(number, &[]).await.unwrap().get(0);
-        agreement(&self.primary, (&self.standby_url, &self.pipeline), "p", &names, version as u32).await.unwrap()
+        agreement(&self.primary, (&self.standby_url, &self.pipeline), &names).await.unwrap()
     }
 
     /// From here on values come in binary form; all types must be alike.
