@@ -45,6 +45,12 @@ pub struct OpenStream {
     pub taken_back: u32,
 }
 
+impl OpenStream {
+    fn of(stream: &Stream) -> Self {
+        Self { size_bytes: stream.body.size_bytes(), taken_back: stream.taken_back() }
+    }
+}
+
 /// Puts the messages of one replication session together to whole transactions, in commit order. A new session needs a new
 /// one: the primary sends open transactions again from their beginning.
 #[derive(Debug)]
@@ -134,16 +140,15 @@ impl Assembler {
         self.streams.len() + usize::from(matches!(self.state, State::Block(_)))
     }
 
-    /// The streamed transaction that is open and has brought the most, with its size in bytes.
-    pub fn largest_stream(&self) -> Option<(u32, u64)> {
-        let sizes = self.open_stream_list().map(|stream| (stream.xid, stream.body.size_bytes()));
-        sizes.max_by_key(|(_, size_bytes)| *size_bytes)
+    /// The streamed transaction that is open and has brought the most, by its id.
+    pub fn largest_stream(&self) -> Option<(u32, OpenStream)> {
+        let streams = self.open_stream_list().map(|stream| (stream.xid, OpenStream::of(stream)));
+        streams.max_by_key(|(_, stream)| stream.size_bytes)
     }
 
     /// What is known of an open streamed transaction; `None` once it has ended.
     pub fn stream(&self, xid: u32) -> Option<OpenStream> {
-        let stream = self.open_stream_list().find(|stream| stream.xid == xid)?;
-        Some(OpenStream { size_bytes: stream.body.size_bytes(), taken_back: stream.taken_back() })
+        self.open_stream_list().find(|stream| stream.xid == xid).map(OpenStream::of)
     }
 
     /// The run of whole messages at `offset` of an open streamed transaction, where a message begins, for who writes it before its

@@ -86,11 +86,10 @@ impl Lead {
             return Ok(());
         }
         if !self.is_under_way() {
-            let Some((xid, size_bytes)) = assembler.largest_stream() else { return Ok(()) };
+            let Some((xid, stream)) = assembler.largest_stream() else { return Ok(()) };
             let attempts = if xid == self.xid { self.attempts } else { 0 };
-            let is_worth_it = size_bytes >= self.least_bytes && attempts < ATTEMPTS_LIMIT;
-            let Some(stream) = assembler.stream(xid).filter(|_| is_worth_it) else { return Ok(()) };
-            if opener.may_begin(ledger.last_arrived()) {
+            let is_worth_it = stream.size_bytes >= self.least_bytes && attempts < ATTEMPTS_LIMIT;
+            if is_worth_it && opener.may_begin(ledger.last_arrived()) {
                 (self.xid, self.attempts, self.taken_back) = (xid, attempts + 1, stream.taken_back);
                 (self.written_bytes, self.allowed_bytes, self.mark) = (0, 0, None);
                 let opening = opener.clone().open();

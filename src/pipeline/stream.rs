@@ -20,7 +20,7 @@ use crate::ack::{Arrived, Flushes, IdleRecords, Ledger};
 use crate::assemble::{Arrival, Assembler, Spool};
 use crate::model::{Durable, Lsn, MemoryBudget, Positions, State, Timestamp, Transaction};
 use crate::sink::worker::{Outcome, Worker};
-use crate::sink::{AnySink, Batch, Commit, Receipt};
+use crate::sink::{AnySink, Batch, Commit, Receipt, WrittenAhead};
 use crate::source::{SourceError, Stream};
 
 use super::ahead::Lead;
@@ -292,11 +292,10 @@ impl Flow<'_> {
             }
         }
         while self.may_send() {
-            let Some(transactions) = self.next_batch() else { return };
+            let Some((transactions, ahead)) = self.next_batch() else { return };
             let Some(last) = transactions.last() else { return };
             let position = self.ledger.record_after(last.end_lsn);
             let commit = self.commit();
-            let ahead = if self.lead.place_in(transactions.iter()).is_some() { self.lead.take() } else { None };
             self.hand_over(Batch { transactions, position, commit, ahead }).await;
         }
     }
@@ -325,15 +324,16 @@ impl Flow<'_> {
         self.under_way.next_due().filter(|_| may && self.worker.is_ready())
     }
 
-    /// What goes into the next batch. A transaction of which something is written already goes alone, behind nothing that is not
-    /// answered; `None` while that is not so.
-    fn next_batch(&mut self) -> Option<Vec<Transaction>> {
-        match self.lead.place_in(self.waiting.iter()) {
-            None => Some(self.batching.take(&mut self.waiting, usize::MAX)),
-            Some(0) if self.lead.is_busy() || !self.under_way.is_empty() => None,
-            Some(0) => Some(self.batching.take(&mut self.waiting, 1)),
-            Some(place) => Some(self.batching.take(&mut self.waiting, place)),
-        }
+    /// What goes into the next batch. A transaction of which something is written already goes alone and with that, behind nothing that
+    /// is not answered; `None` while that is not so.
+    fn next_batch(&mut self) -> Option<(Vec<Transaction>, Option<WrittenAhead>)> {
+        let (most, ahead) = match self.lead.place_in(self.waiting.iter()) {
+            None => (usize::MAX, None),
+            Some(0) if self.lead.is_busy() || !self.under_way.is_empty() => return None,
+            Some(0) => (1, self.lead.take()),
+            Some(place) => (place, None),
+        };
+        Some((self.batching.take(&mut self.waiting, most), ahead))
     }
 
     async fn record_idle(&mut self) {

@@ -182,10 +182,7 @@ impl Connect {
 
     /// A crash.
     pub fn kill9(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        process::kill9(&mut self.child);
     }
 }
 
@@ -193,6 +190,30 @@ impl Drop for Connect {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// Settings as Connect takes them.
+pub fn settings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// What any connector to a throw-away server's database `shop` is told: whence, through what, and under which prefix.
+pub fn connector_settings(port: u16, prefix: &str, slot: &str, publication: &str) -> Vec<(String, String)> {
+    settings(&[
+        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
+        ("tasks.max", "1"),
+        ("plugin.name", "pgoutput"),
+        ("database.hostname", "127.0.0.1"),
+        ("database.port", &port.to_string()),
+        ("database.user", "postgres"),
+        ("database.password", "none"),
+        ("database.dbname", "shop"),
+        ("topic.prefix", prefix),
+        ("slot.name", slot),
+        ("publication.name", publication),
+        ("publication.autocreate.mode", "disabled"),
+        ("topic.creation.default.replication.factor", "1"),
+    ])
 }
 
 /// Of a file of Java's properties. None of our values holds what would need an escape.

@@ -29,6 +29,14 @@ pub(super) fn signal(child: Option<&Child>, signal: i32) {
     }
 }
 
+/// A crash; nothing is left of the child.
+pub(super) fn kill9(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
 /// The last lines of a log.
 pub(super) fn last_lines(log: &str, lines: usize) -> String {
     let all: Vec<&str> = log.lines().collect();

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use walrelay::config::Environment;
-use walrelay::throwaway::{Connect, ConnectOptions, find_connect};
+use walrelay::throwaway::{Connect, ConnectOptions, connector_settings, find_connect, settings};
 
 use super::harness::{ACCOUNTS, Feed, LOAD_TABLES, Load, Record, Relay, Tables, eventually, streams, value};
 
@@ -22,10 +22,6 @@ const CONNECTOR: &str = "shop-connector";
 const TOPICS: [&str; 2] = ["shop.public.accounts", "shop.public.history"];
 const SLOT: &str = "debezium";
 
-fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
-}
-
 /// A worker with a connector that streams from the slot.
 async fn connector(feed: &Feed) -> Connect {
     let programs = find_connect(&Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
@@ -34,30 +30,17 @@ async fn connector(feed: &Feed) -> Connect {
     let flags = ["-Xmx768m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"];
     let options = ConnectOptions {
         brokers: feed.broker.address(),
-        properties: pairs(&[("offset.flush.interval.ms", "1000")]),
+        properties: settings(&[("offset.flush.interval.ms", "1000")]),
         java_flags: flags.map(str::to_owned).to_vec(),
     };
     let connect = Connect::distributed(&programs, options).await.unwrap();
-    let port = feed.primary.port().to_string();
-    let settings = pairs(&[
-        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
-        ("tasks.max", "1"),
-        ("plugin.name", "pgoutput"),
-        ("database.hostname", "127.0.0.1"),
-        ("database.port", &port),
-        ("database.user", "postgres"),
-        ("database.password", "none"),
-        ("database.dbname", "shop"),
-        ("topic.prefix", "shop"),
-        ("slot.name", SLOT),
-        ("publication.name", "walrelay_feed1"),
-        ("publication.autocreate.mode", "disabled"),
+    let mut connector = connector_settings(feed.primary.port(), "shop", SLOT, "walrelay_feed1");
+    connector.extend(settings(&[
         ("snapshot.mode", "no_data"),
         ("provide.transaction.metadata", "true"),
         ("topic.creation.default.partitions", "3"),
-        ("topic.creation.default.replication.factor", "1"),
-    ]);
-    connect.put(CONNECTOR, &settings).await.unwrap();
+    ]));
+    connect.put(CONNECTOR, &connector).await.unwrap();
     let active = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND active");
     eventually("the connector streams", || async {
         (value(&feed.primary, "shop", &active).await == "1").then_some(())

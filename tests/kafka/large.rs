@@ -1,12 +1,10 @@
 //! `on_large_transaction = "split"`: a transaction too large for one Kafka transaction goes out in several, each row once, whatever
 //! is killed meanwhile, and its position is confirmed with the last of them.
 
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
 use walrelay::throwaway::{BrokerOptions, Options};
 
-use super::harness::{Feed, PATIENCE, Record, Relay, eventually, streams, value};
+use super::harness::{Feed, Record, Relay, eventually, streams, value};
 
 const ROWS: u64 = 300_000;
 const SINK: &str = "on_large_transaction = \"split\"\ntransaction_topic = true\ntransaction_timeout = \"4s\"\n\
@@ -19,15 +17,11 @@ async fn progress(feed: &Feed) -> Value {
 
 /// Waits until a part is committed that ends behind so many changes.
 async fn is_inside(feed: &Feed, rows: u64) -> Value {
-    let began = Instant::now();
-    loop {
+    eventually(&format!("a part that ends behind {rows} changes"), || async {
         let record = progress(feed).await;
-        if record["inside"]["rows"].as_u64().is_some_and(|found| found > rows) {
-            return record;
-        }
-        assert!(began.elapsed() < PATIENCE, "no part behind {rows} changes: {record}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        record["inside"]["rows"].as_u64().is_some_and(|found| found > rows).then_some(record)
+    })
+    .await
 }
 
 /// The rows of the large transaction, each once and in order, counted through; returns the parts seen.

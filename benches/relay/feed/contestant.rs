@@ -1,6 +1,6 @@
 //! Who feeds the topic: walrelay, or Debezium on a Connect worker of its own. Started and ended here; measured elsewhere.
 
-use walrelay::throwaway::{Connect, ConnectOptions, ConnectPrograms};
+use walrelay::throwaway::{Connect, ConnectOptions, ConnectPrograms, connector_settings, settings};
 
 use super::stage::{SLOT, Shape, Stage};
 use crate::harness::Relay;
@@ -39,10 +39,6 @@ pub enum Running {
     Relay(Relay),
     /// Debezium.
     Connect(Box<Connect>),
-}
-
-fn pairs<'a>(pairs: impl IntoIterator<Item = &'a (&'a str, &'a str)>) -> Vec<(String, String)> {
-    pairs.into_iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
 impl Contestant<'_> {
@@ -108,31 +104,18 @@ fn configuration(stage: &Stage, plan: &Plan, prefix: &str, start_lsn: &str) -> S
 }
 
 fn debezium(stage: &Stage, prefix: &str, is_tuned: bool) -> (ConnectOptions, Vec<(String, String)>) {
-    let port = stage.primary.port().to_string();
     let is_live = stage.shape == Shape::Live;
     let snapshot = if stage.shape == Shape::Copy { "initial" } else { "no_data" };
-    let mut connector = pairs(&[
+    let mut connector = connector_settings(stage.primary.port(), prefix, SLOT, "bench");
+    connector.extend(settings(&[
         ("name", "debezium"),
-        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
-        ("tasks.max", "1"),
-        ("plugin.name", "pgoutput"),
-        ("database.hostname", "127.0.0.1"),
-        ("database.port", &port),
-        ("database.user", "postgres"),
-        ("database.password", "none"),
-        ("database.dbname", "shop"),
-        ("topic.prefix", prefix),
-        ("slot.name", SLOT),
-        ("publication.name", "bench"),
-        ("publication.autocreate.mode", "disabled"),
         ("snapshot.mode", snapshot),
         ("topic.creation.default.partitions", "1"),
-        ("topic.creation.default.replication.factor", "1"),
-    ]);
-    let mut properties = pairs(&[("producer.compression.type", "lz4")]);
+    ]));
+    let mut properties = settings(&[("producer.compression.type", "lz4")]);
     if is_tuned {
-        connector.extend(if is_live { pairs(&QUICK_CONNECTOR) } else { pairs(&TUNED_CONNECTOR) });
-        properties.extend(if is_live { pairs(&QUICK_WORKER) } else { pairs(&TUNED_WORKER) });
+        connector.extend(if is_live { settings(&QUICK_CONNECTOR) } else { settings(&TUNED_CONNECTOR) });
+        properties.extend(if is_live { settings(&QUICK_WORKER) } else { settings(&TUNED_WORKER) });
     }
     (ConnectOptions { brokers: stage.broker.address(), properties, java_flags: vec![HEAP.to_owned()] }, connector)
 }

@@ -17,7 +17,7 @@ fn check(groups: &[&[Vec<u8>]], limit_bytes: u64, expected_taken_back: u32) {
             read.extend_from_slice(&run);
         }
         assert_eq!(read.len() as u64, stream.size_bytes);
-        assert_eq!(fixture.assembler.largest_stream(), Some((7, stream.size_bytes)));
+        assert_eq!(fixture.assembler.largest_stream(), Some((7, stream)));
     }
     assert_eq!((fixture.assembler.stream(7), fixture.assembler.largest_stream()), (None, None));
     let Some(Arrival::Transaction(mut transaction)) = out.pop() else { panic!("no transaction") };

@@ -139,8 +139,9 @@ impl PostgresSink {
     }
 
     /// Sends a batch as one transaction, behind those that are under way; its receipt comes when it is visible, and on the standby's
-    /// disk if that says so. One that was written ahead is committed on return, and its receipt is returned. After an error, or if the future is dropped, the sink is good for nothing, and the fate of what was under
-    /// way is unknown: only the progress row, read durably by a new `open`, tells.
+    /// disk if that says so. One that was written ahead is committed on return, and its receipt is returned. After an error, or if
+    /// the future is dropped, the sink is good for nothing, and the fate of what was under way is unknown: only the progress row,
+    /// read durably by a new `open`, tells.
     pub(in crate::sink) async fn begin(&mut self, mut batch: Batch) -> Result<Option<Receipt>, SinkError> {
         if !self.is_flushed_elsewhere {
             batch.commit = Commit::Durable;
