@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
-use crate::sink::postgres::{AHEAD_ROLE, open_session};
+use crate::sink::postgres::{AHEAD_ROLE, Drift, open_session};
 #[cfg(feature = "kafka")]
 use crate::source::SourceError;
 use crate::source::slot_facts;
@@ -51,12 +51,14 @@ impl Ownership {
     }
 }
 
-/// Keeps the lock's session alive while the pipeline streams, and says whether the apply session waits for a lock. Ends only with
-/// an error: without the session the lock is gone, and another daemon may work. Without an owner there is nothing to keep.
+/// Keeps the lock's session alive while the pipeline streams, says whether the apply session waits for a lock, and looks whether the
+/// standby's tables are what they were. Ends only with an error: without the session the lock is gone, and another daemon may work.
+/// Without an owner there is nothing to keep.
 pub(super) async fn keep(
     ownership: Option<&mut Ownership>,
     pipeline: &PipelineName,
     waits_for_lock: &watch::Sender<bool>,
+    drift: Option<Drift>,
 ) -> PipelineError {
     let Some(ownership) = ownership else { return std::future::pending().await };
     loop {
@@ -64,6 +66,11 @@ pub(super) async fn keep(
             Ok(waits) => waits_for_lock.send_if_modified(|before| std::mem::replace(before, waits) != waits),
             Err(error) => return error,
         };
+        if let Some(drift) = &drift
+            && let Err(error) = drift.look(&mut ownership.connection).await
+        {
+            return error.into();
+        }
         tokio::time::sleep(PAUSE).await;
     }
 }

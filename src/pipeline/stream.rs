@@ -80,6 +80,7 @@ pub(super) async fn run(
     let (view_in, view) = watch::channel(View::default());
     let (lock_in, standby_lock) = watch::channel(false);
     let budget = MemoryBudget::new(settings.pipeline.memory_limit_bytes);
+    let drift = sink.drift();
     let flow = Flow {
         ledger,
         assembler: Assembler::new(budget.clone(), spool.clone()),
@@ -114,7 +115,7 @@ pub(super) async fn run(
     let ended = tokio::select! {
         ended = flow.run(chunks, source, &source_stop, stop) => ended,
         error = joining::watch(&settings, noticed) => Err(error),
-        error = ownership::keep(ownership, &settings.pipeline.name, &lock_in) => Err(error),
+        error = ownership::keep(ownership, &settings.pipeline.name, &lock_in, drift) => Err(error),
         () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
     };
     source_stop.cancel();

@@ -4,5 +4,5 @@ pub mod binary;
 mod catalog;
 mod shape;
 
-pub use catalog::{catalog_query, name_list, read_shapes};
+pub use catalog::{catalog_query, fingerprint_query, name_list, read_shapes};
 pub use shape::{ColumnIdentity, ShapeColumn, ShapeError, TableShape};

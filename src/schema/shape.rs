@@ -109,6 +109,9 @@ pub struct TableShape {
     /// Whether triggers or rules fire even under `session_replication_role = replica` (ENABLE REPLICA or ALWAYS): then a
     /// statement may touch another number of rows than it names.
     pub has_replica_actions: bool,
+    /// What `fingerprint_query` says of the table for as long as all this is so.
+    #[serde(default)]
+    pub fingerprint: String,
 }
 
 impl TableShape {

@@ -123,6 +123,16 @@ impl AnySink {
         }
     }
 
+    /// What its tables were seen to be, if somebody else may change them meanwhile.
+    pub fn drift(&self) -> Option<postgres::Drift> {
+        match self {
+            AnySink::Postgres(sink) => Some(sink.drift()),
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(_) => None,
+            AnySink::Stdout(_) => None,
+        }
+    }
+
     /// Where the receipts come that `begin` does not return. Once.
     pub(in crate::sink) fn take_receipts(&mut self) -> Option<mpsc::Receiver<Receipt>> {
         match self {

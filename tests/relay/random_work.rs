@@ -6,8 +6,16 @@ pub struct Dice(u64);
 
 impl Dice {
     pub fn new() -> Self {
+        Self::of(Self::seed())
+    }
+
+    /// The environment's, or one that never was.
+    pub fn seed() -> u64 {
         let from_clock = || std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-        let seed = std::env::var("WALRELAY_TEST_SEED").map_or_else(|_| from_clock(), |text| text.parse().unwrap());
+        std::env::var("WALRELAY_TEST_SEED").map_or_else(|_| from_clock(), |text| text.parse().unwrap())
+    }
+
+    pub fn of(seed: u64) -> Self {
         eprintln!("WALRELAY_TEST_SEED={seed}");
         Self(seed)
     }
@@ -50,7 +58,7 @@ pub const SHAPES: &[Shape] = &[
 /// Tables whose keys can be moved on, all at once.
 const SHIFTED: &[&str] = &["t_int", "t_part", "t_extra", "t_uniq", "t_full", "t_index", "t_null"];
 
-const TYPES: &str =
+pub const TYPES: &str =
     "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('sad', 'o k', 'happy'); CREATE TYPE pair AS (x int, y text);
     CREATE DOMAIN posint AS int CHECK (VALUE > 0); CREATE DOMAIN ci AS citext;";
 

@@ -14,6 +14,7 @@ use super::super::{Batch, Commit, Receipt, SinkError};
 use super::ahead::AheadOpener;
 use super::batch::{Applier, Around};
 use super::change::Failure;
+use super::drift::Drift;
 use super::flusher::Flusher;
 use super::open::open_apply_session;
 use super::opening::Opening;
@@ -104,6 +105,11 @@ impl PostgresSink {
     /// Opens the sessions that write a transaction while it is open on the primary.
     pub(in crate::sink) fn ahead(&self) -> AheadOpener {
         self.ahead.clone()
+    }
+
+    /// What the standby's tables were seen to be, for who looks beside the batches whether they still are.
+    pub fn drift(&self) -> Drift {
+        self.tables.drift().clone()
     }
 
     /// Where the receipts come, in order. Who takes it takes them, and sends no more than `depth` batches before that.

@@ -103,8 +103,12 @@ impl Applier {
         around.tables.begin_batch(self.session.has_unanswered());
         self.detours.begin();
         (self.rows, self.reading_at) = (0, 0);
+        self.look_again(around.tables).await?;
         self.set_commit(batch.commit)?;
         let count = batch.transactions.len();
+        if count > 0 {
+            around.tables.drift().used();
+        }
         let commit_time = batch.transactions.last().map(|transaction| transaction.commit_time);
         self.write_transactions(around, &mut batch.transactions, mode).await?;
         self.reading_at = count;
@@ -237,6 +241,19 @@ impl Applier {
             if self.session.is_full() {
                 self.session.write().await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets what is known of tables of the standby that somebody has changed there.
+    async fn look_again(&mut self, tables: &mut Tables) -> Result<(), ApplyError> {
+        let drifted = tables.drift().take();
+        if !drifted.is_empty() {
+            self.wait_for_earlier(tables).await?;
+        }
+        for oid in drifted {
+            tables.look_again(oid);
+            self.plans.forget(&mut self.session, oid)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use crate::schema::{catalog_query, read_shapes};
 
 use super::super::SinkError;
 use super::change::ApplyError;
+use super::drift::Drift;
 use super::guard::{create_function_sql, create_trigger_sql, function_query, unguarded_query};
 use super::opening::Opening;
 use super::readonly;
@@ -44,11 +45,32 @@ pub(super) struct Tables {
     before: Vec<(u32, Option<Arc<Relation>>)>,
     /// … and how many of these belong to batches before the one that is being written.
     earlier: usize,
+    drift: Drift,
 }
 
 impl Tables {
     pub(super) fn new(opening: Opening) -> Self {
-        Self { opening, relations: Relations::default(), known: HashMap::new(), before: Vec::new(), earlier: 0 }
+        Self {
+            opening,
+            relations: Relations::default(),
+            known: HashMap::new(),
+            before: Vec::new(),
+            earlier: 0,
+            drift: Drift::default(),
+        }
+    }
+
+    /// What the tables were seen to be, for who looks whether they still are.
+    pub(super) fn drift(&self) -> &Drift {
+        &self.drift
+    }
+
+    /// The standby's table of a relation is not what it was: it is looked up again with its next row.
+    pub(super) fn look_again(&mut self, oid: u32) {
+        let Some(known) = self.known.get_mut(&oid) else { return };
+        if let Some(target) = known.target.take() {
+            tracing::info!(table = %target.relation.name, "a table of the standby has changed; what is known of it is read again");
+        }
     }
 
     /// A batch begins, behind others that are not answered yet or behind none.
@@ -142,6 +164,7 @@ impl Tables {
                 relation.name
             ))
         })?;
+        self.drift.seen(oid, &relation.name, &shape.fingerprint);
         let mut target = Target::new(Arc::clone(&relation), shape)?;
         if let Some(types) = &self.opening.binary {
             target = target.in_binary(types).map_err(|column| SinkError::NeedsText { column, commit_lsn })?;

@@ -5,6 +5,8 @@ mod faults;
 mod flushing;
 mod guard;
 mod long_reader;
+mod plans;
+mod random_schemas;
 mod rows;
 mod setwise;
 mod types;

@@ -24,7 +24,7 @@ use crate::decode::{Tuple, Value};
 
 /// The changes do not fit each other as changes of one table with this key must: they cannot be folded, only made in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unprovable(pub(super) &'static str);
+pub struct Unprovable(pub &'static str);
 
 /// Bytes of a key: for each key column its kind, length and value, as in a tuple.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,18 +72,20 @@ const FREE: u32 = u32::MAX;
 /// What a run comes to. Numbers are rows of the net; deletes, updates and moves are ordered by their old keys, inserts as
 /// they came.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Effect {
-    pub(super) deletes: Vec<u32>,
+pub struct Effect {
+    /// Gone.
+    pub deletes: Vec<u32>,
     /// The key stays.
-    pub(super) updates: Vec<u32>,
+    pub updates: Vec<u32>,
     /// The key changes.
-    pub(super) moves: Vec<u32>,
-    pub(super) inserts: Vec<u32>,
+    pub moves: Vec<u32>,
+    /// New.
+    pub inserts: Vec<u32>,
 }
 
 /// The changes of a table with a key, folded as they come.
 #[derive(Debug)]
-pub(super) struct Net<'a> {
+pub struct Net<'a> {
     /// Positions of the key's columns, ascending.
     columns: Vec<usize>,
     hasher: DefaultHashBuilder,
@@ -112,7 +114,7 @@ fn append_value(value: Value<'_>, out: &mut Vec<u8>) -> Result<(), Unprovable> {
 
 impl<'a> Net<'a> {
     /// Of a table with this key: positions of its columns.
-    pub(super) fn new(key: &[usize]) -> Self {
+    pub fn new(key: &[usize]) -> Self {
         let mut columns = key.to_vec();
         columns.sort_unstable();
         Self {
@@ -125,7 +127,7 @@ impl<'a> Net<'a> {
     }
 
     /// A new row.
-    pub(super) fn insert(&mut self, new: Tuple<'a>) -> Result<(), Unprovable> {
+    pub fn insert(&mut self, new: Tuple<'a>) -> Result<(), Unprovable> {
         let key = self.read_key(new, None)?;
         let row = self.rows.len() as u32;
         let (key, before) = self.put(key, row);
@@ -137,7 +139,7 @@ impl<'a> Net<'a> {
     }
 
     /// A row changes; `old` is what was sent of it before.
-    pub(super) fn update(&mut self, old: Option<Tuple<'a>>, new: Tuple<'a>) -> Result<(), Unprovable> {
+    pub fn update(&mut self, old: Option<Tuple<'a>>, new: Tuple<'a>) -> Result<(), Unprovable> {
         let from = self.read_key(old.unwrap_or(new), None)?;
         let next = self.rows.len() as u32;
         let (from, row) = match self.place(from, next) {
@@ -165,7 +167,7 @@ impl<'a> Net<'a> {
     }
 
     /// A row goes.
-    pub(super) fn delete(&mut self, old: Tuple<'a>) -> Result<(), Unprovable> {
+    pub fn delete(&mut self, old: Tuple<'a>) -> Result<(), Unprovable> {
         let key = self.read_key(old, None)?;
         let (key, before) = self.put(key, FREE);
         match before {
@@ -177,7 +179,7 @@ impl<'a> Net<'a> {
     }
 
     /// What the changes come to.
-    pub(super) fn effect(&self) -> Effect {
+    pub fn effect(&self) -> Effect {
         let mut effect = Effect::default();
         for (at, row) in self.rows.iter().enumerate() {
             let list = match (row.origin, &row.values) {
