@@ -1,4 +1,4 @@
-//! Two relays in turn under load: what a `read_committed` consumer rebuilds equals the source, every transaction is there once and
+//! Crashes of relay and broker, and two relays in turn, under load: what a `read_committed` consumer rebuilds equals the source, every transaction is there once and
 //! whole, every key keeps its order.
 
 use std::collections::BTreeMap;
@@ -84,6 +84,63 @@ async fn check_feed(feed: &Feed) -> (usize, usize) {
         assert!(rebuilt == source, "{table} differs");
     }
     (transactions, events.len())
+}
+
+/// Ends of relay and broker in one run, in the order below, again and again.
+const CRASHES: usize = 24;
+
+/// `kill -9` of the relay and of the broker, and restarts of the broker, while pgbench writes: at work, while beginning, and while
+/// the other is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_four_crashes_of_relay_and_broker_lose_and_repeat_nothing() {
+    let mut feed = Feed::start().await;
+    feed.on_primary(LOAD_TABLES).await;
+    let mut relay = feed.relay(SINK).await;
+    feed.on_primary(ACCOUNTS).await;
+    let load = Load::start(&feed, RATE);
+    let (mut relay_kills, mut broker_kills, mut broker_restarts) = (0, 0, 0);
+    for crash in 0..CRASHES {
+        match crash % 6 {
+            // The broker is gone while the relay is at work.
+            2 => {
+                feed.broker.kill9();
+                feed.broker.start_again().await.unwrap();
+                broker_kills += 1;
+            }
+            // Both are gone; the relay comes first and has to wait.
+            4 if crash % 12 == 4 => {
+                feed.broker.stop().await;
+                relay.kill9();
+                relay.start_again().await;
+                feed.broker.start_again().await.unwrap();
+                (relay_kills, broker_restarts) = (relay_kills + 1, broker_restarts + 1);
+            }
+            // In the middle of its work, …
+            0 | 3 | 4 => {
+                streams(&relay).await;
+                load.goes_on(&feed, 20 + 10 * (crash as u64 % 5)).await;
+                relay.kill9();
+                relay.start_again().await;
+                relay_kills += 1;
+            }
+            // … and while it begins, wherever that has come to.
+            _ => {
+                load.goes_on(&feed, 3 * (crash as u64 % 7)).await;
+                relay.kill9();
+                relay.start_again().await;
+                relay_kills += 1;
+            }
+        }
+    }
+    streams(&relay).await;
+    load.goes_on(&feed, 100).await;
+    load.stop(&feed).await;
+    let (transactions, events) = check_feed(&feed).await;
+    println!(
+        "{relay_kills} kills of the relay, {broker_kills} of the broker, {broker_restarts} restarts of the broker; {transactions} \
+         transactions, {events} events"
+    );
+    assert!(relay_kills + broker_kills + broker_restarts >= CRASHES);
 }
 
 /// Two relays in turn: one waits beside a healthy one and fences nobody, takes over from it when it is frozen, and the frozen one,

@@ -44,7 +44,7 @@ impl Bare {
 
 type Producer = ThreadedProducer<DefaultProducerContext>;
 
-/// As walrelay sets its producer by default; `memory_limit = "64MB"` gives the queue half of it.
+/// As walrelay sets its producer by default; `memory_limit = "64MB"` gives the queue a quarter of it.
 fn producer(address: &str, transactional_id: &str) -> Producer {
     let mut settings = ClientConfig::new();
     for (name, value) in [
@@ -52,7 +52,7 @@ fn producer(address: &str, transactional_id: &str) -> Producer {
         ("transactional.id", transactional_id),
         ("compression.type", "lz4"),
         ("batch.size", "1000000"),
-        ("queue.buffering.max.kbytes", "32768"),
+        ("queue.buffering.max.kbytes", "16384"),
         ("queue.buffering.max.messages", "100000"),
         ("message.max.bytes", "1000000000"),
         ("delivery.report.only.error", "true"),

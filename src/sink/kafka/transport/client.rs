@@ -15,8 +15,9 @@ use crate::config::KafkaSink;
 
 use super::fault::Fault;
 
-/// The part of `memory_limit` that a producer may hold in records that are not acknowledged.
-const QUEUE_PART: u64 = 2;
+/// The part of `memory_limit` that a producer may hold in records that are not acknowledged: it counts keys and values, and as
+/// much again lies around them (headers, its own notes, the requests on their way).
+const QUEUE_PART: u64 = 4;
 /// Least and most of it, KiB: one large batch on its way must fit, and more than the last gains nothing.
 const QUEUE_LEAST_KIB: u64 = 8 * 1024;
 const QUEUE_MOST_KIB: u64 = 256 * 1024;
