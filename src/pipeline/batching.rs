@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::model::{Timestamp, Transaction};
 
 /// A batch takes no further transaction beyond this size.
-const BYTES_LIMIT: u64 = 8 * 1024 * 1024;
+pub(super) const BYTES_LIMIT: u64 = 8 * 1024 * 1024;
 /// Most transactions of a batch while commits wait for it.
 const WAITED_TRANSACTIONS_LIMIT: usize = 500;
 /// Work that a batch should hold at most while commits wait for it: the last of them waits for two.
@@ -49,6 +49,10 @@ impl Waiting {
     /// In order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Transaction> {
         self.transactions.iter()
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     pub(super) fn oldest(&self) -> Option<Timestamp> {

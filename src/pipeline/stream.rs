@@ -24,7 +24,7 @@ use crate::sink::{AnySink, Batch, Commit, Receipt, WrittenAhead};
 use crate::source::{SourceError, Stream};
 
 use super::ahead::Lead;
-use super::batching::{Batching, Waiting};
+use super::batching::{BYTES_LIMIT, Batching, Waiting};
 use super::ended::ended_source;
 use super::joining::{self, Noticed};
 use super::monitor::{self, View};
@@ -35,8 +35,9 @@ use super::{PipelineError, Settings};
 
 /// Chunks read ahead of the assembler.
 const CHUNKS_LIMIT: usize = 8;
-/// Most complete transactions that wait for the sink.
+/// Most complete transactions that wait for the sink, and no further ones beyond so many bytes: two batches.
 const WAITING_LIMIT: usize = 50_000;
+const WAITING_BYTES_LIMIT: u64 = 2 * BYTES_LIMIT;
 /// How often the report is brought up to date.
 const TICK: Duration = Duration::from_secs(1);
 /// Behind by more than this, a streaming pipeline is catching up again.
@@ -235,7 +236,8 @@ impl Flow<'_> {
 
     /// Whether the next chunk may be taken: not while what only the sink can free is over the limits.
     fn may_take(&self) -> bool {
-        !self.assembler.must_wait() && self.waiting.len() < WAITING_LIMIT
+        let has_room = self.waiting.len() < WAITING_LIMIT && self.waiting.size_bytes() < WAITING_BYTES_LIMIT;
+        has_room && !self.assembler.must_wait()
     }
 
     fn take(&mut self, chunk: Bytes) -> Result<(), PipelineError> {
