@@ -12,8 +12,8 @@ use super::origin::Origin;
 use super::overrides::override_from;
 use super::section::{Section, shown};
 use super::{
-    APPLY_DEPTH, APPLY_DEPTH_LIMIT, BATCH_DELAY, Config, Log, LogFormat, OnExistingRows, Pipeline, PostgresSink,
-    ServerUrl, Sink, TablePattern, TableSet, libpq, password, text_file,
+    APPLY_CONNECTIONS_LIMIT, APPLY_DEPTH, APPLY_DEPTH_LIMIT, BATCH_DELAY, Config, Log, LogFormat, OnExistingRows,
+    Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet, libpq, password, text_file,
 };
 use crate::model::{PipelineName, SlotName};
 
@@ -40,8 +40,17 @@ const PIPELINE: &[&str] = &[
 ];
 /// A longer one is surely a mistake: keepalives are answered no sooner.
 const LONGEST_BATCH_DELAY: Duration = Duration::from_secs(1);
-const POSTGRES_SINK: &[&str] =
-    &["type", "url", "password_file", "read_only", "batch_delay", "apply_depth", "allow_fsync_off", "binary"];
+const POSTGRES_SINK: &[&str] = &[
+    "type",
+    "url",
+    "password_file",
+    "read_only",
+    "batch_delay",
+    "apply_depth",
+    "apply_connections",
+    "allow_fsync_off",
+    "binary",
+];
 const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
@@ -309,6 +318,9 @@ fn sink(
             apply_depth: sink
                 .integer("apply_depth", 1, APPLY_DEPTH_LIMIT as u64)?
                 .map_or(APPLY_DEPTH, |depth| depth as usize),
+            apply_connections: sink
+                .integer("apply_connections", 1, APPLY_CONNECTIONS_LIMIT as u64)?
+                .map_or(1, |connections| connections as usize),
             allow_fsync_off: sink.boolean("allow_fsync_off")?.unwrap_or(false),
             may_be_binary: may_be_binary(&mut sink)?,
         }),

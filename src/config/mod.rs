@@ -146,6 +146,9 @@ pub const APPLY_DEPTH: usize = 4;
 /// See `APPLY_DEPTH`.
 pub const APPLY_DEPTH_LIMIT: usize = 16;
 
+/// Most connections that apply, of one pipeline.
+pub const APPLY_CONNECTIONS_LIMIT: usize = 8;
+
 /// A Postgres standby.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PostgresSink {
@@ -157,6 +160,8 @@ pub struct PostgresSink {
     pub batch_delay: Duration,
     /// Most batches that are under way at once.
     pub apply_depth: usize,
+    /// Connections that apply batches beside each other.
+    pub apply_connections: usize,
     /// Whether a standby with `fsync = off` will do.
     pub allow_fsync_off: bool,
     /// Whether values travel in binary form where both servers agree on all types.

@@ -31,6 +31,7 @@ const PIPELINE_KEYS: &[&str] = &[
     "sink.read_only",
     "sink.batch_delay",
     "sink.apply_depth",
+    "sink.apply_connections",
     "sink.allow_fsync_off",
     "sink.brokers",
     "sink.topic_prefix",

@@ -255,6 +255,7 @@ fn the_annotated_example_holds_and_names_every_key() {
         "read_only",
         "batch_delay",
         "apply_depth",
+        "apply_connections",
         "allow_fsync_off",
         "binary",
     ] {

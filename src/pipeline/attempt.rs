@@ -166,6 +166,7 @@ impl Attempt<'_> {
             guard_for: is_read_only.then(|| self.settings.primary.clone()),
             skip_until,
             apply_depth: sink.apply_depth,
+            apply_connections: sink.apply_connections,
             binary,
         };
         let opened = PostgresSink::open(&sink.url, opening, self.reporter.heartbeat().clone()).await?;

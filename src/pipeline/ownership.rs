@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
-use crate::sink::postgres::{AHEAD_ROLE, Drift, open_session};
+use crate::sink::postgres::{AHEAD_ROLE, BESIDE_ROLES, Drift, open_session};
 #[cfg(feature = "kafka")]
 use crate::source::SourceError;
 use crate::source::slot_facts;
@@ -40,12 +40,14 @@ pub(super) struct Ownership {
 }
 
 impl Ownership {
-    /// Whether the apply session waits for a lock; an error if the owner's session is gone, and the lock with it.
+    /// Whether a session that applies waits for a lock; an error if the owner's session is gone, and the lock with it.
     async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-        let name = escape_literal(&pipeline.session_name("apply"));
+        let roles = std::iter::once("apply").chain(BESIDE_ROLES);
+        let names: Vec<String> = roles.map(|role| escape_literal(&pipeline.session_name(role))).collect();
         let sql = format!(
-            "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {name} AND wait_event_type = 'Lock' \
-             AND datname = pg_catalog.current_database())"
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name IN ({}) AND wait_event_type = 'Lock' \
+             AND datname = pg_catalog.current_database())",
+            names.join(", ")
         );
         Ok(first_value(&mut self.connection, &sql, "looking after the pipeline's lock").await?.as_deref() == Some("t"))
     }
@@ -84,8 +86,8 @@ pub(super) async fn own(
     reporter: &Reporter,
 ) -> Result<Ownership, PipelineError> {
     let connection = open_session(sink, pipeline, "control").await?;
-    let claim =
-        Claim { pipeline, lock: standby_lock(pipeline), roles: &["control", "apply", "flush", AHEAD_ROLE, "copy"] };
+    let roles = [&["control", "apply", "flush", AHEAD_ROLE, "copy"][..], &BESIDE_ROLES].concat();
+    let claim = Claim { pipeline, lock: standby_lock(pipeline), roles: &roles };
     take(connection, claim, primary_sql, slot, reporter).await
 }
 

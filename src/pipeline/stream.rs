@@ -68,7 +68,7 @@ pub(super) async fn run(
     stop: &CancellationToken,
     noticed: &Noticed,
 ) -> Result<(), PipelineError> {
-    let Streaming { settings, stream, start, target, sink, spool, may_hurry, until } = streaming;
+    let Streaming { settings, stream, start, target, mut sink, spool, may_hurry, until } = streaming;
     let process_id = stream.process_id();
     let batch_delay = settings.pipeline.sink.batch_delay();
     let (gather, gather_out) = watch::channel(Duration::ZERO);
@@ -80,6 +80,7 @@ pub(super) async fn run(
     let source = tokio::spawn(stream.run(positions_out, chunks_in, source_stop.clone()).in_current_span());
     let (view_in, view) = watch::channel(View::default());
     let (lock_in, standby_lock) = watch::channel(false);
+    sink.watch_locks(standby_lock.clone());
     let budget = MemoryBudget::new(settings.pipeline.memory_limit_bytes);
     let drift = sink.drift();
     let flow = Flow {

@@ -29,6 +29,8 @@ const SHAPE: &str = "pg_catalog.json_build_object(
           ELSE (SELECT os.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace os ON os.oid = o.oprnamespace
                 WHERE o.oprname = '=' AND o.oprleft = t.oid AND o.oprright = t.oid AND (o.oprcanhash OR o.oprcanmerge) LIMIT 1)
         END,
+      'is_deterministic', COALESCE((
+        SELECT k.collisdeterministic FROM pg_catalog.pg_collation k WHERE k.oid = a.attcollation), true),
       'base_type_oid', t.oid::int8, 'is_enum', t.typtype = 'e',
       'base_type_name', pg_catalog.format_type(t.oid, -1), 'array_delimiter', t.typdelim,
       'array_type_oid', CASE WHEN t.typtype = 'c' OR (t.typelem <> 0 AND t.typlen = -1
@@ -72,6 +74,10 @@ const SHAPE: &str = "pg_catalog.json_build_object(
         SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = i.indexrelid
         AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = f.oid AND d.refobjsubid = a.attnum))),
     '[]'::json),
+  'constraints', (
+    SELECT pg_catalog.count(DISTINCT COALESCE(pg_catalog.pg_partition_root(i.indexrelid)::pg_catalog.oid, i.indexrelid))
+    FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
+    JOIN pg_catalog.pg_index i ON i.indrelid = f.oid AND (i.indisunique OR i.indisexclusion) AND i.indimmediate),
   'is_constrained_whole', EXISTS (
     SELECT FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
     JOIN pg_catalog.pg_index i ON i.indrelid = f.oid AND (i.indisunique OR i.indisexclusion) AND i.indimmediate

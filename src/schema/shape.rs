@@ -45,6 +45,9 @@ pub struct ShapeColumn {
     /// The type below all domains.
     #[serde(default)]
     pub base_type_oid: u32,
+    /// Whether texts of its collation are equal only where their bytes are.
+    #[serde(default)]
+    pub is_deterministic: bool,
     /// Whether that is an enum.
     #[serde(default)]
     pub is_enum: bool,
@@ -99,6 +102,9 @@ pub struct TableShape {
     /// predicates too. Deferrable ones are left out: nobody checks them under `session_replication_role = replica`.
     #[serde(default)]
     pub constrained_columns: Vec<String>,
+    /// How many such indexes there are; those of partitions that belong to one of the table are one with it.
+    #[serde(default)]
+    pub constraints: u64,
     /// Whether such an index looks at the row as a whole.
     #[serde(default)]
     pub is_constrained_whole: bool,

@@ -12,7 +12,7 @@ pub use error::{ChangePlace, SinkError};
 use std::future::pending;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::model::{Applied, Durable, Lsn, Timestamp, Transaction};
 
@@ -89,6 +89,8 @@ impl AnySink {
         match self {
             #[cfg(feature = "kafka")]
             AnySink::Kafka(_) => 20_000,
+            // Smaller ones, so that there are some to write beside each other.
+            AnySink::Postgres(sink) if sink.connections() > 1 => 5_000,
             AnySink::Postgres(_) => 50_000,
             AnySink::Stdout(_) => 1000,
         }
@@ -110,6 +112,13 @@ impl AnySink {
             #[cfg(feature = "kafka")]
             AnySink::Kafka(_) => None,
             AnySink::Stdout(_) => None,
+        }
+    }
+
+    /// Where it is told whether a session that applies waits for a lock, if that matters to the sink.
+    pub fn watch_locks(&mut self, lock_waits: watch::Receiver<bool>) {
+        if let AnySink::Postgres(sink) = self {
+            sink.watch_locks(lock_waits);
         }
     }
 

@@ -10,6 +10,7 @@ mod harness;
 mod acceptance;
 mod ahead;
 mod bad_input;
+mod beside;
 mod binary;
 mod check;
 mod connect;

@@ -13,17 +13,16 @@ use tokio::sync::mpsc;
 
 use crate::config::ServerUrl;
 use crate::model::{Applied, Durable, Heartbeat, Lsn, Progress, Transaction};
-use crate::wire::WireError;
 
 use super::super::{Batch, Receipt, SinkError};
 use super::batch::{Applier, Around, Mode};
 use super::change::ApplyError;
 use super::fallback::is_undone;
-use super::open::{AHEAD_ROLE, ahead_origin_name, open_session, take_origin};
+use super::open::{AHEAD_ROLE, open_session, origin_name, take_origin};
 use super::opening::Opening;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
-use super::store::{place_sql, query_row};
+use super::store::query_row;
 use super::tables::Tables;
 use super::unit::Unit;
 
@@ -70,7 +69,7 @@ impl AheadOpener {
         let Self { url, opening, unit, progress, heartbeat } = self;
         let mut connection = open_session(&url, &opening.pipeline, AHEAD_ROLE).await?;
         unit.admit(&mut connection).await?;
-        let origin = ahead_origin_name(&opening.pipeline);
+        let origin = origin_name(&opening.pipeline, AHEAD_ROLE);
         take_origin(&mut connection, &url, &opening.pipeline, &origin, &[AHEAD_ROLE]).await?;
         let lock_timeout = format!("SET lock_timeout = {}", escape_literal(LOCK_TIMEOUT));
         query_row(&mut connection, &lock_timeout, "setting lock_timeout on the standby").await?;
@@ -112,9 +111,8 @@ impl Ahead {
     ) -> Result<(Receipt, Tables), Unfinished> {
         let (rows, commit_time) = (transaction.rows, transaction.commit_time);
         self.rest(transaction, written_bytes).await.map_err(Unfinished::Undone)?;
-        self.applier.sent = before;
         self.applier.look_for_progress().map_err(|error| Unfinished::Undone(error.into()))?;
-        self.applier.move_progress(progress, position, Some(commit_time)).map_err(Unfinished::Undone)?;
+        self.applier.move_progress(progress, (before, position), Some(commit_time)).map_err(Unfinished::Undone)?;
         if let Err(failure) = self.applier.session.sync().await {
             let is_undone = is_undone(&failure.error);
             let error = ApplyError::from(failure);
@@ -173,12 +171,6 @@ impl Applier {
             }
             Err(Unfinished::Unknown(error)) => Err(self.explain(error)),
         }
-    }
-
-    /// Lets the session know where the progress row stands that another one has moved, or will not.
-    fn look_for_progress(&mut self) -> Result<(), WireError> {
-        let sql = place_sql(&self.pipeline);
-        self.session.execute_once(&sql)
     }
 }
 

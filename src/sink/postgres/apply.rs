@@ -4,15 +4,16 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use crate::config::{APPLY_DEPTH_LIMIT, ServerUrl};
+use crate::config::{APPLY_CONNECTIONS_LIMIT, APPLY_DEPTH_LIMIT, ServerUrl};
 use crate::model::{Fallbacks, Heartbeat, Lsn, Progress};
 use crate::wire::{Connection, WireError};
 
 use super::super::{Batch, Commit, Receipt, SinkError};
 use super::ahead::AheadOpener;
 use super::batch::{Applier, Around};
+use super::beside::{Beside, Event};
 use super::change::Failure;
 use super::drift::Drift;
 use super::flusher::Flusher;
@@ -32,8 +33,8 @@ pub struct PostgresSink {
     /// Gone after an error, and while a batch is being sent: a batch that is given up half-way drops the connection, and the
     /// server rolls back.
     applier: Option<Applier>,
-    /// What `mend` is to deal with.
-    failure: Option<Failure>,
+    /// What `mend` is to deal with, if it is of the batches at their turn.
+    failure: Option<Option<Failure>>,
     /// Until it is taken.
     flusher: Option<Box<Flusher>>,
     ahead: AheadOpener,
@@ -41,6 +42,7 @@ pub struct PostgresSink {
     receipts: Option<mpsc::Receiver<Receipt>>,
     /// Whether somebody took the flusher: only then a commit need not wait for the disk.
     is_flushed_elsewhere: bool,
+    beside: Beside,
     tables: Tables,
     progress: Progress,
     heartbeat: Heartbeat,
@@ -66,7 +68,13 @@ impl PostgresSink {
             return Ok(None);
         };
         let unit = Unit::of(&mut connection).await?;
-        let flusher = Flusher::open(url, &opening.pipeline, &mut connection, &unit).await?;
+        let depth = opening.apply_depth.clamp(1, APPLY_DEPTH_LIMIT);
+        let others = opening.apply_connections.clamp(1, APPLY_CONNECTIONS_LIMIT) - 1;
+        let (sender, receipts) = mpsc::channel(APPLY_DEPTH_LIMIT + APPLY_CONNECTIONS_LIMIT);
+        let told = (progress.lsn, &sender);
+        let (beside, mut origins) = Beside::open(url, &opening.pipeline, &unit, others, told).await?;
+        origins.push(opening.pipeline.owned_name());
+        let flusher = Flusher::open(url, &opening.pipeline, &mut connection, &unit, &origins).await?;
         let ahead = AheadOpener {
             url: url.clone(),
             opening: opening.clone(),
@@ -76,9 +84,8 @@ impl PostgresSink {
         };
         let measured = round_trip(&mut connection).await;
         let round_trip = measured.map_err(SinkError::wire("measuring the way to the standby"))?;
-        let (sender, receipts) = mpsc::channel(APPLY_DEPTH_LIMIT);
-        let depth = opening.apply_depth.clamp(1, APPLY_DEPTH_LIMIT);
-        let applier = Applier::new(Pipelined::new(connection, progress.lsn, sender), opening.pipeline.as_str())?;
+        let mut applier = Applier::new(Pipelined::new(connection, progress.lsn, sender), opening.pipeline.as_str())?;
+        applier.is_shared = !beside.is_none();
         Ok(Some(Self {
             applier: Some(applier),
             failure: None,
@@ -86,6 +93,7 @@ impl PostgresSink {
             ahead,
             receipts: Some(receipts),
             is_flushed_elsewhere: false,
+            beside,
             tables: Tables::new(opening),
             progress,
             heartbeat,
@@ -119,7 +127,17 @@ impl PostgresSink {
 
     /// Most batches that may be under way.
     pub fn depth(&self) -> usize {
-        self.depth
+        self.depth.max(self.connections())
+    }
+
+    /// Connections that apply.
+    pub fn connections(&self) -> usize {
+        1 + self.beside.count()
+    }
+
+    /// Where it is told, while the sink is in use, whether a session that applies waits for a lock.
+    pub fn watch_locks(&mut self, lock_waits: watch::Receiver<bool>) {
+        self.beside.watch_locks(lock_waits);
     }
 
     /// How long the way to the standby and back takes, as measured when the session was opened.
@@ -156,9 +174,18 @@ impl PostgresSink {
         if batch.position < applier.sent {
             return Err(misused("the batch ends before what is applied"));
         }
-        let receipt = applier.finish_ahead(&mut self.around(), &mut batch).await?;
-        if receipt.is_none() {
-            applier.send(&mut self.around(), VecDeque::from([batch])).await?;
+        let Self { beside, tables, progress, heartbeat, depth, .. } = self;
+        let mut around = Around { tables, progress, heartbeat };
+        let batch = match beside.is_none() {
+            true => Some(batch),
+            false => beside.begin(&mut applier, &mut around, batch, *depth).await?,
+        };
+        let mut receipt = None;
+        if let Some(mut batch) = batch {
+            receipt = applier.finish_ahead(&mut around, &mut batch).await?;
+            if receipt.is_none() {
+                applier.send(&mut around, VecDeque::from([batch])).await?;
+            }
         }
         self.applier = Some(applier);
         Ok(receipt)
@@ -167,13 +194,22 @@ impl PostgresSink {
     /// Waits for the next answer to a batch; for ever while none is under way. Cancel safe.
     pub(in crate::sink) async fn answer(&mut self) -> Result<Answer, SinkError> {
         let applier = self.applier.as_mut().ok_or_else(|| misused("it failed before"))?;
+        if !self.beside.is_none() {
+            return match self.beside.event(applier, &self.progress).await? {
+                Event::Committed => Ok(Answer::Committed),
+                Event::Failed(failure) => {
+                    self.failure = Some(failure);
+                    Ok(Answer::Failed)
+                }
+            };
+        }
         if !applier.session.has_unanswered() {
             return std::future::pending().await;
         }
         match applier.session.next_commit().await {
             Ok(()) => Ok(Answer::Committed),
             Err(failure) => {
-                self.failure = Some(failure);
+                self.failure = Some(Some(failure));
                 Ok(Answer::Failed)
             }
         }
@@ -184,9 +220,8 @@ impl PostgresSink {
     pub(in crate::sink) async fn mend(&mut self) -> Result<(), SinkError> {
         let Some(failure) = self.failure.take() else { return Ok(()) };
         let mut applier = self.take_applier()?;
-        let mut waiting = VecDeque::new();
-        applier.mend(&mut self.around(), failure.into(), &mut waiting).await?;
-        applier.send(&mut self.around(), waiting).await?;
+        let Self { beside, tables, progress, heartbeat, .. } = self;
+        beside.mend(&mut applier, &mut Around { tables, progress, heartbeat }, failure).await?;
         self.applier = Some(applier);
         Ok(())
     }
@@ -208,10 +243,6 @@ impl PostgresSink {
 
     fn take_applier(&mut self) -> Result<Applier, SinkError> {
         self.applier.take().ok_or_else(|| misused("it failed before"))
-    }
-
-    fn around(&mut self) -> Around<'_> {
-        Around { tables: &mut self.tables, progress: &self.progress, heartbeat: &self.heartbeat }
     }
 }
 

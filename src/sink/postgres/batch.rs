@@ -24,7 +24,7 @@ use super::form::Form;
 use super::plans::Plans;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
-use super::store::{MOVE_PROGRESS, MOVE_PROGRESS_TYPES};
+use super::store::{MOVE_PROGRESS, MOVE_PROGRESS_TYPES, place_sql};
 use super::tables::Tables;
 
 /// Name of the prepared compare-and-set.
@@ -39,6 +39,22 @@ pub(super) enum Mode {
     Sets,
     /// Each by itself, in order.
     InOrder,
+}
+
+impl Mode {
+    /// At first.
+    pub(super) fn of(batch: &Batch) -> Self {
+        match &batch.transactions[..] {
+            // One row has no net effect to find, and a commit that waits is in a hurry.
+            [transaction] if transaction.rows == 1 => Mode::InOrder,
+            _ => Mode::Sets,
+        }
+    }
+}
+
+/// Prepares the record's move; sent with the session's next batch.
+pub(super) fn prepare_progress(session: &mut Pipelined) -> Result<(), WireError> {
+    session.parse(PROGRESS_STATEMENT, MOVE_PROGRESS, MOVE_PROGRESS_TYPES)
 }
 
 /// What a batch is applied with.
@@ -67,6 +83,8 @@ pub(super) struct Applier {
     pub(super) sent: Lsn,
     /// How the session's commits are set, behind all that was sent; `None` if that is not known.
     pub(super) commit: Option<Commit>,
+    /// Whether other sessions move the record too.
+    pub(super) is_shared: bool,
 }
 
 impl Applier {
@@ -82,6 +100,7 @@ impl Applier {
             reading_at: 0,
             rows: 0,
             commit: None,
+            is_shared: false,
         };
         applier.prepare_progress().map_err(SinkError::wire("preparing statements on the standby"))?;
         Ok(applier)
@@ -89,7 +108,7 @@ impl Applier {
 
     /// Sent with the next batch.
     pub(super) fn prepare_progress(&mut self) -> Result<(), WireError> {
-        self.session.parse(PROGRESS_STATEMENT, MOVE_PROGRESS, MOVE_PROGRESS_TYPES)
+        prepare_progress(&mut self.session)
     }
 
     /// Sends the batch whole; it is committed when it is answered. After an error nothing of it will be, `batch` is as it was, and
@@ -100,27 +119,49 @@ impl Applier {
         batch: &mut Batch,
         mode: Mode,
     ) -> Result<(), ApplyError> {
-        around.tables.begin_batch(self.session.has_unanswered());
+        self.write_rows(around, batch, mode, false).await?;
+        let commit_time = batch.transactions.last().map(|transaction| transaction.commit_time);
+        self.move_progress(around.progress, (self.sent, batch.position), commit_time)?;
+        let sent = self.take(batch);
+        self.session.commit(sent);
+        Ok(())
+    }
+
+    /// The first part of `write`: all but the record's move and the Sync. Beside batches on other connections nothing is looked up
+    /// again.
+    pub(super) async fn write_rows(
+        &mut self,
+        around: &mut Around<'_>,
+        batch: &mut Batch,
+        mode: Mode,
+        is_beside: bool,
+    ) -> Result<(), ApplyError> {
+        around.tables.begin_batch(is_beside || self.session.has_unanswered());
         self.detours.begin();
         (self.rows, self.reading_at) = (0, 0);
-        self.look_again(around.tables).await?;
+        if !is_beside {
+            self.look_again(around.tables).await?;
+        }
         self.set_commit(batch.commit)?;
-        let count = batch.transactions.len();
-        if count > 0 {
+        if !batch.transactions.is_empty() {
             around.tables.drift().used();
         }
-        let commit_time = batch.transactions.last().map(|transaction| transaction.commit_time);
         self.write_transactions(around, &mut batch.transactions, mode).await?;
-        self.reading_at = count;
-        self.move_progress(around.progress, batch.position, commit_time)?;
+        self.reading_at = batch.transactions.len();
+        Ok(())
+    }
+
+    /// Takes a batch whose rows were just written.
+    pub(super) fn take(&mut self, batch: &mut Batch) -> Box<Sent> {
         let (applied, durable) = (Applied(batch.position), Durable(batch.position));
         let durable = (batch.commit == Commit::Durable).then_some(durable);
-        let receipt = Receipt { applied, durable, transactions: count as u64, rows: self.rows, commit_time };
+        let commit_time = batch.transactions.last().map(|transaction| transaction.commit_time);
+        let transactions = batch.transactions.len() as u64;
+        let receipt = Receipt { applied, durable, transactions, rows: self.rows, commit_time };
         self.sent = batch.position;
         let nothing = Batch { transactions: Vec::new(), position: batch.position, commit: batch.commit, ahead: None };
         let batch = std::mem::replace(batch, nothing);
-        self.session.commit(Box::new(Sent { batch, receipt, is_folded: self.detours.is_folded() }));
-        Ok(())
+        Box::new(Sent { batch, receipt, is_folded: self.detours.is_folded() })
     }
 
     async fn write_transactions(
@@ -159,10 +200,10 @@ impl Applier {
     pub(super) fn move_progress(
         &mut self,
         progress: &Progress,
-        position: Lsn,
+        (from, position): (Lsn, Lsn),
         commit_time: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
-        let (position, from) = (position.0.to_be_bytes(), self.sent.0.to_be_bytes());
+        let (position, from) = (position.0.to_be_bytes(), from.0.to_be_bytes());
         let commit_time = commit_time.map(|time| time.0.to_be_bytes());
         let timeline = i64::from(progress.timeline).to_be_bytes();
         let values = [
@@ -175,6 +216,12 @@ impl Applier {
             Value::Text(progress.slot.as_str().as_bytes()),
         ];
         Ok(self.session.execute(PROGRESS_STATEMENT, values.into_iter(), Purpose::Progress)?)
+    }
+
+    /// Lets the session find out where the progress row stands that another one has moved, or will not.
+    pub(super) fn look_for_progress(&mut self) -> Result<(), WireError> {
+        let sql = place_sql(&self.pipeline);
+        self.session.execute_once(&sql)
     }
 
     /// Writes a run of chunks. Folded changes go out at its end, or where something must not be passed.

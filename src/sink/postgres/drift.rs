@@ -61,6 +61,11 @@ impl Drift {
         self.0.is_used.store(true, Ordering::Relaxed);
     }
 
+    /// Whether there is something to take.
+    pub(super) fn is_drifted(&self) -> bool {
+        self.0.is_drifted.load(Ordering::Relaxed)
+    }
+
     /// The relations whose tables are not what they were. Each once.
     pub(super) fn take(&self) -> Vec<u32> {
         if !self.0.is_drifted.swap(false, Ordering::Acquire) {

@@ -28,11 +28,7 @@ impl Applier {
         mut waiting: VecDeque<Batch>,
     ) -> Result<(), SinkError> {
         while let Some(mut batch) = waiting.pop_front() {
-            // One row has no net effect to find, and a commit that waits is in a hurry.
-            let mode = match &batch.transactions[..] {
-                [transaction] if transaction.rows == 1 => Mode::InOrder,
-                _ => Mode::Sets,
-            };
+            let mode = Mode::of(&batch);
             match self.write(around, &mut batch, mode).await {
                 Ok(()) => self.detours.batch_done(),
                 Err(error) => {
@@ -126,7 +122,12 @@ impl Applier {
         self.commit = None;
         self.plans.clear();
         around.tables.undo_batches();
-        self.prepare_progress().map_err(SinkError::wire(context))
+        self.prepare_progress().map_err(SinkError::wire(context))?;
+        if self.is_shared {
+            // What the session was told of the row's place was undone.
+            self.look_for_progress().map_err(SinkError::wire(context))?;
+        }
+        Ok(())
     }
 
     fn note_fallback(&mut self, error: &ApplyError) {

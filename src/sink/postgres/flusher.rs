@@ -40,6 +40,7 @@ impl Flusher {
         pipeline: &PipelineName,
         apply: &mut Connection,
         unit: &Unit,
+        origins: &[String],
     ) -> Result<Option<Box<Self>>, SinkError> {
         let may_call = format!("SELECT pg_catalog.has_function_privilege('{FLUSH_FUNCTION}', 'EXECUTE')::text");
         let answer = query_row(apply, &may_call, "asking for rights on the standby").await?;
@@ -59,8 +60,10 @@ impl Flusher {
             Err(error) => return Err(error),
         };
         unit.admit(&mut connection).await?;
-        let origin = escape_literal(&pipeline.owned_name());
-        let sql = format!("SELECT pg_catalog.pg_replication_origin_progress({origin}, true)");
+        // Each connection that applies has its own, and moves its own `local_lsn`.
+        let call =
+            |origin: &String| format!("pg_catalog.pg_replication_origin_progress({}, true)", escape_literal(origin));
+        let sql = format!("SELECT {}", origins.iter().map(call).collect::<Vec<_>>().join(", "));
         frontend::parse(STATEMENT, &sql, [], connection.outgoing()).map_err(|error| failed(error.into()))?;
         Ok(Some(Box::new(Self { connection })))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use crate::config::ServerUrl;
+use crate::config::{APPLY_CONNECTIONS_LIMIT, ServerUrl};
 use crate::model::PipelineName;
 use crate::wire::{Connection, Session, WireError};
 
@@ -43,9 +43,14 @@ const SETTINGS: &[(&str, &str)] = &[
 /// What the session is called that writes a transaction while it is open on the primary.
 pub const AHEAD_ROLE: &str = "ahead";
 
-/// The origin of that session: an origin belongs to one session. The blank keeps it apart from the origin of any pipeline.
-pub(super) fn ahead_origin_name(pipeline: &PipelineName) -> String {
-    format!("{} {AHEAD_ROLE}", pipeline.owned_name())
+/// What the sessions are called that apply beside the first one.
+pub const BESIDE_ROLES: [&str; APPLY_CONNECTIONS_LIMIT - 1] =
+    ["apply2", "apply3", "apply4", "apply5", "apply6", "apply7", "apply8"];
+
+/// The origin of a session of this role, other than the apply session's: an origin belongs to one session. The blank keeps it apart
+/// from the origin of any pipeline.
+pub(super) fn origin_name(pipeline: &PipelineName, role: &str) -> String {
+    format!("{} {role}", pipeline.owned_name())
 }
 
 /// How long an earlier apply session of this pipeline may take to end.
@@ -97,7 +102,8 @@ pub fn replica_role_sql(role: &str, version_number: u32) -> String {
 pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SinkError> {
     let mut connection = open_session(url, pipeline, "apply").await?;
     ensure_store(&mut connection).await?;
-    take_origin(&mut connection, url, pipeline, &pipeline.owned_name(), &["apply", "flush", AHEAD_ROLE]).await?;
+    let roles = [&["apply", "flush", AHEAD_ROLE][..], &BESIDE_ROLES].concat();
+    take_origin(&mut connection, url, pipeline, &pipeline.owned_name(), &roles).await?;
     Ok(connection)
 }
 

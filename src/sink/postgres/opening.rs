@@ -43,6 +43,8 @@ pub struct Opening {
     pub skip_until: HashMap<QualifiedName, Lsn>,
     /// Most batches under way on the apply session.
     pub apply_depth: usize,
+    /// Connections that apply.
+    pub apply_connections: usize,
     /// The types of a stream of binary values; `None` for one of text.
     pub binary: Option<BinaryTypes>,
 }

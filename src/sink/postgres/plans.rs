@@ -130,7 +130,8 @@ impl Plans {
         self.prepared = 0;
     }
 
-    fn close_all(&mut self, session: &mut Pipelined) -> Result<(), WireError> {
+    /// Forgets all plans, here and on the server.
+    pub(super) fn close_all(&mut self, session: &mut Pipelined) -> Result<(), WireError> {
         let relations: Vec<u32> = self.by_relation.keys().copied().collect();
         relations.into_iter().try_for_each(|oid| self.forget(session, oid))
     }

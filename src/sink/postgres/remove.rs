@@ -9,7 +9,7 @@ use crate::model::PipelineName;
 use crate::wire::Connection;
 
 use super::super::SinkError;
-use super::open::{TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, ahead_origin_name, open_session};
+use super::open::{AHEAD_ROLE, BESIDE_ROLES, TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, open_session, origin_name};
 use super::readonly::remove_guards;
 use super::store::query_row;
 
@@ -23,7 +23,8 @@ pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<Stri
     if guards > 0 {
         removed.push(format!("the read-only guards of {guards} tables on the standby"));
     }
-    for origin in [pipeline.owned_name(), ahead_origin_name(pipeline)] {
+    let others = std::iter::once(AHEAD_ROLE).chain(BESIDE_ROLES).map(|role| origin_name(pipeline, role));
+    for origin in std::iter::once(pipeline.owned_name()).chain(others) {
         if drop_origin(&mut connection, &origin).await? {
             removed.push(format!("the replication origin \"{origin}\" on the standby"));
         }

@@ -38,8 +38,10 @@ pub(super) struct Pipelined {
     rows: Vec<Bytes>,
     /// Batches that were sent whole and are not answered.
     unanswered: usize,
-    /// Where the last answered batch left the record.
+    /// Where the last answered batch left the record, …
     committed: Lsn,
+    /// … and its row (`ctid`).
+    place: String,
     receipts: mpsc::Sender<Receipt>,
 }
 
@@ -56,6 +58,7 @@ impl Pipelined {
             rows: Vec::new(),
             unanswered: 0,
             committed,
+            place: String::new(),
             receipts,
         }
     }
@@ -63,6 +66,16 @@ impl Pipelined {
     /// Where the last batch that is answered left the record.
     pub(super) fn committed(&self) -> Lsn {
         self.committed
+    }
+
+    /// Where the last move of the record that this session was told of left its row.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Batches that were sent whole and are not answered.
+    pub(super) fn unanswered(&self) -> usize {
+        self.unanswered
     }
 
     /// Whether a batch was sent whole and is not answered.
@@ -135,6 +148,12 @@ impl Pipelined {
     /// failed has failed too, since the record is not where it expects it. The session is as good as new, but for prepared
     /// statements: all are forgotten. Gives back the batches that had been sent whole, in order.
     pub(super) async fn roll_back(&mut self) -> Result<Vec<Batch>, WireError> {
+        self.begin_roll_back()?;
+        self.rolled_back().await
+    }
+
+    /// The first half of `roll_back`: asks for it.
+    pub(super) fn begin_roll_back(&mut self) -> Result<(), WireError> {
         if self.is_copying {
             frontend::copy_fail("given up", self.connection.outgoing())?;
         }
@@ -144,6 +163,11 @@ impl Pipelined {
         }
         self.execute_once("DEALLOCATE ALL")?;
         self.send_sync();
+        Ok(())
+    }
+
+    /// The second half of `roll_back`: waits for it. Cancel safe.
+    pub(super) async fn rolled_back(&mut self) -> Result<Vec<Batch>, WireError> {
         while self.syncs > 0 {
             match self.connection.try_next_message()? {
                 Some(message) => self.syncs -= usize::from(message.tag == b'Z'),
@@ -285,6 +309,7 @@ impl Pipelined {
         match message.tag {
             b'C' | b'I' => drop(self.take_first()),
             b'D' if matches!(self.in_flight.front(), Some(Purpose::Query)) => self.rows.push(message.body.clone()),
+            b'D' if matches!(self.in_flight.front(), Some(Purpose::Progress)) => self.note_place(&message.body),
             b'E' => {
                 let error = WireError::Server(Box::new(ServerError::parse(&message.body)));
                 // Answers come in order, so the first outstanding statement is the one that failed, be it at its Parse.
@@ -311,6 +336,14 @@ impl Pipelined {
             tag => return Err(WireError::Unexpected { tag, during: "applying" }.into()),
         }
         Ok(false)
+    }
+
+    /// A DataRow whose first column is the place: int16 count, int32 length, bytes.
+    fn note_place(&mut self, row: &[u8]) {
+        let length = row.get(2..6).and_then(|length| length.try_into().ok()).map_or(0, i32::from_be_bytes);
+        let text = usize::try_from(length).ok().and_then(|length| row.get(6..6 + length));
+        self.place.clear();
+        self.place.push_str(text.and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default());
     }
 
     /// Takes the first outstanding statement out. A batch stays: what fails at its Sync fails as a whole.

@@ -46,6 +46,8 @@ pub(super) struct Tables {
     /// … and how many of these belong to batches before the one that is being written.
     earlier: usize,
     drift: Drift,
+    /// Grows whenever statements that were prepared for some table may be void.
+    generation: u64,
 }
 
 impl Tables {
@@ -56,6 +58,7 @@ impl Tables {
             known: HashMap::new(),
             before: Vec::new(),
             earlier: 0,
+            generation: 0,
             drift: Drift::default(),
         }
     }
@@ -69,6 +72,7 @@ impl Tables {
     pub(super) fn look_again(&mut self, oid: u32) {
         let Some(known) = self.known.get_mut(&oid) else { return };
         if let Some(target) = known.target.take() {
+            self.generation += 1;
             tracing::info!(table = %target.relation.name, "a table of the standby has changed; what is known of it is read again");
         }
     }
@@ -90,6 +94,7 @@ impl Tables {
     /// what was wrong may be that a table has changed.
     pub(super) fn undo_batches(&mut self) {
         self.earlier = 0;
+        self.generation += 1;
         while let Some((oid, before)) = self.before.pop() {
             match before {
                 Some(relation) => {
@@ -114,7 +119,18 @@ impl Tables {
             self.known.insert(relation.oid, self.unresolved(relation));
             self.relations.put_back(Arc::clone(relation));
         }
+        self.generation += u64::from(!new.is_empty());
         new.iter().map(|relation| relation.oid).collect()
+    }
+
+    /// While it stays the same, so does what statements were prepared for.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether a Relation message says something new.
+    pub(super) fn is_news(&self, body: &RelationBody<'_>) -> bool {
+        self.relations.get(body.oid).ok().is_none_or(|known| **known != body.to_relation())
     }
 
     fn unresolved(&self, relation: &Relation) -> Known {
@@ -131,6 +147,7 @@ impl Tables {
         let before = self.relations.get(body.oid).ok().cloned();
         let relation = self.relations.note(body)?;
         self.before.push((relation.oid, before));
+        self.generation += 1;
         self.known.insert(relation.oid, self.unresolved(&relation));
         Some(relation.oid)
     }

@@ -1,5 +1,6 @@
 //! The Postgres sink alone, driven with streams captured from a real server (`pg_logical_slot_get_binary_changes`).
 
+mod beside;
 mod depth;
 mod faults;
 mod flushing;
@@ -44,6 +45,7 @@ pub struct Replay {
     is_binary: bool,
     skip_until: HashMap<QualifiedName, Lsn>,
     apply_depth: usize,
+    apply_connections: usize,
     fallbacks: Fallbacks,
     _pair: Pair,
 }
@@ -75,6 +77,7 @@ impl Replay {
             is_binary: false,
             skip_until: HashMap::new(),
             apply_depth: APPLY_DEPTH,
+            apply_connections: 1,
             fallbacks: Fallbacks::default(),
             _pair: pair,
         }
@@ -102,6 +105,7 @@ impl Replay {
             guard_for: self.is_read_only.then(|| self.primary_url.clone()),
             skip_until: self.skip_until.clone(),
             apply_depth: self.apply_depth,
+            apply_connections: self.apply_connections,
             binary,
         };
         self.sink = PostgresSink::open(&self.standby_url, opening, Heartbeat::default()).await?;

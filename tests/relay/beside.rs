@@ -1,0 +1,74 @@
+//! `apply_connections`: batches beside each other, and readers of the standby who never see one commit before another that came
+//! before it, nor a part of one, whatever dies meanwhile.
+
+use walrelay::throwaway::{Options, Server};
+
+use super::harness::{Pair, Relay, client, eventually, from_environment, value};
+
+/// Keys: batches of 5,000 transactions, each of one key, meet again only after four.
+const KEYS: u64 = 20_000;
+const CHECKS_A_CALL: u64 = 1_000;
+
+const TABLES: &str = "CREATE TABLE a (id int PRIMARY KEY, v int NOT NULL); CREATE TABLE b (id int PRIMARY KEY, v int NOT NULL);
+    INSERT INTO a SELECT i, 0 FROM generate_series(0, 19999) i; INSERT INTO b SELECT i, 0 FROM generate_series(0, 19999) i";
+/// Transaction `i` moves one from `a` to `b`, at one key after another.
+const WORK: &str = "CREATE PROCEDURE work(first int, last int) LANGUAGE plpgsql AS $$ BEGIN
+    FOR i IN first..last LOOP
+      UPDATE a SET v = v - 1 WHERE id = i % 20000; UPDATE b SET v = v + 1 WHERE id = i % 20000; COMMIT;
+    END LOOP; END $$";
+/// A key's sum is 0; a key has been at most once less, and never more often, than one before it. Each check has a snapshot of its own.
+const CHECK: &str = "DO $$ DECLARE k int; n int; wrong text; BEGIN
+    FOR i IN 1..1000 LOOP
+      k := floor(random() * 20000); n := floor(random() * (k + 1));
+      SELECT format('%s: %s, %s; %s: %s, %s', k, ka.v, kb.v, n, na.v, nb.v) INTO wrong FROM a ka, b kb, a na, b nb
+        WHERE ka.id = k AND kb.id = k AND na.id = n AND nb.id = n
+        AND NOT (ka.v + kb.v = 0 AND na.v + nb.v = 0 AND nb.v - kb.v IN (0, 1));
+      IF wrong IS NOT NULL THEN RAISE EXCEPTION 'inconsistent: %', wrong; END IF;
+    END LOOP; END $$";
+
+/// Checks so often; while the server is away it tries again.
+async fn read(server: &Server, checks: u64) {
+    let mut left = checks / CHECKS_A_CALL;
+    while left > 0 {
+        match super::harness::try_run(server, "shop", CHECK).await {
+            Ok(_) => left -= 1,
+            Err(error) => {
+                let text = format!("{error:?}");
+                assert!(!text.contains("inconsistent"), "{text}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_see_whole_transactions_in_order_whatever_dies() {
+    let (backlog, checks) = (60_000, from_environment("WALRELAY_TEST_CHECKS", 100_000));
+    let lazy = Options::default().with("wal_writer_delay", "10s").with("wal_writer_flush_after", "1GB");
+    let mut pair = Pair::with(18, Options::default(), 18, lazy).await;
+    pair.on_both(TABLES).await;
+    pair.on_primary(WORK).await;
+    let mut relay = pair.relay("initial_copy = false").await;
+    relay.wait_state("streaming").await;
+    relay.stop().await;
+    let primary = client(&pair.primary, "shop").await;
+    primary.batch_execute("SET synchronous_commit = off").await.unwrap();
+    primary.batch_execute(&format!("CALL work(0, {})", backlog - 1)).await.unwrap();
+    let relay = Relay::start(&format!("{}apply_connections = 4\n", pair.config("initial_copy = false"))).await;
+    let more = tokio::spawn(async move {
+        primary.batch_execute(&format!("CALL work({backlog}, {})", 2 * backlog - 1)).await.unwrap();
+    });
+    let used = "SELECT count(*) > 2 FROM pg_replication_origin_status WHERE local_lsn <> '0/0'";
+    eventually("several connections are used", || async {
+        (value(&pair.standby, "shop", used).await == "t").then_some(())
+    })
+    .await;
+    read(&pair.standby, checks / 4).await;
+    pair.standby.kill9();
+    pair.standby.start_again().await.unwrap();
+    read(&pair.standby, checks - checks / 4).await;
+    more.await.unwrap();
+    relay.wait_state("streaming").await;
+    pair.equal_after_catching_up(&["a", "b"]).await;
+    assert_eq!(value(&pair.standby, "shop", "SELECT sum(v) FROM b").await, (2 * backlog).to_string());
+    assert_eq!(KEYS * 6, 2 * backlog);
+}
