@@ -62,10 +62,10 @@ async fn readers_see_whole_transactions_in_order_whatever_dies() {
         (value(&pair.standby, "shop", used).await == "t").then_some(())
     })
     .await;
-    read(&pair.standby, checks / 4).await;
+    read(&pair.standby, checks / 20).await;
     pair.standby.kill9();
     pair.standby.start_again().await.unwrap();
-    read(&pair.standby, checks - checks / 4).await;
+    read(&pair.standby, checks - checks / 20).await;
     more.await.unwrap();
     relay.wait_state("streaming").await;
     pair.equal_after_catching_up(&["a", "b"]).await;

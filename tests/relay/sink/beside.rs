@@ -54,6 +54,13 @@ async fn random_work_ends_alike_on_several_connections_without_a_fallback() {
     }
 }
 
+/// Whether a session of the standby whose name ends so waits for a lock.
+async fn lock_wait(replay: &Replay, name: &str) -> Option<()> {
+    let sql =
+        format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%{name}' AND wait_event_type = 'Lock'");
+    (!replay.standby.query(&sql, &[]).await.unwrap().is_empty()).then_some(())
+}
+
 /// The first waits for a user's lock, the user for what the batch beside it holds, and that one for the first, of which the server
 /// knows nothing.
 #[tokio::test(flavor = "multi_thread")]
@@ -80,14 +87,7 @@ async fn a_batch_beside_makes_way_for_who_holds_up_the_first() {
     for batch in batches {
         begin(&mut worker, batch, &mut receipts).await.unwrap();
     }
-    let waiting = |role: &'static str, replay: &Replay| {
-        let sql = format!(
-            "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%{role}' AND wait_event_type = 'Lock'"
-        );
-        let standby = &replay.standby;
-        async move { (!standby.query(&sql, &[]).await.unwrap().is_empty()).then_some(()) }
-    };
-    eventually("the first waits for the user", || waiting(" apply", &replay)).await;
+    eventually("the first waits for the user", || lock_wait(&replay, " apply")).await;
     let held = "SELECT 1 FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE application_name LIKE '% apply%' \
                 AND relation = 'public.t'::regclass AND l.granted AND mode = 'RowExclusiveLock'";
     eventually("both have begun", || async {
@@ -97,7 +97,7 @@ async fn a_batch_beside_makes_way_for_who_holds_up_the_first() {
     let task = tokio::spawn(async move {
         user.batch_execute("SET application_name = 'the user'; UPDATE public.t SET b = 0 WHERE a = 2; COMMIT").await
     });
-    eventually("the user waits for the batch beside it", || waiting("the user", &replay)).await;
+    eventually("the user waits for the batch beside it", || lock_wait(&replay, "the user")).await;
     lock_waits.send_replace(true);
     while receipts.len() < ends.len() {
         receipt(outcome(&mut worker).await.unwrap(), &mut receipts);
