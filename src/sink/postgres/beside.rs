@@ -198,40 +198,38 @@ impl Beside {
 
     /// Waits for what comes next, and gives the next batch its turn; for ever while nothing is under way. Cancel safe.
     pub(super) async fn event(&mut self, applier: &mut Applier, progress: &Progress) -> Result<Event, SinkError> {
-        loop {
-            let (has_first, has_held) = (applier.session.has_unanswered(), !self.held.is_empty());
-            let held = self.held.iter_mut().map(|held| Box::pin(held.side.session.next_commit())).collect();
-            let recovering = self.recovering.iter_mut().map(|side| Box::pin(side.session.rolled_back())).collect();
-            tokio::select! {
-                biased;
-                answered = applier.session.next_commit(), if has_first => {
-                    if let Err(failure) = answered {
-                        return Ok(Event::Failed(Some(failure)));
-                    }
-                    if !applier.session.has_unanswered() {
-                        self.give_turn(applier, progress).await?;
-                    }
-                    return Ok(Event::Committed);
+        let (has_first, has_held) = (applier.session.has_unanswered(), !self.held.is_empty());
+        let held = self.held.iter_mut().map(|held| Box::pin(held.side.session.next_commit())).collect();
+        let recovering = self.recovering.iter_mut().map(|side| Box::pin(side.session.rolled_back())).collect();
+        tokio::select! {
+            biased;
+            answered = applier.session.next_commit(), if has_first => {
+                if let Err(failure) = answered {
+                    return Ok(Event::Failed(Some(failure)));
                 }
-                (_, failed) = first_of(held) => {
-                    // What is no error of a statement is the loss of the session.
-                    if let Err(Failure { error: error @ (WireError::Io(_) | WireError::Closed), .. }) = failed {
-                        return Err(SinkError::wire("applying a batch on the standby")(error));
-                    }
-                    return Ok(Event::Failed(None));
+                if !applier.session.has_unanswered() {
+                    self.give_turn(applier, progress).await?;
                 }
-                (at, rolled_back) = first_of(recovering) => {
-                    rolled_back.map_err(SinkError::wire("rolling a batch back on the standby"))?;
-                    let mut side = self.recovering.swap_remove(at);
-                    side.prepare().map_err(SinkError::wire("preparing statements on the standby"))?;
-                    self.free.push(side);
-                    return Ok(Event::Committed);
+                Ok(Event::Committed)
+            }
+            (_, failed) = first_of(held) => {
+                // What is no error of a statement is the loss of the session.
+                if let Err(Failure { error: error @ (WireError::Io(_) | WireError::Closed), .. }) = failed {
+                    return Err(SinkError::wire("applying a batch on the standby")(error));
                 }
-                // Who holds the lock may wait for what a held batch holds, and the server cannot know that this one waits for the first.
-                () = lock_wait(&mut self.lock_waits), if has_held => {
-                    tracing::info!("a session that applies waits for a lock: batches go one behind the other for a while");
-                    return Ok(Event::Failed(None));
-                }
+                Ok(Event::Failed(None))
+            }
+            (at, rolled_back) = first_of(recovering) => {
+                rolled_back.map_err(SinkError::wire("rolling a batch back on the standby"))?;
+                let mut side = self.recovering.swap_remove(at);
+                side.prepare().map_err(SinkError::wire("preparing statements on the standby"))?;
+                self.free.push(side);
+                Ok(Event::Committed)
+            }
+            // Who holds the lock may wait for what a held batch holds, and the server cannot know that this one waits for the first.
+            () = lock_wait(&mut self.lock_waits), if has_held => {
+                tracing::info!("a session that applies waits for a lock: batches go one behind the other for a while");
+                Ok(Event::Failed(None))
             }
         }
     }
