@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::future::pending;
 use std::mem::swap;
 
-use futures_util::future::select_all;
+use futures_util::future::{select_all, try_join_all};
 use postgres_protocol::escape::escape_literal;
 use tokio::sync::{mpsc, watch};
 
@@ -33,6 +33,7 @@ use super::unit::Unit;
 
 /// After batches beside each other had to be rolled back, so many go one behind the other.
 const ALONE_BATCHES: u32 = 100;
+const ROLLING_BACK: &str = "rolling a batch back on the standby";
 
 /// A connection beside the applier's own. What is here is exchanged with the applier's to write on it.
 #[derive(Debug)]
@@ -145,6 +146,8 @@ impl Beside {
                 self.first.pop_front();
             }
             let mut under_way = self.first.iter().chain(self.held.iter().map(|held| &held.footprint));
+            // What is being rolled back may hold the same rows.
+            may_go_beside &= self.recovering.is_empty();
             if may_go_beside && applier.session.has_unanswered() && !under_way.any(|other| other.meets(&footprint)) {
                 if let Some(side) = self.free.pop() {
                     match self.write(applier, around, &mut batch, side).await? {
@@ -158,6 +161,10 @@ impl Beside {
                     continue;
                 }
             } else if self.held.is_empty() && applier.session.unanswered() < depth {
+                // It may need rows that an attempt of its own has locked.
+                while !self.recovering.is_empty() {
+                    self.free.push(recovered(&mut self.recovering).await?);
+                }
                 self.first.push_back(footprint);
                 return Ok(Some(batch));
             }
@@ -200,7 +207,7 @@ impl Beside {
     pub(super) async fn event(&mut self, applier: &mut Applier, progress: &Progress) -> Result<Event, SinkError> {
         let (has_first, has_held) = (applier.session.has_unanswered(), !self.held.is_empty());
         let held = self.held.iter_mut().map(|held| Box::pin(held.side.session.next_commit())).collect();
-        let recovering = self.recovering.iter_mut().map(|side| Box::pin(side.session.rolled_back())).collect();
+        let is_recovering = !self.recovering.is_empty();
         tokio::select! {
             biased;
             answered = applier.session.next_commit(), if has_first => {
@@ -219,11 +226,8 @@ impl Beside {
                 }
                 Ok(Event::Failed(None))
             }
-            (at, rolled_back) = first_of(recovering) => {
-                rolled_back.map_err(SinkError::wire("rolling a batch back on the standby"))?;
-                let mut side = self.recovering.swap_remove(at);
-                side.prepare().map_err(SinkError::wire("preparing statements on the standby"))?;
-                self.free.push(side);
+            recovered = recovered(&mut self.recovering), if is_recovering => {
+                self.free.push(recovered?);
                 Ok(Event::Committed)
             }
             // Who holds the lock may wait for what a held batch holds, and the server cannot know that this one waits for the first.
@@ -266,14 +270,28 @@ impl Beside {
             self.alone = ALONE_BATCHES;
         }
         for Held { mut side, sent, .. } in self.held.drain(..) {
-            side.session.begin_roll_back().map_err(SinkError::wire("rolling a batch back on the standby"))?;
+            side.session.begin_roll_back().map_err(SinkError::wire(ROLLING_BACK))?;
             waiting.push_back(sent.batch);
             self.recovering.push(side);
         }
-        if let Some(failure) = failure {
-            applier.mend(around, failure.into(), &mut waiting).await?;
+        let work = async {
+            if let Some(failure) = failure {
+                applier.mend(around, failure.into(), &mut waiting).await?;
+            }
+            applier.send(around, waiting).await
+        };
+        // Beside it: it may need the very rows that were held.
+        let rolled_back = async {
+            match try_join_all(self.recovering.iter_mut().map(|side| side.session.rolled_back())).await {
+                Ok(_) => pending().await,
+                Err(error) => error,
+            }
+        };
+        tokio::select! {
+            biased;
+            done = work => done?,
+            error = rolled_back => return Err(SinkError::wire(ROLLING_BACK)(error)),
         }
-        applier.send(around, waiting).await?;
         self.first = (0..applier.session.unanswered()).map(|_| Footprint::All).collect();
         Ok(())
     }
@@ -293,6 +311,16 @@ impl Side {
         swap(&mut self.plans, &mut applier.plans);
         swap(&mut self.commit, &mut applier.commit);
     }
+}
+
+/// The first of them that is as good as new, taken out; for ever where there is none. Cancel safe.
+async fn recovered(recovering: &mut Vec<Side>) -> Result<Side, SinkError> {
+    let rollbacks = recovering.iter_mut().map(|side| Box::pin(side.session.rolled_back())).collect();
+    let (at, rolled_back) = first_of(rollbacks).await;
+    rolled_back.map_err(SinkError::wire(ROLLING_BACK))?;
+    let mut side = recovering.swap_remove(at);
+    side.prepare().map_err(SinkError::wire("preparing statements on the standby"))?;
+    Ok(side)
 }
 
 /// The first that is done, and its place; for ever where there is none.
