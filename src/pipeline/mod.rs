@@ -53,6 +53,7 @@ use crate::model::{PipelineReport, Retry, State};
 
 pub use adoption::adoption;
 pub use error::PipelineError;
+pub use ownership::standby_roles;
 pub use removal::remove;
 pub use removed::Removed;
 pub use resume::{Beginning, Facts, beginning};

@@ -1,11 +1,9 @@
 //! Whether the replication origin that tags the work on the standby can be used: asked before anything is copied, because it is
 //! taken only when the copy is done. Origins belong to the whole cluster, pipelines' records to one database. Takes nothing.
 
-use postgres_protocol::escape::escape_literal;
-
 use crate::config::PostgresSink;
 use crate::model::PipelineName;
-use crate::sink::postgres::origin_grants_sql;
+use crate::sink::postgres::{database_of_namesake, origin_grants_sql};
 use crate::wire::Connection;
 
 use super::PipelineError;
@@ -33,11 +31,7 @@ pub(super) async fn check_origin(
             origin_grants_sql(&sink.url.user).join("; ")
         )));
     }
-    let other = format!(
-        "SELECT datname FROM pg_catalog.pg_stat_activity WHERE application_name = {} AND datname <> pg_catalog.current_database()",
-        escape_literal(&pipeline.session_name("apply"))
-    );
-    if let Some(database) = first_value(connection, &other, "looking for the origin's owner on the standby").await? {
+    if let Some(database) = database_of_namesake(connection, pipeline).await? {
         return Err(PipelineError::Refused(format!(
             "a pipeline of the same name, \"{pipeline}\", already writes into the database \"{database}\" of this standby's server, and \
              both would use its replication origin {origin}, which only one session can hold: give one of the two another name \

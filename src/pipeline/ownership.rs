@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
-use crate::sink::postgres::{AHEAD_ROLE, BESIDE_ROLES, Drift, open_session};
+use crate::sink::postgres::{Drift, applying_roles, open_session, streaming_roles};
+use crate::snapshot::COPY_ROLE;
 #[cfg(feature = "kafka")]
 use crate::source::SourceError;
 use crate::source::slot_facts;
@@ -25,6 +26,8 @@ use super::PipelineError;
 use super::monitor::primary_session;
 use super::reporter::Reporter;
 
+/// Role of the session that holds a lock on a standby.
+const CONTROL_ROLE: &str = "control";
 /// Role of the session that holds a lock on the primary.
 #[cfg(feature = "kafka")]
 pub(super) const OWNER_ROLE: &str = "owner";
@@ -42,8 +45,7 @@ pub(super) struct Ownership {
 impl Ownership {
     /// Whether a session that applies waits for a lock; an error if the owner's session is gone, and the lock with it.
     async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-        let roles = std::iter::once("apply").chain(BESIDE_ROLES);
-        let names: Vec<String> = roles.map(|role| escape_literal(&pipeline.session_name(role))).collect();
+        let names: Vec<String> = applying_roles().map(|role| escape_literal(&pipeline.session_name(role))).collect();
         let sql = format!(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name IN ({}) AND wait_event_type = 'Lock' \
              AND datname = pg_catalog.current_database())",
@@ -77,6 +79,11 @@ pub(super) async fn keep(
     }
 }
 
+/// All sessions of a pipeline on its standby.
+pub fn standby_roles() -> impl Iterator<Item = &'static str> {
+    streaming_roles().chain([CONTROL_ROLE, COPY_ROLE])
+}
+
 /// Takes the lock, waiting as a spare while another daemon holds it.
 pub(super) async fn own(
     sink: &ServerUrl,
@@ -85,8 +92,8 @@ pub(super) async fn own(
     slot: &SlotName,
     reporter: &Reporter,
 ) -> Result<Ownership, PipelineError> {
-    let connection = open_session(sink, pipeline, "control").await?;
-    let roles = [&["control", "apply", "flush", AHEAD_ROLE, "copy"][..], &BESIDE_ROLES].concat();
+    let connection = open_session(sink, pipeline, CONTROL_ROLE).await?;
+    let roles: Vec<&str> = standby_roles().collect();
     let claim = Claim { pipeline, lock: standby_lock(pipeline), roles: &roles };
     take(connection, claim, primary_sql, slot, reporter).await
 }
@@ -103,7 +110,7 @@ pub(super) async fn own_on_primary(
     let connection = Connection::connect(primary, &primary_session(pipeline, OWNER_ROLE))
         .await
         .map_err(SourceError::wire("connecting to the primary"))?;
-    let claim = Claim { pipeline, lock: primary_lock(pipeline), roles: &[OWNER_ROLE, "copy"] };
+    let claim = Claim { pipeline, lock: primary_lock(pipeline), roles: &[OWNER_ROLE, COPY_ROLE] };
     take(connection, claim, primary_sql, slot, reporter).await
 }
 
@@ -162,7 +169,7 @@ pub(super) async fn try_lock(connection: &mut Connection, name: &str) -> Result<
 
 /// Whether the owner may be in its initial copy, when the slot is idle for a good reason.
 async fn is_copying(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-    let pattern = escape_literal(&pipeline.session_name("copy"));
+    let pattern = escape_literal(&pipeline.session_name(COPY_ROLE));
     let sql = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {pattern})");
     Ok(first_value(connection, &sql, "looking for a running copy").await?.as_deref() == Some("t"))
 }

@@ -53,7 +53,7 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
         // The lock is held until everything is gone.
         Some(Ok((lock, sink))) => {
             match postgres::remove(&sink.url, name).await {
-                Ok(removed) => report.extend(removed.into_iter().map(|what| Removed::Done(format!("removed {what}")))),
+                Ok(said) => report.extend(said.into_iter().map(Removed::Done)),
                 Err(error) => report.push(Removed::Left(format!("what is on the standby: {error}"))),
             };
             drop(lock);

@@ -58,6 +58,7 @@ pub use agreement::{Agreement, agreement};
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
+pub use session::COPY_ROLE;
 #[cfg(feature = "kafka")]
 pub use to_kafka::{KafkaCopy, PreparedKafka, prepare_kafka};
 

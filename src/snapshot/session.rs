@@ -44,9 +44,12 @@ const NO_TRANSACTION_TIMEOUT: &str = "SET transaction_timeout = 0";
 /// What 14 to 16 and later versions say of the name of a snapshot that is not exported any more.
 const SNAPSHOT_GONE: &[&str] = &["22023", "42704"];
 
+/// What the sessions of a copy are called, on both sides.
+pub const COPY_ROLE: &str = "copy";
+
 /// `walrelay NAME copy`, never equal to a pipeline's name, so that no copy session is taken for the standby.
 pub(super) fn application_name(pipeline: &PipelineName) -> String {
-    pipeline.session_name("copy")
+    pipeline.session_name(COPY_ROLE)
 }
 
 fn session(pipeline: &PipelineName, settings: &[(&str, &str)]) -> Session {

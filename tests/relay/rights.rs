@@ -121,4 +121,26 @@ async fn the_same_name_for_two_databases_of_one_standby_is_refused_in_clear_word
     second.fails_with(&["the same name, \"standby1\"", "into the database \"shop\"", "another name"]).await;
     assert_eq!(value(&other, "shop", "SELECT count(*) FROM pg_replication_slots").await, "0");
     assert_eq!(first.report("standby1").await.unwrap()["state"], "streaming");
+    // The remedy takes nothing from the other, and one that is stopped goes on without the origin that was taken away.
+    let drop = |relay: &Relay| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walrelay"));
+        let output = command.args(["drop", "standby1", "--yes", "--config"]).arg(relay.config_path()).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    let mut second = second;
+    assert!(second.stop().await.success());
+    let text = drop(&second);
+    assert!(text.contains("kept the replication origin \"walrelay_standby1\"") && text.contains("\"shop\""), "{text}");
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    let mut first = first;
+    assert!(first.stop().await.success());
+    let text = drop(&second);
+    assert!(text.contains("removed the replication origin"), "{text}");
+    pair.on_primary("INSERT INTO orders VALUES (2, 'y')").await;
+    first.start_again().await;
+    first.wait_state("streaming").await;
+    pair.equal_after_catching_up(&["orders"]).await;
 }

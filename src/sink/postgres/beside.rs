@@ -26,8 +26,9 @@ use super::super::{Batch, Commit, Receipt, SinkError};
 use super::batch::{Applier, Around, Mode, prepare_progress};
 use super::change::{Failure, Sent};
 use super::footprint::Footprint;
-use super::open::{BESIDE_ROLES, open_session, origin_name, take_origin};
+use super::open::{open_session, take_origin};
 use super::plans::Plans;
+use super::roles::{BESIDE_ROLES, origin_name};
 use super::session::Pipelined;
 use super::unit::Unit;
 

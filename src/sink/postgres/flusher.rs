@@ -18,6 +18,7 @@ use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
 
 use super::super::SinkError;
 use super::open::open_session;
+use super::roles::FLUSH_ROLE;
 use super::store::query_row;
 use super::unit::Unit;
 
@@ -51,7 +52,7 @@ impl Flusher {
             );
             return Ok(None);
         }
-        let mut connection = match open_session(url, pipeline, "flush").await {
+        let mut connection = match open_session(url, pipeline, FLUSH_ROLE).await {
             Ok(connection) => connection,
             Err(SinkError::Wire { source, .. }) if source.code() == Some("53300") => {
                 warn_without(&source.to_string(), "raise max_connections, or the role's CONNECTION LIMIT");

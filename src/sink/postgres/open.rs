@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use crate::config::{APPLY_CONNECTIONS_LIMIT, ServerUrl};
+use crate::config::ServerUrl;
 use crate::model::PipelineName;
 use crate::wire::{Connection, Session, WireError};
 
 use super::super::SinkError;
+use super::roles::{APPLY_ROLE, streaming_roles};
 use super::store::{ensure_store, query_row};
 
 /// Settings of an apply session. Text values come from a publisher session with the same forms; plans are made once and for
@@ -39,19 +40,6 @@ const SETTINGS: &[(&str, &str)] = &[
     // Durable here, whatever the standby's own standbys do; a cycle of synchronous servers must not wait for itself.
     ("synchronous_commit", "local"),
 ];
-
-/// What the session is called that writes a transaction while it is open on the primary.
-pub const AHEAD_ROLE: &str = "ahead";
-
-/// What the sessions are called that apply beside the first one.
-pub const BESIDE_ROLES: [&str; APPLY_CONNECTIONS_LIMIT - 1] =
-    ["apply2", "apply3", "apply4", "apply5", "apply6", "apply7", "apply8"];
-
-/// The origin of a session of this role, other than the apply session's: an origin belongs to one session. The blank keeps it apart
-/// from the origin of any pipeline.
-pub(super) fn origin_name(pipeline: &PipelineName, role: &str) -> String {
-    format!("{} {role}", pipeline.owned_name())
-}
 
 /// How long an earlier apply session of this pipeline may take to end.
 pub(super) const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,11 +88,24 @@ pub fn replica_role_sql(role: &str, version_number: u32) -> String {
 /// session can hold. Who calls this owns the pipeline (no other daemon streams its slot), so an apply session that still
 /// holds the origin belongs to a daemon that is frozen or gone, and may sit on locks: it is ended.
 pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName) -> Result<Connection, SinkError> {
-    let mut connection = open_session(url, pipeline, "apply").await?;
+    let mut connection = open_session(url, pipeline, APPLY_ROLE).await?;
     ensure_store(&mut connection).await?;
-    let roles = [&["apply", "flush", AHEAD_ROLE][..], &BESIDE_ROLES].concat();
+    let roles: Vec<&str> = streaming_roles().collect();
     take_origin(&mut connection, url, pipeline, &pipeline.owned_name(), &roles).await?;
     Ok(connection)
+}
+
+/// Another database of the server into which a pipeline of this name writes now: it uses the same origins.
+pub async fn database_of_namesake(
+    connection: &mut Connection,
+    pipeline: &PipelineName,
+) -> Result<Option<String>, SinkError> {
+    let sql = format!(
+        "SELECT datname FROM pg_catalog.pg_stat_activity WHERE application_name = {} AND datname <> pg_catalog.current_database()",
+        escape_literal(&pipeline.session_name(APPLY_ROLE))
+    );
+    let row = query_row(connection, &sql, "looking who uses the replication origin on the standby").await?;
+    Ok(row.into_iter().next().flatten())
 }
 
 /// Tags the session's work with the origin, which is made where it is missing. Sessions of these roles that were left behind go if

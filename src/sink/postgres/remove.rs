@@ -1,5 +1,8 @@
-//! Removes what a pipeline owns on the standby: guards, progress row, record of the copy, replication origin. For
+//! Removes what a pipeline owns on the standby: guards, progress row, record of the copy, replication origins. For
 //! `walrelay drop`. The schema `walrelay` stays: other pipelines may live there.
+//!
+//! Origins belong to the whole cluster, all the rest to one database. Where a pipeline of the same name is at work in another database,
+//! the origins are left to it; one that is stopped there makes them anew when it starts, since nothing but a tag hangs on them.
 
 use postgres_protocol::escape::escape_literal;
 use tokio::time::Instant;
@@ -9,24 +12,32 @@ use crate::model::PipelineName;
 use crate::wire::Connection;
 
 use super::super::SinkError;
-use super::open::{AHEAD_ROLE, BESIDE_ROLES, TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, open_session, origin_name};
+use super::open::{TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, database_of_namesake, open_session};
 use super::readonly::remove_guards;
+use super::roles::origin_names;
 use super::store::query_row;
 
-/// Removes everything and tells, in words, what was removed. What is not there is no fault. The position goes last, so that
+/// Removes everything and tells, in words, what became of each thing. What is not there is no fault. The position goes last, so that
 /// an interrupted removal is repeated and not forgotten.
 pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<String>, SinkError> {
     let mut connection = open_session(url, pipeline, "control").await?;
     let name = escape_literal(pipeline.as_str());
-    let mut removed = Vec::new();
+    let mut said = Vec::new();
     let guards = remove_guards(&mut connection, pipeline).await?;
     if guards > 0 {
-        removed.push(format!("the read-only guards of {guards} tables on the standby"));
+        said.push(format!("removed the read-only guards of {guards} tables on the standby"));
     }
-    let others = std::iter::once(AHEAD_ROLE).chain(BESIDE_ROLES).map(|role| origin_name(pipeline, role));
-    for origin in std::iter::once(pipeline.owned_name()).chain(others) {
-        if drop_origin(&mut connection, &origin).await? {
-            removed.push(format!("the replication origin \"{origin}\" on the standby"));
+    match database_of_namesake(&mut connection, pipeline).await? {
+        Some(database) => said.push(format!(
+            "kept the replication origin \"{}\" on the standby: a pipeline of the same name uses it, which writes into the database \"{database}\"",
+            pipeline.owned_name()
+        )),
+        None => {
+            for origin in origin_names(pipeline) {
+                if drop_origin(&mut connection, &origin).await? {
+                    said.push(format!("removed the replication origin \"{origin}\" on the standby"));
+                }
+            }
         }
     }
     for table in ["walrelay.copy", "walrelay.progress"] {
@@ -37,10 +48,10 @@ pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<Stri
         if !query_row(&mut connection, &exists, &context).await?.is_empty()
             && !query_row(&mut connection, &sql, &context).await?.is_empty()
         {
-            removed.push(described);
+            said.push(format!("removed {described}"));
         }
     }
-    Ok(removed)
+    Ok(said)
 }
 
 /// Drops the origin; whether it was there. The session of a daemon that was stopped just now may still be ending.
