@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::Environment;
-use crate::model::Retry;
 use crate::pipeline::{Removed, remove};
 
 use super::{Exit, complain, configuration, errand_runtime};
@@ -73,7 +72,7 @@ pub(super) fn run(args: &DropArgs) -> Exit {
         }
         Err(error) => {
             complain(&error);
-            if error.retry() == Retry::Later { Exit::Unreachable } else { Exit::Refused }
+            Exit::of(&error)
         }
     }
 }

@@ -1,6 +1,12 @@
 //! The exit codes, documented in `--help` and the README; scripts and the systemd unit rely on them.
 
+use std::error::Error;
+use std::iter::successors;
 use std::process::ExitCode;
+
+use crate::model::Retry;
+use crate::pipeline::PipelineError;
+use crate::wire::WireError;
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,12 +17,26 @@ pub enum Exit {
     Internal,
     /// The command line is wrong (clap's own code).
     Usage,
-    /// The configuration is wrong; nothing was connected.
+    /// The configuration is wrong: as a text, then nothing was connected; or a server does not take role, password or database, or the
+    /// address to listen on is not to be had.
     Configuration,
     /// A server or the daemon cannot be reached.
     Unreachable,
     /// Refused for safety; the text says why and what to do. Also: `check` found an error.
     Refused,
+}
+
+impl Exit {
+    /// For what ended a verb.
+    pub(super) fn of(error: &PipelineError) -> Self {
+        let causes = successors(Some(error as &(dyn Error + 'static)), |error| (*error).source());
+        let is_of_url = causes.filter_map(|cause| cause.downcast_ref::<WireError>()).any(WireError::is_of_url);
+        match error.retry() {
+            Retry::Later => Exit::Unreachable,
+            Retry::Never if is_of_url => Exit::Configuration,
+            Retry::Never => Exit::Refused,
+        }
+    }
 }
 
 impl From<Exit> for ExitCode {

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::{Environment, TablePattern};
-use crate::model::Retry;
 use crate::pipeline::resync;
 
 use super::{Exit, complain, configuration, errand_runtime};
@@ -53,7 +52,7 @@ pub(super) fn run(args: &ResyncArgs) -> Exit {
         }
         Err(error) => {
             complain(&error);
-            if error.retry() == Retry::Later { Exit::Unreachable } else { Exit::Refused }
+            Exit::of(&error)
         }
     }
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::config::Environment;
-use crate::{daemon, telemetry};
+use crate::daemon::{self, DaemonError};
+use crate::telemetry;
 
 use super::{Exit, complain, configuration};
 
@@ -41,7 +42,10 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         Ok(()) => Exit::Done,
         Err(error) => {
             complain(&error);
-            Exit::Internal
+            match error {
+                DaemonError::Listen { .. } => Exit::Configuration,
+                DaemonError::System(_) => Exit::Internal,
+            }
         }
     }
 }

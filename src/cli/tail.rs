@@ -8,7 +8,6 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Environment, Log, LogFormat, TablePattern, TableSet, parse_url};
-use crate::model::Retry;
 use crate::pipeline::{PipelineError, tail};
 use crate::shutdown::{Wish, Wishes};
 use crate::sink::SinkError;
@@ -80,7 +79,7 @@ pub(super) fn run(args: &TailArgs) -> Exit {
             }
             Err(error) => {
                 complain(&error);
-                if error.retry() == Retry::Later { Exit::Unreachable } else { Exit::Refused }
+                Exit::of(&error)
             }
         }
     })

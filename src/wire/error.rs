@@ -179,6 +179,13 @@ impl WireError {
         }
     }
 
+    /// Whether there is no session because of what the url says, and will be none until it says something else: role, password,
+    /// database, TLS, or what listens there is no Postgres.
+    pub fn is_of_url(&self) -> bool {
+        let WireError::Hosts { retry: Retry::Never, code, .. } = self else { return false };
+        code.as_deref().is_none_or(|code| code.starts_with("28") || code == "3D000")
+    }
+
     /// SQLSTATE, if the server spoke.
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -274,6 +281,24 @@ mod tests {
             let error = ServerError { code: code.to_owned(), ..ServerError::default() };
             assert_eq!(error.retry(), expected, "{code}");
         }
+    }
+
+    #[test]
+    fn what_the_url_says_is_told_from_what_may_pass_and_from_rights() {
+        for (retry, code, expected) in [
+            (Retry::Never, Some("28P01"), true),
+            (Retry::Never, Some("28000"), true),
+            (Retry::Never, Some("3D000"), true),
+            (Retry::Never, None, true),
+            (Retry::Never, Some("42501"), false),
+            // Another host of the url may come back.
+            (Retry::Later, Some("28P01"), false),
+            (Retry::Later, None, false),
+        ] {
+            let error = WireError::Hosts { summary: String::new(), retry, code: code.map(str::to_owned) };
+            assert_eq!(error.is_of_url(), expected, "{error:?}");
+        }
+        assert!(!WireError::Closed.is_of_url());
     }
 
     #[test]

@@ -13,7 +13,8 @@ fn run_with(config: &str, verb: &str) -> (i32, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("walrelay.toml");
     std::fs::write(&path, config).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_walrelay")).arg(verb).arg("--config").arg(&path).output().unwrap();
+    let words = verb.split(' ');
+    let output = Command::new(env!("CARGO_BIN_EXE_walrelay")).args(words).arg("--config").arg(&path).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     (output.status.code().unwrap(), text)
 }
@@ -49,15 +50,23 @@ async fn who_may_not_in_is_told_why_and_no_password_is_shown() {
     values(&pair.primary, "shop", "CREATE ROLE relay LOGIN PASSWORD 'right'; CREATE ROLE idle LOGIN PASSWORD 'right'; ALTER ROLE relay REPLICATION").await;
     let with_primary = |url: &str| pair.config("").replace(&pair.primary.url("shop"), url);
     let port = pair.primary.port();
-    for (url, parts) in [
+    // What the url says must be corrected, or a right is missing.
+    for (url, is_of_url, parts) in [
         (
             format!("postgres://relay:s3cret@127.0.0.1:{port}/shop"),
+            true,
             vec!["127.0.0.1", "password authentication failed for user \"relay\"", "28P01"],
         ),
-        (format!("postgres://relay@127.0.0.1:{port}/shop"), vec!["asks for a password", "password_file"]),
-        (format!("postgres://relay:right@127.0.0.1:{port}/nowhere"), vec!["database \"nowhere\" does not exist"]),
-        (format!("postgres://idle:right@127.0.0.1:{port}/shop"), vec!["REPLICATION", "42501"]),
+        (format!("postgres://relay@127.0.0.1:{port}/shop"), true, vec!["asks for a password", "password_file"]),
+        (format!("postgres://nobody:x@127.0.0.1:{port}/shop"), true, vec!["\"nobody\""]),
+        (format!("postgres://relay:right@127.0.0.1:{port}/nowhere"), true, vec!["database \"nowhere\" does not exist"]),
+        (format!("postgres://idle:right@127.0.0.1:{port}/shop"), false, vec!["REPLICATION", "42501"]),
     ] {
+        for verb in ["check", "drop standby1 --yes"].into_iter().filter(|_| is_of_url) {
+            let said = run_with(&with_primary(&url), verb);
+            check(&said, 3, &parts);
+            assert!(!said.1.contains("s3cret") && !said.1.contains(":right"), "a password is shown");
+        }
         let relay = Relay::start(&with_primary(&url)).await;
         let report = relay.wait("standby1", "an error", |report| !report["last_error"].is_null()).await;
         let error = report["last_error"].as_str().unwrap().to_owned();
@@ -69,6 +78,17 @@ async fn who_may_not_in_is_told_why_and_no_password_is_shown() {
     }
     let checked = run_with(&with_primary(&format!("postgres://idle:right@127.0.0.1:{port}/shop")), "check");
     check(&checked, 5, &["may not replicate", "ALTER ROLE \"idle\" REPLICATION"]);
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let url = "url = \"postgres://u@127.0.0.1:1/d\"";
+    let config = format!(
+        "[primary]\n{url}\n[http]\nlisten = \"{address}\"\n[[pipeline]]\nname = \"a\"\n[pipeline.sink]\ntype = \"postgres\"\n{url}\n"
+    );
+    check(&run_with(&config, "run"), 3, &[&address, "in use", "choose another address or port"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

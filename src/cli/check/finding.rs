@@ -37,7 +37,8 @@ pub(super) struct Finding {
     pub(super) remedy: String,
     /// To be run at the place, as a superuser.
     pub(super) sql: Vec<String>,
-    pub(super) is_unreachable: bool,
+    /// What `check` ends with for it, if it is an error.
+    pub(super) exit: Exit,
 }
 
 impl Finding {
@@ -48,7 +49,7 @@ impl Finding {
             message: message.into(),
             remedy: remedy.into(),
             sql: Vec::new(),
-            is_unreachable: false,
+            exit: Exit::Refused,
         }
     }
 
@@ -67,9 +68,8 @@ impl Finding {
     }
 
     #[must_use]
-    pub(super) fn unreachable(mut self) -> Self {
-        self.is_unreachable = true;
-        self
+    pub(super) fn with_exit(self, exit: Exit) -> Self {
+        Self { exit, ..self }
     }
 }
 
@@ -92,11 +92,8 @@ impl Findings {
     }
 
     pub(super) fn exit(&self) -> Exit {
-        match self.is_ok() {
-            true => Exit::Done,
-            false if self.all.iter().any(|finding| finding.is_unreachable) => Exit::Unreachable,
-            false => Exit::Refused,
-        }
+        let has = |exit: &Exit| self.all.iter().any(|finding| finding.level == Level::Error && finding.exit == *exit);
+        [Exit::Unreachable, Exit::Configuration, Exit::Refused].into_iter().find(has).unwrap_or(Exit::Done)
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -154,7 +151,9 @@ mod tests {
         assert_eq!(findings.exit(), Exit::Refused);
         assert_eq!(findings.to_json()["findings"][1]["sql"][0], "SELECT 1");
         assert!(findings.to_text().starts_with("error   a: broken\n"));
-        findings.push(Finding::error("primary", "gone", "").unreachable());
+        findings.push(Finding::error("primary", "password", "").with_exit(Exit::Configuration));
+        assert_eq!(findings.exit(), Exit::Configuration);
+        findings.push(Finding::error("primary", "gone", "").with_exit(Exit::Unreachable));
         assert_eq!(findings.exit(), Exit::Unreachable);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::cli::Exit;
 use crate::config::{KafkaSink, Pipeline};
 use crate::model::QualifiedName;
 use crate::sink::SinkError;
@@ -36,7 +37,7 @@ pub(super) async fn examine(
         Err(error) => {
             let message = format!("no answer from the Kafka brokers {}: {error}", sink.brokers);
             let remedy = "check brokers, network, [pipeline.sink.client] (security.protocol, sasl.*, ssl.*) and the rights (ACLs)";
-            findings.push(Finding::error(place, message, remedy).unreachable());
+            findings.push(Finding::error(place, message, remedy).with_exit(Exit::Unreachable));
             Record::Unknown
         }
     }

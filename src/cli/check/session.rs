@@ -2,6 +2,7 @@
 
 use postgres_protocol::escape::escape_identifier;
 
+use crate::cli::Exit;
 use crate::config::ServerUrl;
 use crate::wire::WireError;
 
@@ -10,11 +11,15 @@ use super::finding::Finding;
 /// The finding for a url that gives no session. `attributes` are what a role made for it needs, e.g. `LOGIN`.
 pub(super) fn no_session(place: &str, url: &ServerUrl, attributes: &str, error: &WireError) -> Finding {
     let message = format!("no session on {url}: {error}");
-    let finding = |remedy: &str| Finding::error(place, message.clone(), remedy);
+    let exit = match error.code() {
+        _ if error.is_of_url() => Exit::Configuration,
+        None => Exit::Unreachable,
+        Some(_) => Exit::Refused,
+    };
+    let finding = |remedy: &str| Finding::error(place, message.clone(), remedy).with_exit(exit);
     let user = escape_identifier(&url.user);
     match error.code() {
-        None => finding("check url and network, and that the server runs and takes password and TLS as the url says")
-            .unreachable(),
+        None => finding("check url and network, and that the server runs and takes password and TLS as the url says"),
         Some("28P01") => finding(
             "correct the password (url, password_file, credential, PGPASSWORD or ~/.pgpass, the first that is there), or the role",
         ),
@@ -43,25 +48,31 @@ fn is_missing_role(message: &str, role: &str) -> bool {
 mod tests {
     use super::*;
     use crate::config::{Environment, parse_url};
-    use crate::wire::ServerError;
+    use crate::model::Retry;
 
-    /// What is said to a server's refusal.
-    fn check(code: &str, text: &str, remedy: &str, sql: &[&str]) {
+    /// What is said to a server's refusal, and what `check` ends with.
+    fn check(code: &str, text: &str, (remedy, exit): (&str, Exit), sql: &[&str]) {
         let url = parse_url("postgres://Re%20lay@h/shop", &Environment::default()).unwrap();
-        let error = ServerError { code: code.to_owned(), message: text.to_owned(), ..ServerError::default() };
-        let finding = no_session("primary", &url, "LOGIN REPLICATION", &WireError::Server(Box::new(error)));
-        assert!(finding.remedy.contains(remedy) && !finding.is_unreachable, "{finding:?}");
+        let code = Some(code.to_owned()).filter(|code| !code.is_empty());
+        let retry = if code.is_none() { Retry::Later } else { Retry::Never };
+        let error = WireError::Hosts { summary: text.to_owned(), retry, code };
+        let finding = no_session("primary", &url, "LOGIN REPLICATION", &error);
+        assert!(finding.remedy.contains(remedy) && finding.exit == exit, "{finding:?}");
         assert_eq!(finding.sql, sql);
     }
 
     #[test]
     fn each_refusal_has_its_remedy() {
         let missing = "role \"Re lay\" does not exist";
-        check("28000", missing, "create the role", &["CREATE ROLE \"Re lay\" LOGIN REPLICATION"]);
-        check("28000", "no pg_hba.conf entry for host", "pg_hba.conf", &[]);
-        check("28P01", "password authentication failed", "correct the password", &[]);
-        check("3D000", "database \"shop\" does not exist", "create the database", &["CREATE DATABASE \"shop\""]);
-        check("42501", "permission denied", "connect", &["GRANT CONNECT ON DATABASE \"shop\" TO \"Re lay\""]);
-        check("XX000", "odd", "check url", &[]);
+        let of_url = |remedy| (remedy, Exit::Configuration);
+        check("28000", missing, of_url("create the role"), &["CREATE ROLE \"Re lay\" LOGIN REPLICATION"]);
+        check("28000", "no pg_hba.conf entry for host", of_url("pg_hba.conf"), &[]);
+        check("28P01", "password authentication failed", of_url("correct the password"), &[]);
+        let missing = "database \"shop\" does not exist";
+        check("3D000", missing, of_url("create the database"), &["CREATE DATABASE \"shop\""]);
+        let grant = "GRANT CONNECT ON DATABASE \"shop\" TO \"Re lay\"";
+        check("42501", "permission denied", ("connect", Exit::Refused), &[grant]);
+        check("XX000", "odd", ("check url", Exit::Refused), &[]);
+        check("", "connection refused", ("that the server runs", Exit::Unreachable), &[]);
     }
 }
