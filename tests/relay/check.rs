@@ -377,6 +377,60 @@ async fn a_server_that_is_away_is_another_exit_code() {
     unknown.names("error", "standby1", "role \"relay\" does not exist", "CREATE ROLE \"relay\" LOGIN");
 }
 
+/// All pipelines into one server are counted together, whichever way they reach it, and beside what others hold there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_all_pipelines_need_of_a_standby_is_counted() {
+    for major in major_versions().into_iter().filter(|major| [14, 18].contains(major)) {
+        let mut pair = Pair::start(major).await;
+        let origins = if major < 18 { "max_replication_slots" } else { "max_active_replication_origins" };
+        set(&mut pair.standby, &[("max_connections", "12"), (origins, "6")]).await;
+        pair.on_both(TABLES).await;
+        pair.on_both("CREATE ROLE relay SUPERUSER LOGIN").await;
+        pair.on_standby("CREATE DATABASE second").await;
+        values(&pair.standby, "second", TABLES).await;
+        pair.on_standby("SELECT pg_replication_origin_create('of another')").await;
+        let one = as_relay(&pair, "");
+        Checked::of(&one).passes();
+        assert_eq!(Checked::of(&one).answer["findings"].to_string().matches("others hold").count(), 0);
+        // Two of them: by another name of the same address, into another database.
+        let second = pair.standby.url_for("relay", "second").replace("127.0.0.1", "localhost");
+        let two = format!(
+            "{one}apply_connections = 3\n[[pipeline]]\nname = \"standby2\"\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{second}\"\napply_connections = 3\n"
+        );
+        let first = Checked::of(&two);
+        first.refused();
+        first.names("error", "standby1", &format!("{origins} is 6, and others hold 1: 5 replication origins are left; the pipelines standby1, standby2 need up to 8, and they begin with 6"), origins);
+        first.names(
+            "warning",
+            "standby1",
+            "sessions are left; the pipelines standby1, standby2 need up to 22, and they begin with 6",
+            "SET max_connections",
+        );
+        first.mend(&mut pair).await;
+        assert!(!Checked::of(&two).answer["findings"].to_string().contains(origins));
+        // A running relay's own sessions are none of others'; a role without privileges meets limits of its own.
+        let relay = Relay::start(&two).await;
+        for name in ["standby1", "standby2"] {
+            relay.wait(name, "it streams", |report| report["state"] == "streaming").await;
+        }
+        pair.on_standby("ALTER ROLE relay NOSUPERUSER CONNECTION LIMIT 20; ALTER DATABASE shop CONNECTION LIMIT 10")
+            .await;
+        let limited = Checked::of(&two);
+        limited.names(
+            "warning",
+            "standby1",
+            "the connection limit of the role \"relay\" is 20, and others hold 0",
+            "ALTER ROLE \"relay\" CONNECTION LIMIT 22",
+        );
+        limited.names(
+            "warning",
+            "standby1",
+            "the connection limit of the database \"shop\" is 10",
+            "ALTER DATABASE \"shop\" CONNECTION LIMIT",
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_standby_calls_durable_is_looked_at() {
     let mut pair = Pair::start(18).await;

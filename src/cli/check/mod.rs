@@ -10,6 +10,7 @@ mod missing;
 #[cfg(feature = "kafka")]
 mod offsets;
 mod primary;
+mod room;
 mod row_security;
 mod session;
 mod standby;
@@ -27,6 +28,7 @@ use super::{Exit, complain, errand_runtime};
 
 use beginning::Record;
 use finding::{Finding, Findings};
+use room::Room;
 
 /// A table that somebody has locked must not hold up the doctor.
 const LOCK_TIMEOUT: &str = "3s";
@@ -96,6 +98,7 @@ async fn examine(config: &Config) -> Findings {
     spool(config, &mut findings);
     let primary = primary::examine_server(config, &mut findings).await;
     let primary = primary.as_ref();
+    let mut room = Room::default();
     for pipeline in &config.pipelines {
         let tables = match primary {
             Some(primary) => primary::examine_pipeline(primary, config, pipeline, &mut findings).await,
@@ -106,7 +109,10 @@ async fn examine(config: &Config) -> Findings {
             events::examine(primary, pipeline, sink, &tables, &mut findings).await;
         }
         let record = match &pipeline.sink {
-            config::Sink::Postgres(sink) => standby::examine(primary, pipeline, sink, &tables, &mut findings).await,
+            config::Sink::Postgres(sink) => {
+                let subject = standby::Subject { config, pipeline, sink, tables: &tables };
+                standby::examine(primary, subject, &mut room, &mut findings).await
+            }
             #[cfg(feature = "kafka")]
             config::Sink::Kafka(sink) => kafka::examine(pipeline, sink, &tables, &mut findings).await,
             #[cfg(not(feature = "kafka"))]
@@ -122,6 +128,7 @@ async fn examine(config: &Config) -> Findings {
             beginning::examine(primary, config, pipeline, record, &mut findings).await;
         }
     }
+    room.judge(&mut findings);
     findings
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::error::SqlState;
 
-use crate::config::{OnExistingRows, Pipeline, PostgresSink};
+use crate::config::{Config, OnExistingRows, Pipeline, PostgresSink};
 use crate::model::{Progress, QualifiedName, SlotName};
 use crate::schema::{ShapeColumn, TableShape, catalog_query, read_shapes};
 use crate::sink::postgres::{FLUSH_FUNCTION, flush_grant_sql, origin_grants_sql, replica_role_sql, store};
@@ -16,20 +16,31 @@ use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
 use super::missing::create_table_sql;
 use super::primary::Primary;
+use super::room::Room;
 use super::row_security;
 use super::session::no_session;
 
 /// What an apply session does to a table.
 const TABLE_RIGHTS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
-/// Examines the pipeline's standby.
+/// Whose standby is looked at.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a> {
+    pub(super) config: &'a Config,
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) sink: &'a PostgresSink,
+    /// As the primary has them.
+    pub(super) tables: &'a [QualifiedName],
+}
+
+/// Examines the pipeline's standby, and adds what it needs of the server to the others'.
 pub(super) async fn examine(
     primary: Option<&Primary>,
-    pipeline: &Pipeline,
-    sink: &PostgresSink,
-    tables: &[QualifiedName],
+    subject: Subject<'_>,
+    room: &mut Room,
     findings: &mut Findings,
 ) -> Record {
+    let Subject { pipeline, sink, .. } = subject;
     let place = pipeline.name.as_str();
     let standby = match sql::connect(&sink.url, &super::session()).await {
         Ok(standby) => standby,
@@ -39,7 +50,7 @@ pub(super) async fn examine(
         }
     };
     let look = Look { pipeline, sink, standby: &standby };
-    match look.everything(primary, tables, findings).await {
+    match look.everything(primary, subject, room, findings).await {
         Ok(record) => record,
         Err(error) => {
             findings.push(Finding::error(place, error, ""));
@@ -66,13 +77,16 @@ impl Look<'_> {
     async fn everything(
         &self,
         primary: Option<&Primary>,
-        tables: &[QualifiedName],
+        Subject { config, pipeline, sink, tables }: Subject<'_>,
+        room: &mut Room,
         findings: &mut Findings,
     ) -> Result<Record, String> {
         let say = |error: WireError| error.to_string();
         if !self.server(findings).await.map_err(say)? {
             return Ok(Record::Unknown);
         }
+        let to_copy = if self.is_known().await.map_err(say)? { 0 } else { tables.len() };
+        room.look(self.standby, config, (pipeline, sink), to_copy).await.map_err(say)?;
         if let Some(primary) = primary {
             self.tables(primary, tables, findings).await?;
         }
@@ -81,8 +95,7 @@ impl Look<'_> {
 
     /// Rights and settings of server and database; whether it can be written at all.
     async fn server(&self, findings: &mut Findings) -> Result<bool, WireError> {
-        let query = "SELECT current_setting('server_version_num')::int4, pg_catalog.pg_is_in_recovery(), current_setting(CASE WHEN current_setting('server_version_num')::int4 < 180000 THEN 'max_replication_slots' ELSE 'max_active_replication_origins' END)::int4, \
-                     current_setting('fsync') = 'on', r.rolsuper, r.rolname::text, \
+        let query = "SELECT current_setting('server_version_num')::int4, pg_catalog.pg_is_in_recovery(), current_setting('fsync') = 'on', r.rolsuper, r.rolname::text, \
                      pg_catalog.to_regnamespace('walrelay') IS NOT NULL, \
                      COALESCE(pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'CREATE') \
                      AND pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('walrelay')::oid, 'USAGE'), false), \
@@ -90,7 +103,7 @@ impl Look<'_> {
                      , current_setting('synchronous_standby_names') FROM pg_catalog.pg_roles r WHERE r.rolname = current_user";
         let row = self.standby.query_one(query, &[]).await?;
         let version = row.get::<_, i32>(0) as u32;
-        let (is_superuser, role): (bool, String) = (row.get(4), row.get(5));
+        let (is_superuser, role): (bool, String) = (row.get(3), row.get(4));
         if version < 140_000 {
             findings.push(
                 self.error(format!("version {} is too old", version / 10_000), "walrelay needs PostgreSQL 14 or later"),
@@ -103,15 +116,9 @@ impl Look<'_> {
             ));
             return Ok(false);
         }
-        if row.get::<_, i32>(2) == 0 {
-            let setting = if version < 180_000 { "max_replication_slots" } else { "max_active_replication_origins" };
-            let message = format!("{setting} is 0: no replication origin can tag what walrelay writes");
-            let sql = format!("ALTER SYSTEM SET {setting} = 10");
-            findings.push(self.error(message, "raise it and restart the server").with_sql([sql]));
-        }
-        self.durability(row.get(3), row.get(9), findings);
+        self.durability(row.get(2), row.get(8), findings);
         let (has_schema, may_create_in_it, may_create_schema): (bool, bool, bool) =
-            (row.get(6), row.get(7), row.get(8));
+            (row.get(5), row.get(6), row.get(7));
         if !has_schema && !may_create_schema {
             let message = format!("the role \"{role}\" may not create the schema walrelay, where its progress is kept");
             findings.push(self.error(message, "make it for the role").with_sql(store::grant_schema_sql(&role)));
