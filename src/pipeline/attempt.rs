@@ -149,7 +149,9 @@ impl Attempt<'_> {
         // Asked again after the record was read: a spare has waited meanwhile, and the primary went on.
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
-        let publication = self.publication(&primary, self.additions(&primary, beginning).await?).await?;
+        let additions = self.additions(&primary, beginning).await?;
+        self.plan_coming(&primary, sink, additions).await?;
+        let publication = self.publication(&primary, additions).await?;
         let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
         let skip_until = ready.await?;
         let is_read_only = sink.read_only;
@@ -185,6 +187,22 @@ impl Attempt<'_> {
             .start_stream(primary, &publication.name, start, AnySink::Postgres(Box::new(opened)), spool, is_binary)
             .await?;
         Ok((ownership, Streaming { may_hurry: !is_same_server, ..streaming }))
+    }
+
+    /// What is to come into a publication of ours must have its place on the standby: a start that is refused changes nothing.
+    async fn plan_coming(
+        &self,
+        primary: &Primary,
+        sink: &SinkConfig,
+        additions: Additions,
+    ) -> Result<(), PipelineError> {
+        let pipeline = &self.settings.pipeline;
+        if pipeline.publication.is_some() || !pipeline.initial_copy || additions == Additions::Later {
+            return Ok(());
+        }
+        let name = pipeline.publication_name();
+        let coming = source::coming_tables(&primary.sql, &name, &pipeline.tables).await?;
+        Ok(snapshot::plan_coming(&primary.sql, &sink.url, pipeline, &coming).await?)
     }
 
     /// Changes as JSON lines: no record is kept, so each start begins at the slot's confirmed position.

@@ -24,18 +24,20 @@ pub async fn agreement(
     (standby, pipeline): (&ServerUrl, &PipelineName),
     tables: &[QualifiedName],
 ) -> Result<Agreement, SnapshotError> {
-    let types = published::column_types(primary, tables).await?;
+    let columns = published::column_types(primary, tables).await?;
     let standby = session::standby_sql(standby, pipeline).await?;
     let names: Vec<&QualifiedName> = tables.iter().collect();
     let found = standby::read(&standby, &names).await?;
     let mut agreement = Agreement::default();
-    for ((name, columns), found) in tables.iter().zip(&types).zip(&found) {
+    for ((name, columns), found) in tables.iter().zip(&columns).zip(&found) {
         let Some((_, table)) = found else { continue };
-        for (column, ours) in columns {
-            let Some(theirs) = table.column_type(column) else { continue };
+        for column in columns {
+            let ours = &column.column_type;
+            let Some(theirs) = table.column_type(&column.name) else { continue };
             if !agreement.types.note(ours, theirs) {
                 agreement.differing.push(format!(
-                    "{name}, column \"{column}\" ({} on the primary, {} on the standby)",
+                    "{name}, column \"{}\" ({} on the primary, {} on the standby)",
+                    column.name,
                     ours.name(),
                     theirs.name()
                 ));

@@ -17,6 +17,7 @@
 mod agreement;
 mod begin;
 mod blockers;
+mod coming;
 mod command;
 mod error;
 mod format;
@@ -55,6 +56,7 @@ use store::{CopyState, TableState};
 use worker::{Sessions, TableWork, Work};
 
 pub use agreement::{Agreement, agreement};
+pub use coming::plan_coming;
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
@@ -184,8 +186,8 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     Ok(prepared)
 }
 
-/// The tables to copy. Once a copy has come to its end, only tables named in the publication since are new: one that came
-/// with a schema, a partitioned parent or the database was made while the stream carried its rows from the first on.
+/// The tables to copy. Once a copy was begun, only what was planned, or is named in the publication since, is new: a table that came
+/// with a schema, an old partitioned parent or the database was made while the stream carried its rows from the first on.
 ///
 /// With nothing left the primary is not asked at all: on a restart, a lock there may wait for us as its standby.
 async fn left(copy: &Copy<'_>, earlier: &CopyState) -> Result<Vec<QualifiedName>, SnapshotError> {
@@ -193,11 +195,11 @@ async fn left(copy: &Copy<'_>, earlier: &CopyState) -> Result<Vec<QualifiedName>
         name.schema != OWN_SCHEMA && !matches!(earlier.tables.get(name), Some(TableState::Done { .. }))
     };
     let mut left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
-    let is_complete = !earlier.tables.is_empty() && !earlier.is_unfinished();
-    if is_complete && !left.is_empty() {
+    let is_planned = |name: &QualifiedName| earlier.tables.contains_key(name);
+    if !earlier.tables.is_empty() && !left.iter().all(is_planned) {
         let client = session::primary_sql(copy.primary, &copy.pipeline.name).await?;
         let named = published::named(&client, copy.publication).await?;
-        left.retain(|name| named.contains(name));
+        left.retain(|name| named.contains(name) || is_planned(name));
     }
     Ok(left)
 }

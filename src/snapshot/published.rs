@@ -38,8 +38,7 @@ pub(super) async fn tables(
         .map_err(|error| server(Side::Primary, doing(), error))?;
     let mut columns: HashMap<u32, Vec<PublishedColumn>> = HashMap::new();
     for row in &rows {
-        let column = PublishedColumn { name: row.get(1), is_generated: row.get(2), column_type: column_type(row, 3)? };
-        columns.entry(row.get(0)).or_default().push(column);
+        columns.entry(row.get(0)).or_default().push(column(row)?);
     }
     for table in &mut tables {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
@@ -52,11 +51,11 @@ pub(super) async fn tables(
 pub(super) async fn column_types(
     client: &SqlClient,
     tables: &[QualifiedName],
-) -> Result<Vec<Vec<(String, ColumnType)>>, SnapshotError> {
+) -> Result<Vec<Vec<PublishedColumn>>, SnapshotError> {
     let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     let query = format!(
-        "SELECT w.place, a.attname, {TYPE_PARTS} \
+        "SELECT w.place, a.attname, a.attgenerated <> '', {TYPE_PARTS} \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w(schema_name, table_name, place) \
          JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema_name \
          JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.table_name \
@@ -69,7 +68,7 @@ pub(super) async fn column_types(
     for row in &rows {
         let place = usize::try_from(row.get::<_, i64>(0) - 1).ok();
         if let Some(columns) = place.and_then(|place| types.get_mut(place)) {
-            columns.push((row.get(1), column_type(row, 2)?));
+            columns.push(column(row)?);
         }
     }
     Ok(types)
@@ -89,6 +88,11 @@ pub(super) async fn named(client: &SqlClient, publication: &str) -> Result<HashS
         .await
         .map_err(|error| server(Side::Primary, format!("read the publication \"{publication}\""), error))?;
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// Behind a first field: its name, whether it is generated, its type.
+fn column(row: &Row) -> Result<PublishedColumn, SnapshotError> {
+    Ok(PublishedColumn { name: row.get(1), is_generated: row.get(2), column_type: column_type(row, 3)? })
 }
 
 /// Reads the text of `TYPE_PARTS` in this column.

@@ -8,7 +8,7 @@ use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
 use super::format::{self, Format};
-use super::plan::PublishedTable;
+use super::plan::{PublishedColumn, PublishedTable};
 use super::published::column_type;
 
 /// One table of the standby.
@@ -48,12 +48,19 @@ pub(super) async fn tables(
     client: &SqlClient,
     published: &[PublishedTable],
 ) -> Result<Vec<StandbyTable>, SnapshotError> {
-    let names: Vec<&QualifiedName> = published.iter().map(|table| &table.name).collect();
+    fitting(client, published.iter().map(|table| (&table.name, table.columns.as_slice()))).await
+}
+
+/// The same for tables of these names and columns.
+pub(super) async fn fitting<'a>(
+    client: &SqlClient,
+    tables: impl Iterator<Item = (&'a QualifiedName, &'a [PublishedColumn])> + Clone,
+) -> Result<Vec<StandbyTable>, SnapshotError> {
+    let names: Vec<&QualifiedName> = tables.clone().map(|(name, _)| name).collect();
     let found = read(client, &names).await?;
-    let faults: Vec<String> = published
-        .iter()
+    let faults: Vec<String> = tables
         .zip(&found)
-        .flat_map(|(published, found)| faults(published, found.as_ref().map(|(kind, table)| (*kind, table))))
+        .flat_map(|((name, columns), found)| faults(name, columns, found.as_ref().map(|(kind, table)| (*kind, table))))
         .collect();
     if !faults.is_empty() {
         return Err(SnapshotError::Unfit(faults));
@@ -122,8 +129,7 @@ pub(super) async fn read(client: &SqlClient, tables: &[&QualifiedName]) -> Resul
 }
 
 /// Every reason why the table cannot take the published rows.
-fn faults(published: &PublishedTable, found: Option<(u8, &StandbyTable)>) -> Vec<String> {
-    let name = &published.name;
+fn faults(name: &QualifiedName, columns: &[PublishedColumn], found: Option<(u8, &StandbyTable)>) -> Vec<String> {
     let Some((kind, table)) = found else {
         return vec![format!("table {name} is missing")];
     };
@@ -137,12 +143,11 @@ fn faults(published: &PublishedTable, found: Option<(u8, &StandbyTable)>) -> Vec
         }
         Some(_) => None,
     };
-    published.columns.iter().filter_map(|column| fault(&column.name)).collect()
+    columns.iter().filter_map(|column| fault(&column.name)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::{PublishedColumn, tests::table};
     use super::*;
 
     fn number() -> ColumnType {
@@ -152,7 +157,7 @@ mod tests {
     #[test]
     fn everything_the_standby_lacks_is_named() {
         let column = |name: &str| PublishedColumn { name: name.to_owned(), column_type: number(), is_generated: false };
-        let published = PublishedTable { columns: ["a", "b", "c"].map(column).into(), ..table("t", 0) };
+        let (name, columns) = (QualifiedName::new("public", "t"), ["a", "b", "c"].map(column));
         let standby = |names: &[(&str, bool)]| StandbyTable {
             oid: 1,
             is_partitioned: false,
@@ -177,7 +182,7 @@ mod tests {
                 ],
             ),
         ] {
-            assert_eq!(faults(&published, found), expected);
+            assert_eq!(faults(&name, &columns, found), expected);
         }
     }
 }

@@ -154,6 +154,19 @@ pub async fn ensure(client: &SqlClient) -> Result<(), SnapshotError> {
     Ok(())
 }
 
+/// Writes down tables that come beside the others.
+pub(super) async fn plan_more(
+    client: &SqlClient,
+    pipeline: &PipelineName,
+    tables: &[QualifiedName],
+) -> Result<(), tokio_postgres::Error> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let sql = "INSERT INTO walrelay.copy (pipeline, schema_name, table_name, state) \
+               SELECT $1, s, t, 'pending' FROM unnest($2::text[], $3::text[]) AS p(s, t) ON CONFLICT DO NOTHING";
+    client.execute(sql, &[&pipeline.as_str(), &schemas, &names]).await.map(drop)
+}
+
 /// Inside a transaction: forgets unfinished tables that are not planned any more, and writes down the plan.
 pub(super) async fn record_plan(
     client: &SqlClient,

@@ -11,7 +11,7 @@ use crate::model::QualifiedName;
 use crate::wire::sql::SqlClient;
 
 use super::SourceError;
-use super::tables::{PublishableTable, publishable_tables, published_tables};
+use super::tables::{PublishableTable, leaves, publishable_tables, published_tables};
 
 /// The publication a pipeline reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,13 +185,32 @@ pub async fn joining_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> R
     if missing.is_empty() {
         return Ok(Vec::new());
     }
+    let owned = owned_tables(sql).await?;
+    Ok(missing.into_iter().map(|table| table.name.clone()).filter(|table| owned.contains(table)).collect())
+}
+
+async fn owned_tables(sql: &SqlClient) -> Result<BTreeSet<QualifiedName>, SourceError> {
     let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind IN ('r', 'p') AND pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE')";
     let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the tables that the role owns"))?;
-    let owned: BTreeSet<QualifiedName> =
-        rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect();
-    Ok(missing.into_iter().map(|table| table.name.clone()).filter(|table| owned.contains(table)).collect())
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// The tables that `ensure_publication` would bring into a managed publication, by the names under which their changes would arrive:
+/// all or none of them, as the role may.
+pub async fn coming_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Vec<QualifiedName>, SourceError> {
+    let wanted = publishable_tables(sql, tables).await?;
+    let missing = match existing(sql, name).await? {
+        None => wanted.iter().collect(),
+        Some(existing) if existing.publishes_all_tables || !existing.is_owned => Vec::new(),
+        Some(existing) => missing_tables(sql, name, &existing, &wanted).await?,
+    };
+    let owned = owned_tables(sql).await?;
+    if missing.iter().any(|table| !owned.contains(&table.name)) {
+        return Ok(Vec::new());
+    }
+    leaves(sql, &missing).await
 }
 
 async fn add_missing(

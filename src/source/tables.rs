@@ -46,6 +46,21 @@ pub async fn publishable_tables(sql: &SqlClient, tables: &TableSet) -> Result<Ve
     Ok(all.filter(is_wanted).collect())
 }
 
+/// The names under which changes of these arrive where each is published as itself: their partitions'. From the catalogs alone.
+pub(super) async fn leaves(sql: &SqlClient, tables: &[&PublishableTable]) -> Result<Vec<QualifiedName>, SourceError> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|table| (table.name.schema.as_str(), table.name.name.as_str())).unzip();
+    let query = "WITH RECURSIVE covered AS ( \
+                     SELECT c.oid FROM unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace n ON n.nspname = w.s \
+                     JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.t \
+                     UNION SELECT i.inhrelid FROM covered v JOIN pg_catalog.pg_class c ON c.oid = v.oid AND c.relkind = 'p' \
+                     JOIN pg_catalog.pg_inherits i ON i.inhparent = v.oid) \
+                 SELECT n.nspname::text, c.relname::text FROM covered v JOIN pg_catalog.pg_class c ON c.oid = v.oid \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' ORDER BY 1, 2";
+    let rows = sql.query(query, &[&schemas, &names]).await.map_err(SourceError::sql("listing partitions"))?;
+    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
 /// The names under which the publication publishes changes: partitions, unless it publishes through the root.
 ///
 /// What `pg_publication_tables` says, from the catalogs alone. From 15 on that view opens every table, and so waits behind an

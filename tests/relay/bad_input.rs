@@ -116,6 +116,7 @@ async fn a_standby_that_cannot_take_the_rows_is_told_what_is_missing() {
     let relay = Relay::start(&pair.config("")).await;
     relay.fails_with(&["public.orders", "Create them there"]).await;
     assert_eq!(value(&pair.primary, "shop", "SELECT count(*) FROM pg_replication_slots").await, "0");
+    assert_eq!(value(&pair.primary, "shop", "SELECT count(*) FROM pg_publication").await, "0");
     check(&run_with(&pair.config(""), "check"), 5, &["do not exist on the standby: public.orders"]);
     pair.on_standby("CREATE TABLE orders (id int PRIMARY KEY)").await;
     check(&run_with(&pair.config(""), "check"), 5, &["lacks the column item", "ADD COLUMN \"item\" text"]);
@@ -127,6 +128,36 @@ async fn a_standby_that_cannot_take_the_rows_is_told_what_is_missing() {
     };
     relay.wait("standby1", "the rows in the way are named", is_refused).await;
     assert_eq!(value(&pair.standby, "shop", "SELECT item FROM orders").await, "mine");
+}
+
+/// A start that is refused has changed nothing, the publication neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_with_no_place_on_the_standby_is_not_published() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut relay = pair.relay("").await;
+    assert!(relay.stop().await.success());
+    let parts = "CREATE TABLE part (id int PRIMARY KEY) PARTITION BY RANGE (id); \
+                 CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10)";
+    pair.on_primary(&format!("CREATE TABLE later (id int PRIMARY KEY, item text); {parts}")).await;
+    pair.on_primary("INSERT INTO later VALUES (1, 'x'); INSERT INTO part VALUES (2)").await;
+    relay.start_again().await;
+    relay.fails_with(&["table public.later is missing", "table public.part_1 is missing"]).await;
+    let published = "SELECT string_agg(tablename, ' ' ORDER BY tablename) FROM pg_publication_tables";
+    assert_eq!(value(&pair.primary, "shop", published).await, "orders");
+    pair.on_standby(&format!("CREATE TABLE later (id int PRIMARY KEY); {parts}")).await;
+    relay.signal(libc::SIGHUP);
+    let is_about_column = |report: &serde_json::Value| {
+        report["last_error"].as_str().is_some_and(|text| text.contains("column \"item\" of public.later is missing"))
+    };
+    relay.wait("standby1", "the column is named", is_about_column).await;
+    assert_eq!(value(&pair.primary, "shop", published).await, "orders");
+    pair.on_standby("ALTER TABLE later ADD COLUMN item text").await;
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+    assert_eq!(value(&pair.primary, "shop", published).await, "later orders part_1");
+    pair.on_primary("INSERT INTO part VALUES (1)").await;
+    pair.equal_after_catching_up(&["orders", "later", "part"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
