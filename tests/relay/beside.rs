@@ -1,6 +1,8 @@
 //! `apply_connections`: batches beside each other, and readers of the standby who never see one commit before another that came
 //! before it, nor a part of one, whatever dies meanwhile.
 
+use std::time::{Duration, Instant};
+
 use walrelay::throwaway::{Options, Server};
 
 use super::harness::{Pair, Relay, client, eventually, from_environment, value};
@@ -71,4 +73,36 @@ async fn readers_see_whole_transactions_in_order_whatever_dies() {
     pair.equal_after_catching_up(&["a", "b"]).await;
     assert_eq!(value(&pair.standby, "shop", "SELECT sum(v) FROM b").await, (2 * backlog).to_string());
     assert_eq!(KEYS * 6, 2 * backlog);
+}
+
+/// Waits until somebody has written the row, and then for who did.
+const MEET: &str = "DO $$ BEGIN
+    WHILE (SELECT xmax::text = '0' FROM a WHERE id = 14000) LOOP PERFORM pg_sleep(0.001); END LOOP;
+    UPDATE a SET v = 5 WHERE id = 14000; END $$";
+
+/// A user of the standby holds a row that a batch needs, and waits for one that the batch held beside it has written: nobody but the
+/// relay can see that this one waits for the first. It makes way, and soon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_and_a_held_batch_that_wait_for_each_other_come_free() {
+    const BOUND: Duration = Duration::from_secs(15);
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_primary(WORK).await;
+    let mut relay = pair.relay("initial_copy = false").await;
+    relay.stop().await;
+    let primary = client(&pair.primary, "shop").await;
+    primary.batch_execute("SET synchronous_commit = off").await.unwrap();
+    primary.batch_execute("CALL work(0, 19999)").await.unwrap();
+    let user = client(&pair.standby, "shop").await;
+    user.batch_execute("SET session_replication_role = replica").await.unwrap();
+    // 5,000 transactions apart: of the batch before, wherever the first one ends.
+    user.batch_execute("BEGIN; UPDATE a SET v = 5 WHERE id = 9000").await.unwrap();
+    let relay = Relay::start(&format!("{}apply_connections = 4\n", pair.config("initial_copy = false"))).await;
+    let began = Instant::now();
+    tokio::time::timeout(BOUND, user.batch_execute(MEET)).await.expect("the held batch made no way").unwrap();
+    user.batch_execute("COMMIT").await.unwrap();
+    println!("came free after {:?}", began.elapsed());
+    relay.wait_state("streaming").await;
+    pair.equal_after_catching_up(&["a", "b"]).await;
+    assert!(relay.log().contains("batches go one behind the other for a while"), "nothing was held: {}", relay.log());
 }

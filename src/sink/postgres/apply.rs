@@ -194,22 +194,10 @@ impl PostgresSink {
     /// Waits for the next answer to a batch; for ever while none is under way. Cancel safe.
     pub(in crate::sink) async fn answer(&mut self) -> Result<Answer, SinkError> {
         let applier = self.applier.as_mut().ok_or_else(|| misused("it failed before"))?;
-        if !self.beside.is_none() {
-            return match self.beside.event(applier, &self.progress).await? {
-                Event::Committed => Ok(Answer::Committed),
-                Event::Failed(failure) => {
-                    self.failure = Some(failure);
-                    Ok(Answer::Failed)
-                }
-            };
-        }
-        if !applier.session.has_unanswered() {
-            return std::future::pending().await;
-        }
-        match applier.session.next_commit().await {
-            Ok(()) => Ok(Answer::Committed),
-            Err(failure) => {
-                self.failure = Some(Some(failure));
+        match self.beside.event(applier, &self.progress).await? {
+            Event::Committed => Ok(Answer::Committed),
+            Event::Failed(failure) => {
+                self.failure = Some(failure);
                 Ok(Answer::Failed)
             }
         }

@@ -88,8 +88,9 @@ pub(super) struct Applier {
 }
 
 impl Applier {
-    pub(super) fn new(session: Pipelined, pipeline: &str) -> Result<Self, SinkError> {
-        let mut applier = Self {
+    pub(super) fn new(mut session: Pipelined, pipeline: &str) -> Result<Self, SinkError> {
+        prepare_progress(&mut session).map_err(SinkError::wire("preparing statements on the standby"))?;
+        Ok(Self {
             sent: session.committed(),
             session,
             pipeline: pipeline.to_owned(),
@@ -101,14 +102,7 @@ impl Applier {
             rows: 0,
             commit: None,
             is_shared: false,
-        };
-        applier.prepare_progress().map_err(SinkError::wire("preparing statements on the standby"))?;
-        Ok(applier)
-    }
-
-    /// Sent with the next batch.
-    pub(super) fn prepare_progress(&mut self) -> Result<(), WireError> {
-        prepare_progress(&mut self.session)
+        })
     }
 
     /// Sends the batch whole; it is committed when it is answered. After an error nothing of it will be, `batch` is as it was, and
@@ -136,7 +130,7 @@ impl Applier {
         mode: Mode,
         is_beside: bool,
     ) -> Result<(), ApplyError> {
-        around.tables.begin_batch(is_beside || self.session.has_unanswered());
+        around.tables.begin_batch(batch.position, self.session.committed());
         self.detours.begin();
         (self.rows, self.reading_at) = (0, 0);
         if !is_beside {
@@ -260,14 +254,15 @@ impl Applier {
                 Message::Relation(body) => {
                     if let Some(oid) = tables.note(&body) {
                         self.write_nets(nets).await?;
-                        self.wait_for_earlier(tables).await?;
+                        // What changes a table's shape or empties it goes behind nothing that may still fail.
+                        self.session.settle_commits().await?;
                         self.plans.forget(&mut self.session, oid)?;
                     }
                     continue;
                 }
                 Message::Truncate { relation_oids, restart_identity, .. } => {
                     self.write_nets(nets).await?;
-                    self.wait_for_earlier(tables).await?;
+                    self.session.settle_commits().await?;
                     let oids: Vec<u32> = relation_oids.iter().collect();
                     self.truncate(tables, source, &oids, restart_identity, chunk.slice_ref(payload)).await?;
                     continue;
@@ -296,19 +291,12 @@ impl Applier {
     async fn look_again(&mut self, tables: &mut Tables) -> Result<(), ApplyError> {
         let drifted = tables.drift().take();
         if !drifted.is_empty() {
-            self.wait_for_earlier(tables).await?;
+            self.session.settle_commits().await?;
         }
         for oid in drifted {
             tables.look_again(oid);
             self.plans.forget(&mut self.session, oid)?;
         }
-        Ok(())
-    }
-
-    /// What changes a table's shape or empties it goes behind nothing that may still fail.
-    async fn wait_for_earlier(&mut self, tables: &mut Tables) -> Result<(), ApplyError> {
-        self.session.settle_commits().await?;
-        tables.answered_before();
         Ok(())
     }
 }

@@ -161,11 +161,8 @@ impl Beside {
                     }
                     continue;
                 }
-            } else if self.held.is_empty() && applier.session.unanswered() < depth {
-                // It may need rows that an attempt of its own has locked.
-                while !self.recovering.is_empty() {
-                    self.free.push(recovered(&mut self.recovering).await?);
-                }
+            } else if self.held.is_empty() && self.recovering.is_empty() && applier.session.unanswered() < depth {
+                // What is being rolled back may be an attempt of its own, with the rows that it needs.
                 self.first.push_back(footprint);
                 return Ok(Some(batch));
             }

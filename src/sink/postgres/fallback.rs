@@ -8,7 +8,7 @@ use crate::model::Fallbacks;
 use crate::wire::WireError;
 
 use super::super::{Batch, Commit, SinkError};
-use super::batch::{Applier, Around, Mode};
+use super::batch::{Applier, Around, Mode, prepare_progress};
 use super::change::{ApplyError, Failure, Purpose, explain};
 use super::detours::DETOUR_BATCHES;
 use super::statements::rows_touched;
@@ -121,8 +121,8 @@ impl Applier {
         self.sent = self.session.committed();
         self.commit = None;
         self.plans.clear();
-        around.tables.undo_batches();
-        self.prepare_progress().map_err(SinkError::wire(context))?;
+        around.tables.undo_batches(self.sent);
+        prepare_progress(&mut self.session).map_err(SinkError::wire(context))?;
         if self.is_shared {
             // What the session was told of the row's place was undone.
             self.look_for_progress().map_err(SinkError::wire(context))?;

@@ -41,10 +41,10 @@ pub(super) struct Tables {
     opening: Opening,
     relations: Relations,
     known: HashMap<u32, Known>,
-    /// What was known, before the batches under way, of the relations that they describe anew, in order, …
-    before: Vec<(u32, Option<Arc<Relation>>)>,
-    /// … and how many of these belong to batches before the one that is being written.
-    earlier: usize,
+    /// Where the batch that is being written leaves the record, …
+    position: Lsn,
+    /// … and what was known of the relations that batches under way describe anew, before they did, in order, with their positions.
+    before: Vec<(Lsn, u32, Option<Arc<Relation>>)>,
     drift: Drift,
     /// Grows whenever statements that were prepared for some table may be void.
     generation: u64,
@@ -56,8 +56,8 @@ impl Tables {
             opening,
             relations: Relations::default(),
             known: HashMap::new(),
+            position: Lsn::ZERO,
             before: Vec::new(),
-            earlier: 0,
             generation: 0,
             drift: Drift::default(),
         }
@@ -77,25 +77,18 @@ impl Tables {
         }
     }
 
-    /// A batch begins, behind others that are not answered yet or behind none.
-    pub(super) fn begin_batch(&mut self, is_behind_others: bool) {
-        self.earlier = self.before.len();
-        if !is_behind_others {
-            self.answered_before();
-        }
+    /// A batch begins that leaves the record at `position`; what is committed by now is not undone any more.
+    pub(super) fn begin_batch(&mut self, position: Lsn, committed: Lsn) {
+        self.position = position;
+        self.before.retain(|(position, ..)| *position > committed);
     }
 
-    /// All batches before this one are committed: they are not undone any more.
-    pub(super) fn answered_before(&mut self) {
-        self.before.drain(..std::mem::take(&mut self.earlier));
-    }
-
-    /// Knows no more than before the batches under way: they are read again. All tables are looked up again: guards were rolled back, and
-    /// what was wrong may be that a table has changed.
-    pub(super) fn undo_batches(&mut self) {
-        self.earlier = 0;
+    /// Knows no more than what is committed: the batches behind that are read again. All tables are looked up again: guards were rolled
+    /// back, and what was wrong may be that a table has changed.
+    pub(super) fn undo_batches(&mut self, committed: Lsn) {
         self.generation += 1;
-        while let Some((oid, before)) = self.before.pop() {
+        self.before.retain(|(position, ..)| *position > committed);
+        while let Some((_, oid, before)) = self.before.pop() {
             match before {
                 Some(relation) => {
                     self.known.insert(oid, self.unresolved(&relation));
@@ -146,7 +139,7 @@ impl Tables {
     pub(super) fn note(&mut self, body: &RelationBody<'_>) -> Option<u32> {
         let before = self.relations.get(body.oid).ok().cloned();
         let relation = self.relations.note(body)?;
-        self.before.push((relation.oid, before));
+        self.before.push((self.position, relation.oid, before));
         self.generation += 1;
         self.known.insert(relation.oid, self.unresolved(&relation));
         Some(relation.oid)
