@@ -5,6 +5,7 @@ use toml::Value;
 use super::error::ConfigError;
 use super::kafka::{AddedField, Mask, MaskWith, Outbox, Route};
 use super::kafka_patterns::{column_patterns, placeholders};
+use super::keys::OUTBOX;
 use super::section::Section;
 use super::{Secret, TablePattern, text_file};
 use crate::model::QualifiedName;
@@ -117,7 +118,7 @@ pub(super) fn masks(sink: &mut Section<'_>) -> Result<Vec<Mask>, ConfigError> {
 
 /// `[pipeline.sink.outbox]`.
 pub(super) fn outbox(sink: &mut Section<'_>) -> Result<Option<Outbox>, ConfigError> {
-    let Some(mut section) = sink.section("outbox", &["table", "route", "key", "payload", "headers"])? else {
+    let Some(mut section) = sink.section("outbox", OUTBOX)? else {
         return Ok(None);
     };
     let text = section.required_string("table", "schema.table of the outbox, e.g. \"public.outbox\"")?;

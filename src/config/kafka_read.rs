@@ -11,6 +11,7 @@ use super::kafka::*;
 use super::kafka_parts::{masks, outbox, routes};
 use super::kafka_patterns::{column_patterns, placeholders};
 use super::kafka_refused::{client_reason, instead_of};
+use super::keys::CREATE_TOPICS;
 use super::password;
 use super::section::{Section, shown};
 use super::{TablePattern, topic_rule};
@@ -293,7 +294,7 @@ fn create_topics(sink: &mut Section<'_>) -> Result<Option<CreateTopics>, ConfigE
         let is_wanted = sink.boolean("create_topics")?.unwrap_or(true);
         return Ok(is_wanted.then(CreateTopics::default));
     }
-    let Some(mut section) = sink.section("create_topics", &["partitions", "replication_factor", "config"])? else {
+    let Some(mut section) = sink.section("create_topics", CREATE_TOPICS)? else {
         return Ok(Some(CreateTopics::default()));
     };
     let partitions = section.count_or_default("partitions", 100_000)?;

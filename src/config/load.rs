@@ -8,6 +8,7 @@ use toml::{Table, Value};
 use super::environment::Environment;
 use super::error::{ConfigError, nearest};
 use super::kafka_read::{KAFKA_SINK, kafka, refuse_other_names};
+use super::keys::{HTTP, LOG, PIPELINE, POSTGRES_SINK, PRIMARY, STDOUT_SINK, TOP};
 use super::origin::Origin;
 use super::overrides::override_from;
 use super::section::{Section, shown};
@@ -25,33 +26,8 @@ const DEFAULT_MEMORY_LIMIT_BYTES: u64 = 64 << 20;
 const LEAST_MEMORY_LIMIT_BYTES: u64 = 64 << 10;
 const DEFAULT_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(30);
 
-const TOP: &[&str] = &["spool_dir", "shutdown_timeout", "log", "primary", "http", "pipeline"];
-const PIPELINE: &[&str] = &[
-    "name",
-    "tables",
-    "exclude",
-    "initial_copy",
-    "copy_workers",
-    "on_existing_rows",
-    "memory_limit",
-    "publication",
-    "slot",
-    "sink",
-];
 /// A longer one is surely a mistake: keepalives are answered no sooner.
 const LONGEST_BATCH_DELAY: Duration = Duration::from_secs(1);
-const POSTGRES_SINK: &[&str] = &[
-    "type",
-    "url",
-    "password_file",
-    "read_only",
-    "batch_delay",
-    "apply_depth",
-    "apply_connections",
-    "allow_fsync_off",
-    "binary",
-];
-const STDOUT_SINK: &[&str] = &["type"];
 
 /// Reads, overrides, validates.
 pub fn load(path: Option<&Path>, environment: &Environment) -> Result<Config, ConfigError> {
@@ -97,7 +73,7 @@ fn place_in(text: &str, span: Option<std::ops::Range<usize>>) -> String {
 
 fn log(top: &mut Section<'_>) -> Result<Log, ConfigError> {
     let mut log = Log { level: "info".to_owned(), format: LogFormat::Text };
-    if let Some(mut section) = top.section("log", &["level", "format"])? {
+    if let Some(mut section) = top.section("log", LOG)? {
         if let Some(level) = section.string("level")? {
             check_level(&section, &level)?;
             log.level = level;
@@ -133,7 +109,7 @@ fn check_level(section: &Section<'_>, level: &str) -> Result<(), ConfigError> {
 }
 
 fn primary(top: &mut Section<'_>, environment: &Environment) -> Result<ServerUrl, ConfigError> {
-    let Some(mut section) = top.section("primary", &["url", "password_file"])? else {
+    let Some(mut section) = top.section("primary", PRIMARY)? else {
         return Err(top.error(
             "primary",
             None,
@@ -158,7 +134,7 @@ fn server_url(
 }
 
 fn http(top: &mut Section<'_>) -> Result<Option<std::net::SocketAddr>, ConfigError> {
-    let Some(mut section) = top.section("http", &["listen"])? else { return Ok(None) };
+    let Some(mut section) = top.section("http", HTTP)? else { return Ok(None) };
     let text = section.required_string("listen", "an address and a port, e.g. \"127.0.0.1:9187\"")?;
     let address = text.parse().map_err(|_| {
         section.error("listen", Some(format!("\"{text}\"")), "must be an address and a port, e.g. \"127.0.0.1:9187\"")

@@ -9,6 +9,7 @@ mod kafka_read;
 mod kafka_refused;
 #[cfg(test)]
 mod kafka_tests;
+mod keys;
 mod libpq;
 mod load;
 mod origin;

@@ -5,72 +5,25 @@ use toml::{Table, Value};
 
 use super::environment::{Environment, PREFIX};
 use super::error::{ConfigError, KeyError, nearest};
+use super::kafka_read::KAFKA_SINK;
+use super::keys::{CREATE_TOPICS, HTTP, LOG, OUTBOX, PIPELINE, POSTGRES_SINK, PRIMARY, TOP};
 use super::origin::Origin;
 
-const TOP_KEYS: &[&str] = &[
-    "spool_dir",
-    "shutdown_timeout",
-    "primary.url",
-    "primary.password_file",
-    "http.listen",
-    "log.level",
-    "log.format",
+/// Tables of the file: what stands before their keys, these, and which of them are no single values.
+type Tables = [(&'static str, &'static [&'static str], &'static [&'static str])];
+
+const TOP_TABLES: &Tables = &[
+    ("", TOP, &["log", "primary", "http", "pipeline"]),
+    ("primary.", PRIMARY, &[]),
+    ("http.", HTTP, &[]),
+    ("log.", LOG, &[]),
 ];
-const PIPELINE_KEYS: &[&str] = &[
-    "tables",
-    "exclude",
-    "initial_copy",
-    "copy_workers",
-    "on_existing_rows",
-    "memory_limit",
-    "publication",
-    "slot",
-    "sink.type",
-    "sink.url",
-    "sink.password_file",
-    "sink.read_only",
-    "sink.batch_delay",
-    "sink.apply_depth",
-    "sink.apply_connections",
-    "sink.allow_fsync_off",
-    "sink.brokers",
-    "sink.topic_prefix",
-    "sink.topic",
-    "sink.format",
-    "sink.delete_handling",
-    "sink.add_fields",
-    "sink.schemas_key",
-    "sink.schemas_value",
-    "sink.delivery",
-    "sink.transaction_topic",
-    "sink.transaction_timeout",
-    "sink.on_large_transaction",
-    "sink.on_oversized",
-    "sink.create_topics",
-    "sink.create_topics.partitions",
-    "sink.create_topics.replication_factor",
-    "sink.progress_topic",
-    "sink.transactional_id",
-    "sink.apply_means",
-    "sink.tombstones",
-    "sink.context_headers",
-    "sink.include_unknown_types",
-    "sink.skipped_operations",
-    "sink.decimal",
-    "sink.time_precision",
-    "sink.interval",
-    "sink.hstore",
-    "sink.binary",
-    "sink.replace_null_with_default",
-    "sink.unavailable_value",
-    "sink.column_include",
-    "sink.column_exclude",
-    "sink.start_lsn",
-    "sink.outbox.table",
-    "sink.outbox.route",
-    "sink.outbox.key",
-    "sink.outbox.payload",
-    "sink.outbox.headers",
+const PIPELINE_TABLES: &Tables = &[
+    ("", PIPELINE, &["name", "sink"]),
+    ("sink.", POSTGRES_SINK, &[]),
+    ("sink.", KAFKA_SINK, &["message_key", "route", "mask", "outbox", "client"]),
+    ("sink.create_topics.", CREATE_TOPICS, &["config"]),
+    ("sink.outbox.", OUTBOX, &[]),
 ];
 /// Any property of librdkafka, its dots written as underscores: `…__SINK__CLIENT__SECURITY_PROTOCOL`.
 const CLIENT_KEYS: [&str; 2] = ["sink", "client"];
@@ -84,7 +37,7 @@ pub(super) fn override_from(
     let names = pipeline_names(table);
     for (variable, words, value) in environment.overrides() {
         if words.first().is_none_or(|first| first != "pipeline") {
-            check_among(variable, &words.join("."), TOP_KEYS, "")?;
+            check_among(variable, &words.join("."), TOP_TABLES, "")?;
             set(table, &words, value);
             origin.override_by(words.join("."), variable);
             continue;
@@ -94,7 +47,7 @@ pub(super) fn override_from(
         let property = property_of(path);
         let path = property.as_deref().unwrap_or(path);
         if property.is_none() {
-            check_among(variable, &path.join("."), PIPELINE_KEYS, &between)?;
+            check_among(variable, &path.join("."), PIPELINE_TABLES, &between)?;
         }
         let pipeline = table.get_mut("pipeline").and_then(|pipelines| pipelines.get_mut(index));
         if let Some(Value::Table(pipeline)) = pipeline {
@@ -142,11 +95,15 @@ fn pipeline_of<'a>(
     Err(unknown(variable, format!("there is no pipeline \"{name}\" in the file"), nearest))
 }
 
-fn check_among(variable: &str, key: &str, known: &[&str], between: &str) -> Result<(), ConfigError> {
-    if known.contains(&key) {
+fn check_among(variable: &str, key: &str, tables: &Tables, between: &str) -> Result<(), ConfigError> {
+    let single = |(before, keys, others): &(&str, &[&'static str], &[&str])| -> Vec<String> {
+        keys.iter().filter(|key| !others.contains(key)).map(|key| format!("{before}{key}")).collect()
+    };
+    let known: Vec<String> = tables.iter().flat_map(single).collect();
+    if known.iter().any(|known| known == key) {
         return Ok(());
     }
-    let nearest = nearest(key, known.iter().copied())
+    let nearest = nearest(key, known.iter().map(String::as_str))
         .map(|key| format!("{PREFIX}{between}{}", key.replace('.', "__").to_uppercase()));
     Err(unknown(variable, "overrides no key of walrelay".to_owned(), nearest))
 }
