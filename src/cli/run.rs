@@ -31,7 +31,8 @@ pub(super) fn run(args: &RunArgs) -> Exit {
             return Exit::Configuration;
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let workers = worker_threads();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("the runtime cannot be started: {error}"));
@@ -48,4 +49,11 @@ pub(super) fn run(args: &RunArgs) -> Exit {
             }
         }
     }
+}
+
+/// Half of the processors: a worker that has something to do wakes another to look for more, and on a small machine that one takes
+/// the processor from the server that has just been given its work. A synchronous commit on two processors loses a fifth by it.
+fn worker_threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors.div_ceil(2)
 }

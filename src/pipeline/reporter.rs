@@ -5,10 +5,15 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::model::{Fallbacks, FeedCounts, Heartbeat, PipelineReport, State};
+use crate::model::{Fallbacks, FeedCounts, Heartbeat, Lsn, PipelineReport, State};
 
 /// Over this long a rate is averaged.
 const RATE_SECONDS: f64 = 3.0;
+
+/// Behind by more than this, a streaming pipeline is catching up again.
+const BEHIND_SECONDS: f64 = 10.0;
+/// Closer than this, it streams again.
+const CURRENT_SECONDS: f64 = 2.0;
 
 /// Publishes the report.
 #[derive(Clone, Debug)]
@@ -72,6 +77,15 @@ impl Reporter {
         });
     }
 
+    /// How far a stream is behind, and whether it has come to where the primary was at its beginning.
+    pub(super) fn lags(&self, lag_seconds: f64, is_reached: bool) {
+        match self.current_state() {
+            State::Streaming if lag_seconds > BEHIND_SECONDS => self.state(State::CatchingUp),
+            State::CatchingUp if lag_seconds < CURRENT_SECONDS && is_reached => self.state(State::Streaming),
+            _ => {}
+        }
+    }
+
     /// Says what is being waited for.
     pub(super) fn waiting_for(&self, what: Option<String>) {
         if self.report.borrow().waiting_for != what {
@@ -82,9 +96,18 @@ impl Reporter {
         }
     }
 
-    /// What the primary last said.
-    pub(super) fn sync_state(&self) -> Option<String> {
-        self.report.borrow().sync_state.clone()
+    /// A line in the log where the primary begins or ends to wait for us, by what it now says (`lsn`: what is confirmed) and last said.
+    pub(super) fn listed(&self, sync_state: Option<&str>, lsn: Lsn) {
+        let before = self.report.borrow().sync_state.clone();
+        let was_waited_for = matches!(before.as_deref(), Some("sync" | "quorum"));
+        match sync_state {
+            same if same == before.as_deref() => {}
+            Some("sync" | "quorum") => tracing::info!(%lsn, "the primary now waits for this standby"),
+            Some(sync_state) if was_waited_for => {
+                tracing::info!(%lsn, sync_state, "the primary no longer waits for this standby");
+            }
+            _ => {}
+        }
     }
 
     /// Transactions applied since the pipeline started.

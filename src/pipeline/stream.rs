@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, block_in_place};
+use tokio::task::{JoinHandle, block_in_place, yield_now};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -40,10 +40,6 @@ const WAITING_LIMIT: usize = 50_000;
 const WAITING_BYTES_LIMIT: u64 = 2 * BYTES_LIMIT;
 /// How often the report is brought up to date.
 const TICK: Duration = Duration::from_secs(1);
-/// Behind by more than this, a streaming pipeline is catching up again.
-const BEHIND_SECONDS: f64 = 10.0;
-/// Closer than this, it streams again.
-const CURRENT_SECONDS: f64 = 2.0;
 
 /// What a stream is made of.
 pub(super) struct Streaming {
@@ -115,6 +111,7 @@ pub(super) async fn run(
     let slot = settings.pipeline.slot_name();
     reporter.state(State::CatchingUp);
     let ended = tokio::select! {
+        biased;
         ended = flow.run(chunks, source, &source_stop, stop) => ended,
         error = joining::watch(&settings, noticed) => Err(error),
         error = ownership::keep(ownership, &settings.pipeline.name, &lock_in, drift) => Err(error),
@@ -185,7 +182,10 @@ impl Flow<'_> {
                 // 1. What is durable is confirmed before anything else.
                 outcome = self.worker.outcome() => match outcome? {
                     Outcome::Durable(durable) => self.durable(durable),
-                    Outcome::Applied(receipt) => self.receipt(receipt),
+                    Outcome::Applied(receipt) => {
+                        self.promise(&receipt).await;
+                        self.receipt(receipt);
+                    }
                     // There is room for the next one.
                     Outcome::Sent => {}
                 },
@@ -382,12 +382,22 @@ impl Flow<'_> {
         self.flushes.due().filter(|_| self.worker.may_flush())
     }
 
-    fn receipt(&mut self, receipt: Receipt) {
+    /// What a receipt promises, before anything else is thought of: where no work waits, the source has its turn at once.
+    async fn promise(&mut self, receipt: &Receipt) {
         self.ledger.applied(receipt.applied);
+        let flush = self.ledger.positions().flush;
+        self.looks_next = receipt.durable.is_some_and(|durable| durable.0 > flush);
+        receipt.durable.into_iter().for_each(|durable| self.ledger.durable(durable));
+        self.confirm();
+        if self.waiting.is_empty() {
+            yield_now().await;
+        }
+    }
+
+    fn receipt(&mut self, receipt: Receipt) {
         let now = Instant::now();
         let Some(ended) = self.under_way.end(now) else { return };
         self.is_unread = receipt.durable.is_some_and(|durable| durable.0 > receipt.applied.0);
-        self.looks_next = receipt.durable.is_some_and(|durable| durable.0 > self.ledger.positions().flush);
         if let Some(work) = ended.work {
             self.batching.measured(receipt.rows, work);
         }
@@ -409,16 +419,18 @@ impl Flow<'_> {
         self.ledger.durable(durable);
         self.confirm();
         self.reporter.heartbeat().beat();
-        let is_reached = self.ledger.positions().apply >= self.target;
-        if is_reached && self.reporter.current_state() == State::CatchingUp && self.lag_seconds() < CURRENT_SECONDS {
-            self.reporter.state(State::Streaming);
+        if self.reporter.current_state() == State::CatchingUp {
+            self.reporter.lags(self.lag_seconds(), self.ledger.positions().apply >= self.target);
         }
     }
 
-    /// Tells the source what may be confirmed, if that has changed.
+    /// Tells the source what may be confirmed; it is woken only for a promise, and finds a mere receipt by itself.
     fn confirm(&self) {
         let now = self.ledger.positions();
-        self.positions.send_if_modified(|before| std::mem::replace(before, now) != now);
+        self.positions.send_if_modified(|before| {
+            let before = std::mem::replace(before, now);
+            (before.flush, before.apply) != (now.flush, now.apply)
+        });
     }
 
     /// Age of the oldest transaction that is not applied, by the primary's clock.
@@ -437,17 +449,7 @@ impl Flow<'_> {
         let is_free = view.sync_state.as_deref() == Some("async");
         let gather = if is_free { self.batch_delay } else { Duration::ZERO };
         self.gather.send_if_modified(|before| std::mem::replace(before, gather) != gather);
-        let before = self.reporter.sync_state();
-        if before != view.sync_state && view.sync_state.is_some() {
-            let lsn = self.ledger.positions().flush;
-            match view.sync_state.as_deref() {
-                Some("sync" | "quorum") => tracing::info!(%lsn, "the primary now waits for this standby"),
-                Some(other) if matches!(before.as_deref(), Some("sync" | "quorum")) => {
-                    tracing::info!(%lsn, sync_state = other, "the primary no longer waits for this standby");
-                }
-                _ => {}
-            }
-        }
+        self.reporter.listed(view.sync_state.as_deref(), self.ledger.positions().flush);
         self.show(&view);
     }
 
@@ -458,14 +460,7 @@ impl Flow<'_> {
             self.lead.make_way();
         }
         self.reporter.waiting_for(waits_for_lock.then(|| "a lock on the standby".to_owned()));
-        let lag = self.lag_seconds();
-        match self.reporter.current_state() {
-            State::Streaming if lag > BEHIND_SECONDS => self.reporter.state(State::CatchingUp),
-            State::CatchingUp if lag < CURRENT_SECONDS && self.ledger.positions().apply >= self.target => {
-                self.reporter.state(State::Streaming);
-            }
-            _ => {}
-        }
+        self.reporter.lags(self.lag_seconds(), self.ledger.positions().apply >= self.target);
         let view = self.view.borrow().clone();
         self.show(&view);
     }

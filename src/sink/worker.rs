@@ -140,10 +140,15 @@ impl Worker {
     /// Waits for what comes next of the batches or of the flush under way; for ever while there is neither. Cancel safe.
     pub async fn outcome(&mut self) -> Result<Outcome, SinkError> {
         let receipt = loop {
+            // A sink that is ready gives receipts only while it is asked here: to wait for them too would wake this very task once more.
+            if let Ok(receipt) = self.receipts.try_recv() {
+                break receipt;
+            }
+            let is_sending = matches!(self.state, State::Sending(_));
             tokio::select! {
                 biased;
                 durable = flushed(&mut self.flusher) => return Ok(Outcome::Durable(durable?)),
-                Some(receipt) = self.receipts.recv() => break receipt,
+                Some(receipt) = self.receipts.recv(), if is_sending => break receipt,
                 advanced = advance(&mut self.state) => match advanced? {
                     Advanced::Answered => {}
                     Advanced::Sent => return Ok(Outcome::Sent),

@@ -26,9 +26,12 @@ use super::{ReceivePolicy, SourceError};
 
 /// A status message goes out at least this often: a primary that newly lists us releases its waiters only when one arrives.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// A mere receipt waits this long for the promise that mostly follows it, and goes out with it: the message of its own would
-/// cost both ends more than `remote_write` gains by it. (Postgres' own apply worker tells a receipt only after the commit.)
-const RECEIPT_DELAY: Duration = Duration::from_millis(1);
+/// A mere receipt waits for the promise that mostly follows it, and goes out with it: the message of its own would cost both ends
+/// more than `remote_write` gains by it. (Postgres' own apply worker tells a receipt only after the commit.) One that has stood at
+/// two looks goes out alone. Looks, because a timer for each would be set in the very moment in which the sink has its work.
+const RECEIPT_LOOK: Duration = Duration::from_millis(2);
+/// So many looks in vain, and there is none until more arrives.
+const RECEIPT_LOOKS: u32 = 10;
 /// A read of more is no trickle: resting after it would hold up a backlog.
 const SHORT_READ_BYTES: usize = 64 * 1024;
 /// Without any message for this long we ask for one.
@@ -79,6 +82,15 @@ impl StreamOptions {
     }
 }
 
+/// A look for receipts that stand untold.
+#[derive(Debug)]
+struct ReceiptLook {
+    /// What had been received at the last one.
+    received: Lsn,
+    /// Looks at which nothing new had been received, in a row.
+    in_vain: u32,
+}
+
 /// A started stream.
 pub struct Stream {
     connection: Connection,
@@ -86,8 +98,8 @@ pub struct Stream {
     last_message: Instant,
     is_ping_outstanding: bool,
     last_sent: Positions,
-    /// When the receipt of what is not yet durable is told at the latest.
-    receipt_due: Option<Instant>,
+    /// While there may be a receipt to tell.
+    receipt_look: Option<ReceiptLook>,
     /// How long the socket is left alone after a short read, so that the next one finds more.
     gather: Option<watch::Receiver<Duration>>,
     rest_until: Option<Instant>,
@@ -123,7 +135,7 @@ impl Stream {
             last_message: now,
             is_ping_outstanding: false,
             last_sent: Positions { write: options.start, flush: options.start, apply: options.start },
-            receipt_due: None,
+            receipt_look: None,
             gather: None,
             rest_until: None,
             is_small: false,
@@ -143,7 +155,8 @@ impl Stream {
         self.connection.process_id()
     }
 
-    /// Runs until `stop` (then the last positions are sent and the stream is closed in order) or an error.
+    /// Runs until `stop` (then the last positions are sent and the stream is closed in order) or an error. Whoever moves `positions`
+    /// need not notify of a mere receipt.
     pub async fn run(
         mut self,
         mut positions: watch::Receiver<Positions>,
@@ -152,9 +165,11 @@ impl Stream {
     ) -> Result<(), SourceError> {
         let mut status_timer = interval(STATUS_INTERVAL);
         status_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut receipt_looks = interval(RECEIPT_LOOK);
+        receipt_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held: Option<Bytes> = None;
         loop {
-            let (look_at, receipt_due, rest_until) = (self.policy.look_at(), self.receipt_due, self.rest_until);
+            let (look_at, rest_until) = (self.policy.look_at(), self.rest_until);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.finish(&mut positions).await,
@@ -162,15 +177,9 @@ impl Stream {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    if self.is_promise(&positions) {
-                        self.send_status(&mut positions, false).await?;
-                    } else {
-                        self.receipt_due.get_or_insert_with(|| Instant::now() + RECEIPT_DELAY);
-                    }
-                }
-                () = sleep_until(receipt_due.unwrap_or_else(Instant::now).into()), if receipt_due.is_some() => {
                     self.send_status(&mut positions, false).await?;
                 }
+                _ = receipt_looks.tick(), if self.receipt_look.is_some() => self.look_for_receipt(&mut positions).await?,
                 _ = status_timer.tick() => {
                     let ping = self.check_silence(held.is_some())?;
                     self.send_status(&mut positions, ping).await?;
@@ -187,6 +196,10 @@ impl Stream {
                 chunk = self.connection.read_burst(ends_a_unit), if held.is_none() && rest_until.is_none() => {
                     let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
                     held = self.received(chunk, &mut positions).await?;
+                    // The common case in one step.
+                    if held.is_some() && let Ok(permit) = chunks.try_reserve() && let Some(chunk) = held.take() {
+                        permit.send(chunk);
+                    }
                 }
             }
         }
@@ -201,6 +214,8 @@ impl Stream {
         let now = Instant::now();
         self.last_message = now;
         self.is_ping_outstanding = false;
+        let look = ReceiptLook { received: self.last_sent.write, in_vain: 0 };
+        self.receipt_look.get_or_insert(look).in_vain = 0;
         let size_bytes = chunk.len();
         let gather = self.gather.as_ref().map_or(Duration::ZERO, |gather| *gather.borrow());
         if !gather.is_zero() && size_bytes < SHORT_READ_BYTES {
@@ -238,16 +253,22 @@ impl Stream {
         }
     }
 
-    /// Whether what is durable or applied has moved since the last status message.
-    fn is_promise(&self, positions: &watch::Receiver<Positions>) -> bool {
-        let now = *positions.borrow();
-        (now.flush, now.apply) != (self.last_sent.flush, self.last_sent.apply)
+    /// Tells the receipt of what had been received at the last look already.
+    async fn look_for_receipt(&mut self, positions: &mut watch::Receiver<Positions>) -> Result<(), SourceError> {
+        let Some(look) = &mut self.receipt_look else { return Ok(()) };
+        let is_due = look.received > self.last_sent.write;
+        let received = positions.borrow().write;
+        look.in_vain = if is_due || received > look.received { 0 } else { look.in_vain + 1 };
+        look.received = received;
+        if look.in_vain >= RECEIPT_LOOKS {
+            self.receipt_look = None;
+        }
+        if is_due { self.send_status(positions, false).await } else { Ok(()) }
     }
 
     async fn send_status(&mut self, positions: &mut watch::Receiver<Positions>, ping: bool) -> Result<(), SourceError> {
         let now = *positions.borrow_and_update();
         self.last_sent = now;
-        self.receipt_due = None;
         replication::status_update(&now, Timestamp::now(), ping, self.connection.outgoing());
         self.connection.flush().await.map_err(SourceError::wire("sending a status message to the primary"))
     }

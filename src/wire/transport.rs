@@ -107,10 +107,14 @@ impl Transport {
     }
 
     /// Reads more of what is there into `room`, past the runtime's own account of readiness (which stays right: it only looks
-    /// once too often). `None` where nothing is there, and where the transport is not plain TCP; an error comes again at the next read.
+    /// once too often). `None` where nothing is there, and under TLS; an error comes again at the next read.
     pub(super) fn receive_now(&self, room: &mut [MaybeUninit<u8>]) -> Option<usize> {
-        let Transport::Plain(Socket::Tcp(stream)) = self else { return None };
-        SockRef::from(stream).recv(room).ok().filter(|count| *count > 0)
+        let Transport::Plain(socket) = self else { return None };
+        let socket = match socket {
+            Socket::Tcp(stream) => SockRef::from(stream),
+            Socket::Unix(stream) => SockRef::from(stream),
+        };
+        socket.recv(room).ok().filter(|count| *count > 0)
     }
 
     /// The round trip to the other side, of TCP.

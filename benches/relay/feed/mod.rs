@@ -65,13 +65,12 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         return;
     }
     let peer = Peer::find();
-    backlog(plan, Shape::Grouped, &peer, report).await;
-    backlog(plan, Shape::Single, &peer, report).await;
-    if plan.wants("k") {
-        backlog(plan, Shape::Large, &peer, report).await;
-        backlog(plan, Shape::Copy, &peer, report).await;
+    for shape in Shape::wanted(plan) {
+        match shape {
+            Shape::Live => latency::run(plan, &peer, report).await,
+            _ => backlog(plan, shape, &peer, report).await,
+        }
     }
-    latency::run(plan, &peer, report).await;
 }
 
 /// Every contestant of one shape, in turns.

@@ -14,7 +14,7 @@ use super::contestant::Contestant;
 use super::turn::Turn;
 use crate::backlog::{self, BASE};
 use crate::harness::{start_server, value, values};
-use crate::plan::{Plan, options};
+use crate::plan::{Plan, options, setting};
 use crate::workload::{Fill, WIDE, WIDE_ROW, filled, transactions};
 
 /// The slot of a turn.
@@ -40,6 +40,22 @@ pub enum Shape {
 }
 
 impl Shape {
+    const ALL: [Shape; 5] = [Shape::Grouped, Shape::Single, Shape::Large, Shape::Copy, Shape::Live];
+
+    /// Those that the plan's cases have, and of them what `WALRELAY_BENCH_FEED` names: words as in "k live", parted by commas.
+    pub fn wanted(plan: &Plan) -> Vec<Self> {
+        let word = |shape: Shape| shape.case().trim_start_matches("k ");
+        let all: Vec<&str> = Self::ALL.into_iter().map(word).collect();
+        let text: String = setting("FEED", all.join(","));
+        let named: Vec<&str> = text.split(',').collect();
+        for word in &named {
+            assert!(all.contains(word), "WALRELAY_BENCH_FEED names \"{word}\"; it may be {}", all.join(", "));
+        }
+        let has_bound = |shape: Shape| !matches!(shape, Shape::Large | Shape::Copy);
+        let is_wanted = |shape: &Shape| named.contains(&word(*shape)) && (plan.wants("k") || has_bound(*shape));
+        Self::ALL.into_iter().filter(is_wanted).collect()
+    }
+
     /// In the tables.
     pub fn case(self) -> &'static str {
         match self {
