@@ -31,6 +31,7 @@ pub(super) const POSTGRES_SINK: &[&str] = &[
     "batch_delay",
     "apply_depth",
     "apply_connections",
+    "prefetch_connections",
     "allow_fsync_off",
     "binary",
 ];

@@ -14,7 +14,8 @@ use super::overrides::override_from;
 use super::section::{Section, shown};
 use super::{
     APPLY_CONNECTIONS_LIMIT, APPLY_DEPTH, APPLY_DEPTH_LIMIT, BATCH_DELAY, Config, Log, LogFormat, OnExistingRows,
-    Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet, libpq, password, text_file,
+    PREFETCH_CONNECTIONS_LIMIT, Pipeline, PostgresSink, ServerUrl, Sink, TablePattern, TableSet,
+    default_prefetch_connections, libpq, password, text_file,
 };
 use crate::model::{PipelineName, SlotName};
 
@@ -297,6 +298,9 @@ fn sink(
             apply_connections: sink
                 .integer("apply_connections", 1, APPLY_CONNECTIONS_LIMIT as u64)?
                 .map_or(1, |connections| connections as usize),
+            prefetch_connections: sink
+                .integer("prefetch_connections", 0, PREFETCH_CONNECTIONS_LIMIT as u64)?
+                .map_or_else(default_prefetch_connections, |connections| connections as usize),
             allow_fsync_off: sink.boolean("allow_fsync_off")?.unwrap_or(false),
             may_be_binary: may_be_binary(&mut sink)?,
         }),

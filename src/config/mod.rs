@@ -130,6 +130,11 @@ impl Sink {
 }
 
 impl Sink {
+    /// Whether pages may be read ahead of the batches.
+    pub fn may_prefetch(&self) -> bool {
+        matches!(self, Sink::Postgres(sink) if sink.prefetch_connections > 0)
+    }
+
     /// How long changes may gather before they are written while nobody waits for them.
     pub fn batch_delay(&self) -> Duration {
         match self {
@@ -150,6 +155,15 @@ pub const APPLY_DEPTH_LIMIT: usize = 16;
 /// Most connections that apply, of one pipeline.
 pub const APPLY_CONNECTIONS_LIMIT: usize = 8;
 
+/// Most sessions that read pages ahead, of one pipeline.
+pub const PREFETCH_CONNECTIONS_LIMIT: usize = 8;
+
+/// `prefetch_connections` of a Postgres sink where the file says nothing: none where they would take a processor from what applies.
+pub fn default_prefetch_connections() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if processors <= 2 { 0 } else { 4 }
+}
+
 /// A Postgres standby.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PostgresSink {
@@ -163,6 +177,8 @@ pub struct PostgresSink {
     pub apply_depth: usize,
     /// Connections that apply batches beside each other.
     pub apply_connections: usize,
+    /// Sessions that read pages ahead of the batches while the standby reads blocks for them.
+    pub prefetch_connections: usize,
     /// Whether a standby with `fsync = off` will do.
     pub allow_fsync_off: bool,
     /// Whether values travel in binary form where both servers agree on all types.

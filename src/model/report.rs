@@ -1,6 +1,6 @@
 //! What a pipeline tells about itself: plain data, published by the pipeline, read by status and metrics. No one acts on it.
 
-use super::{FeedReport, Lsn, PipelineName, SlotName, State};
+use super::{FeedReport, Lsn, PipelineName, PrefetchReport, SlotName, State};
 
 /// One pipeline as `/status` shows it. LSNs and `sync_state` are the primary's own words (`pg_stat_replication`) where it
 /// lists us, else our own numbers.
@@ -44,6 +44,8 @@ pub struct PipelineReport {
     pub apply_fallbacks: Vec<(String, &'static str, u64)>,
     /// What went to Kafka; `None` for a sink of another type.
     pub feed: Option<FeedReport>,
+    /// What is read ahead on the standby; `None` where that is not configured.
+    pub prefetch: Option<PrefetchReport>,
     /// Applied over the last seconds.
     pub transactions_per_second: f64,
     /// Applied over the last seconds.
@@ -100,6 +102,7 @@ impl PipelineReport {
             rows: 0,
             apply_fallbacks: Vec::new(),
             feed: None,
+            prefetch: None,
             transactions_per_second: 0.0,
             rows_per_second: 0.0,
             memory_bytes: 0,

@@ -169,6 +169,8 @@ impl Attempt<'_> {
             skip_until,
             apply_depth: sink.apply_depth,
             apply_connections: sink.apply_connections,
+            prefetch_connections: sink.prefetch_connections,
+            prefetching: self.reporter.prefetching().clone(),
             binary,
         };
         let opened = PostgresSink::open(&sink.url, opening, self.reporter.heartbeat().clone()).await?;

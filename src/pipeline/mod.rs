@@ -106,6 +106,7 @@ pub fn start(settings: Settings) -> Running {
     let name = settings.pipeline.name.clone();
     let mut report = PipelineReport::new(name.clone(), settings.pipeline.sink.kind(), settings.pipeline.slot_name());
     report.feed = matches!(settings.pipeline.sink, config::Sink::Kafka(_)).then(Default::default);
+    report.prefetch = settings.pipeline.sink.may_prefetch().then(Default::default);
     let (reporter, receiver) = Reporter::new(report);
     let stop = CancellationToken::new();
     let span = tracing::info_span!("pipeline", pipeline = %name);

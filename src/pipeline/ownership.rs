@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
-use crate::sink::postgres::{Drift, applying_roles, open_session, streaming_roles};
+use crate::sink::postgres::{Looks, applying_roles, open_session, streaming_roles};
 use crate::snapshot::COPY_ROLE;
 #[cfg(feature = "kafka")]
 use crate::source::SourceError;
@@ -55,14 +55,15 @@ impl Ownership {
     }
 }
 
-/// Keeps the lock's session alive while the pipeline streams, says whether the apply session waits for a lock, and looks whether the
-/// standby's tables are what they were. Ends only with an error: without the session the lock is gone, and another daemon may work.
+/// Keeps the lock's session alive while the pipeline streams, says whether the apply session waits for a lock, and looks at what else
+/// the sink wants looked at. Ends only with an error: without the session the lock is gone, and another daemon may work.
 /// Without an owner there is nothing to keep.
 pub(super) async fn keep(
     ownership: Option<&mut Ownership>,
     pipeline: &PipelineName,
     waits_for_lock: &watch::Sender<bool>,
-    drift: Option<Drift>,
+    looks: Option<Looks>,
+    reporter: &Reporter,
 ) -> PipelineError {
     let Some(ownership) = ownership else { return std::future::pending().await };
     loop {
@@ -70,8 +71,8 @@ pub(super) async fn keep(
             Ok(waits) => waits_for_lock.send_if_modified(|before| std::mem::replace(before, waits) != waits),
             Err(error) => return error,
         };
-        if let Some(drift) = &drift
-            && let Err(error) = drift.look(&mut ownership.connection).await
+        if let Some(looks) = &looks
+            && let Err(error) = looks.look(&mut ownership.connection, reporter.rows()).await
         {
             return error.into();
         }

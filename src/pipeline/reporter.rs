@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use crate::model::{Fallbacks, FeedCounts, Heartbeat, Lsn, PipelineReport, State};
+use crate::model::{Fallbacks, FeedCounts, Heartbeat, Lsn, PipelineReport, Prefetching, State};
 
 /// Over this long a rate is averaged.
 const RATE_SECONDS: f64 = 3.0;
@@ -22,13 +22,15 @@ pub(super) struct Reporter {
     heartbeat: Heartbeat,
     fallbacks: Fallbacks,
     feed: FeedCounts,
+    prefetching: Prefetching,
 }
 
 impl Reporter {
     pub(super) fn new(report: PipelineReport) -> (Self, watch::Receiver<PipelineReport>) {
         let (sender, receiver) = watch::channel(report);
         let (heartbeat, fallbacks, feed) = (Heartbeat::default(), Fallbacks::default(), FeedCounts::default());
-        (Self { report: Arc::new(sender), heartbeat, fallbacks, feed }, receiver)
+        let prefetching = Prefetching::default();
+        (Self { report: Arc::new(sender), heartbeat, fallbacks, feed, prefetching }, receiver)
     }
 
     /// What beats whenever work is done.
@@ -47,6 +49,11 @@ impl Reporter {
         &self.feed
     }
 
+    /// Where the sink tells what it reads ahead.
+    pub(super) fn prefetching(&self) -> &Prefetching {
+        &self.prefetching
+    }
+
     /// Changes the report.
     pub(super) fn update(&self, change: impl FnOnce(&mut PipelineReport)) {
         let heartbeat = self.heartbeat.beats();
@@ -55,6 +62,9 @@ impl Reporter {
             report.apply_fallbacks = self.fallbacks.counts();
             if let Some(feed) = &mut report.feed {
                 *feed = self.feed.report();
+            }
+            if let Some(prefetch) = &mut report.prefetch {
+                *prefetch = self.prefetching.report();
             }
             change(report);
         });
@@ -113,6 +123,11 @@ impl Reporter {
     /// Transactions applied since the pipeline started.
     pub(super) fn transactions(&self) -> u64 {
         self.report.borrow().transactions
+    }
+
+    /// Row changes applied since the pipeline started.
+    pub(super) fn rows(&self) -> u64 {
+        self.report.borrow().rows
     }
 
     /// Whether a stream runs, which tells its own numbers.

@@ -78,7 +78,7 @@ pub(super) async fn run(
     let (lock_in, standby_lock) = watch::channel(false);
     sink.watch_locks(standby_lock.clone());
     let budget = MemoryBudget::new(settings.pipeline.memory_limit_bytes);
-    let drift = sink.drift();
+    let looks = sink.looks();
     let flow = Flow {
         ledger,
         assembler: Assembler::new(budget.clone(), spool.clone()),
@@ -114,7 +114,7 @@ pub(super) async fn run(
         biased;
         ended = flow.run(chunks, source, &source_stop, stop) => ended,
         error = joining::watch(&settings, noticed) => Err(error),
-        error = ownership::keep(ownership, &settings.pipeline.name, &lock_in, drift) => Err(error),
+        error = ownership::keep(ownership, &settings.pipeline.name, &lock_in, looks, reporter) => Err(error),
         () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
     };
     source_stop.cancel();

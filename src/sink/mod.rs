@@ -132,10 +132,10 @@ impl AnySink {
         }
     }
 
-    /// What its tables were seen to be, if somebody else may change them meanwhile.
-    pub fn drift(&self) -> Option<postgres::Drift> {
+    /// What is to be looked at on its server beside the batches, if there is something.
+    pub fn looks(&self) -> Option<postgres::Looks> {
         match self {
-            AnySink::Postgres(sink) => Some(sink.drift()),
+            AnySink::Postgres(sink) => Some(sink.looks()),
             #[cfg(feature = "kafka")]
             AnySink::Kafka(_) => None,
             AnySink::Stdout(_) => None,

@@ -57,6 +57,15 @@ const METRICS: &[(&str, &str, &str, Read)] = &[
     ("feed_skipped_truncates_total", "counter", "Truncated tables that made no event.", |r| {
         r.feed.map(|feed| feed.skipped_truncates as f64)
     }),
+    ("prefetching", "gauge", "1 while pages of the standby are read ahead of the rows.", |r| {
+        r.prefetch.map(|prefetch| f64::from(u8::from(prefetch.is_on)))
+    }),
+    ("prefetched_rows_total", "counter", "Rows looked for ahead of their change since the pipeline started.", |r| {
+        r.prefetch.map(|prefetch| prefetch.rows as f64)
+    }),
+    ("block_reads_per_row", "gauge", "Blocks that the standby's database read of late for each row change.", |r| {
+        r.prefetch.and_then(|prefetch| prefetch.block_reads_per_row)
+    }),
     ("memory_bytes", "gauge", "Rows held in memory, bytes.", |r| Some(r.memory_bytes as f64)),
     ("spool_bytes", "gauge", "Open transactions in the spool folder, bytes.", |r| Some(r.spool_bytes as f64)),
 ];

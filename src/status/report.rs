@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::model::{FeedReport, Lsn, PipelineReport};
+use crate::model::{FeedReport, Lsn, PipelineReport, PrefetchReport};
 
 /// `{"version", "pipelines": […]}`.
 pub fn status_json(reports: &[PipelineReport]) -> Value {
@@ -49,6 +49,7 @@ fn pipeline(report: &PipelineReport) -> Value {
         "spool_bytes": report.spool_bytes,
         "apply_fallbacks_total": report.apply_fallbacks.iter().map(|(.., count)| count).sum::<u64>(),
         "feed": report.feed.map(feed),
+        "prefetch": report.prefetch.map(prefetch),
     })
 }
 
@@ -59,6 +60,14 @@ fn feed(feed: FeedReport) -> Value {
         "lossy_values": feed.lossy_values,
         "dead_letters": feed.dead_letters,
         "skipped_truncates": feed.skipped_truncates,
+    })
+}
+
+fn prefetch(prefetch: PrefetchReport) -> Value {
+    json!({
+        "is_on": prefetch.is_on,
+        "rows": prefetch.rows,
+        "block_reads_per_row": prefetch.block_reads_per_row,
     })
 }
 

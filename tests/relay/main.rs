@@ -23,6 +23,7 @@ mod durability;
 mod facts;
 mod far;
 mod first_steps;
+mod prefetch;
 mod random_schema;
 mod random_work;
 mod rights;

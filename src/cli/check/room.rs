@@ -171,11 +171,11 @@ impl Shared {
 impl Limit {
     /// What it is called, and what raises it to `wanted`.
     fn words(&self, wanted: i64) -> (String, &'static str, String) {
-        const FEWER: &str = "raise it, or set a lower apply_connections or copy_workers";
+        const FEWER: &str = "raise it, or set a lower apply_connections, prefetch_connections or copy_workers";
         match self {
             Limit::Server => (
                 "max_connections".to_owned(),
-                "raise it and restart the server, end sessions that nobody needs, or set a lower apply_connections or copy_workers",
+                "raise it and restart the server, end sessions that nobody needs, or set a lower apply_connections, prefetch_connections or copy_workers",
                 format!("ALTER SYSTEM SET max_connections = {wanted}"),
             ),
             Limit::Role(role) => (

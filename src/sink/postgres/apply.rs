@@ -15,10 +15,11 @@ use super::ahead::AheadOpener;
 use super::batch::{Applier, Around};
 use super::beside::{Beside, Event};
 use super::change::Failure;
-use super::drift::Drift;
 use super::flusher::Flusher;
+use super::looks::Looks;
 use super::open::open_apply_session;
 use super::opening::Opening;
+use super::prefetch_session::PrefetchSessions;
 use super::session::Pipelined;
 use super::store;
 use super::tables::Tables;
@@ -48,6 +49,8 @@ pub struct PostgresSink {
     heartbeat: Heartbeat,
     round_trip: Duration,
     depth: usize,
+    /// Where pages may be read ahead.
+    prefetch: Option<PrefetchSessions>,
 }
 
 /// What became of the batches under way.
@@ -75,6 +78,7 @@ impl PostgresSink {
         let (beside, mut origins) = Beside::open(url, &opening.pipeline, &unit, others, told).await?;
         origins.push(opening.pipeline.owned_name());
         let flusher = Flusher::open(url, &opening.pipeline, &mut connection, &unit, &origins).await?;
+        let prefetch = PrefetchSessions::start(url, &opening, &unit, &mut connection).await?;
         let ahead = AheadOpener {
             url: url.clone(),
             opening: opening.clone(),
@@ -86,6 +90,7 @@ impl PostgresSink {
         let round_trip = measured.map_err(SinkError::wire("measuring the way to the standby"))?;
         let mut applier = Applier::new(Pipelined::new(connection, progress.lsn, sender), opening.pipeline.as_str())?;
         applier.is_shared = !beside.is_none();
+        applier.prefetch = prefetch.as_ref().map(PrefetchSessions::prefetch);
         Ok(Some(Self {
             applier: Some(applier),
             failure: None,
@@ -99,6 +104,7 @@ impl PostgresSink {
             heartbeat,
             round_trip,
             depth,
+            prefetch,
         }))
     }
 
@@ -115,9 +121,10 @@ impl PostgresSink {
         self.ahead.clone()
     }
 
-    /// What the standby's tables were seen to be, for who looks beside the batches whether they still are.
-    pub fn drift(&self) -> Drift {
-        self.tables.drift().clone()
+    /// What is to be looked at beside the batches.
+    pub fn looks(&self) -> Looks {
+        let reads = self.prefetch.as_ref().map(PrefetchSessions::reads);
+        Looks { drift: self.tables.drift().clone(), reads }
     }
 
     /// Where the receipts come, in order. Who takes it takes them, and sends no more than `depth` batches before that.

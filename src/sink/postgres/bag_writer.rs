@@ -47,7 +47,7 @@ impl Applier {
         let plan = self.plans.get(&mut self.session, target, &self.form)?;
         let set = plan.form.set.iter().map(|at| new[usize::from(*at)]);
         let equal = plan.form.equal.iter().map(|at| old[usize::from(*at)]);
-        Ok(self.session.execute(&plan.name, set.chain(equal), Purpose::Set(Arc::clone(target)))?)
+        Ok(self.session.execute(&plan.name, set.chain(equal), Purpose::Set(Arc::clone(target), None))?)
     }
 
     fn change_in_one_scan(&mut self, work: &Work<'_, '_>, bag: &Bag<'_>) -> Result<(), ApplyError> {
@@ -91,7 +91,7 @@ impl Applier {
         let form = SetForm { operation, ..SetForm::default() };
         let plan = self.plans.get_set(&mut self.session, target, &form)?;
         let groups: &[&Columns<'_>] = if is_delete { &[&columns] } else { &[&columns, &columns] };
-        self.execute_set(&plan.name, work, groups, count, Some(rows.len()))?;
+        self.execute_set(&plan.name, work, groups, count, (Some(rows.len()), None))?;
         Ok(self.session.execute_once(KEY_SETTINGS)?)
     }
 }

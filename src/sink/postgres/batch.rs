@@ -22,6 +22,7 @@ use super::detours::Detours;
 use super::folding::Nets;
 use super::form::Form;
 use super::plans::Plans;
+use super::prefetch::Prefetch;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
 use super::store::{MOVE_PROGRESS, MOVE_PROGRESS_TYPES, place_sql};
@@ -85,6 +86,8 @@ pub(super) struct Applier {
     pub(super) commit: Option<Commit>,
     /// Whether other sessions move the record too.
     pub(super) is_shared: bool,
+    /// Where rows that are changed together are read ahead.
+    pub(super) prefetch: Option<Prefetch>,
 }
 
 impl Applier {
@@ -102,6 +105,7 @@ impl Applier {
             rows: 0,
             commit: None,
             is_shared: false,
+            prefetch: None,
         })
     }
 

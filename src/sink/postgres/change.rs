@@ -11,6 +11,7 @@ use crate::wire::{ServerError, WireError};
 
 use super::super::{Batch, ChangePlace, Receipt, SinkError};
 use super::legible::legible;
+use super::prefetch::Ticket;
 use super::statements::rows_touched;
 use super::target::{RowSearch, Target};
 
@@ -95,8 +96,8 @@ pub(super) enum Purpose {
     Query,
     /// A row change or a TRUNCATE.
     Change(Change),
-    /// Rows of this table, many at once.
-    Set(Arc<Target>),
+    /// Rows of this table, many at once; while it is under way they may be read ahead.
+    Set(Arc<Target>, Option<Ticket>),
     /// The compare-and-set of the progress row.
     Progress,
     /// The Sync that commits the batch.
@@ -114,11 +115,16 @@ pub(super) struct Sent {
 }
 
 impl Purpose {
+    /// Whether somebody wants to know soon that it is done.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self, Purpose::Set(_, Some(_)))
+    }
+
     /// Bytes it keeps alive.
     pub(super) fn size_bytes(&self) -> usize {
         match self {
             Purpose::Change(change) => change.payload.len(),
-            Purpose::Query | Purpose::Set(_) | Purpose::Progress | Purpose::Commit(_) => 0,
+            Purpose::Query | Purpose::Set(..) | Purpose::Progress | Purpose::Commit(_) => 0,
         }
     }
 }

@@ -20,7 +20,7 @@ const IDLE_SHARE: u32 = 1000;
 
 /// What was seen, shared between who applies and who looks.
 #[derive(Clone, Debug, Default)]
-pub struct Drift(Arc<Shared>);
+pub(super) struct Drift(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -75,7 +75,7 @@ impl Drift {
     }
 
     /// Looks at the tables, if it is time.
-    pub async fn look(&self, connection: &mut Connection) -> Result<(), SinkError> {
+    pub(super) async fn look(&self, connection: &mut Connection) -> Result<(), SinkError> {
         let began = Instant::now();
         let Some(asked) = self.ask(began) else { return Ok(()) };
         let results = connection.simple_query(&fingerprint_query(asked.values().map(|(name, _)| name))).await;

@@ -135,7 +135,7 @@ impl Applier {
             ApplyError::Unprovable(target, reason) => (Some(target), "unprovable", *reason),
             ApplyError::Failure(failure) => {
                 let target = match &failure.purpose {
-                    Some(Purpose::Set(target)) => Some(target),
+                    Some(Purpose::Set(target, _)) => Some(target),
                     Some(Purpose::Change(change)) => Some(&change.target),
                     _ => None,
                 };

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::config::{ServerUrl, TableSet};
-use crate::model::{Lsn, PipelineName, QualifiedName};
+use crate::model::{Lsn, PipelineName, Prefetching, QualifiedName};
 use crate::schema::binary::BinaryTypes;
 
 /// Which relations of the stream are applied.
@@ -45,6 +45,10 @@ pub struct Opening {
     pub apply_depth: usize,
     /// Connections that apply.
     pub apply_connections: usize,
+    /// Sessions that read pages ahead of those, …
+    pub prefetch_connections: usize,
+    /// … and where it is told whether they do.
+    pub prefetching: Prefetching,
     /// The types of a stream of binary values; `None` for one of text.
     pub binary: Option<BinaryTypes>,
 }

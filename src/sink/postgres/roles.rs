@@ -1,7 +1,7 @@
 //! The sessions that a stream has on the standby, by what they are called, the origins that tag their work, and how many of both
 //! there are at most: the one list. Opens nothing.
 
-use crate::config::{APPLY_CONNECTIONS_LIMIT, PostgresSink};
+use crate::config::{APPLY_CONNECTIONS_LIMIT, PREFETCH_CONNECTIONS_LIMIT, PostgresSink};
 use crate::model::PipelineName;
 
 /// What the first session is called that applies.
@@ -17,6 +17,10 @@ pub(super) const AHEAD_ROLE: &str = "ahead";
 pub(super) const BESIDE_ROLES: [&str; APPLY_CONNECTIONS_LIMIT - 1] =
     ["apply2", "apply3", "apply4", "apply5", "apply6", "apply7", "apply8"];
 
+/// What the sessions are called that read pages ahead of those that apply.
+pub(super) const PREFETCH_ROLES: [&str; PREFETCH_CONNECTIONS_LIMIT] =
+    ["prefetch1", "prefetch2", "prefetch3", "prefetch4", "prefetch5", "prefetch6", "prefetch7", "prefetch8"];
+
 /// The sessions that apply batches in their turn.
 pub fn applying_roles() -> impl Iterator<Item = &'static str> {
     std::iter::once(APPLY_ROLE).chain(BESIDE_ROLES)
@@ -24,7 +28,7 @@ pub fn applying_roles() -> impl Iterator<Item = &'static str> {
 
 /// All sessions of a stream.
 pub fn streaming_roles() -> impl Iterator<Item = &'static str> {
-    applying_roles().chain([FLUSH_ROLE, AHEAD_ROLE])
+    applying_roles().chain([FLUSH_ROLE, AHEAD_ROLE]).chain(PREFETCH_ROLES)
 }
 
 /// How many of something are needed.
@@ -38,7 +42,8 @@ pub struct Need {
 
 /// The sessions of a stream: without the others the first one does all.
 pub fn sessions_needed(sink: &PostgresSink) -> Need {
-    Need { least: [APPLY_ROLE].len(), most: sink.apply_connections + [FLUSH_ROLE, AHEAD_ROLE].len() }
+    let others = [FLUSH_ROLE, AHEAD_ROLE].len() + sink.prefetch_connections;
+    Need { least: [APPLY_ROLE].len(), most: sink.apply_connections + others }
 }
 
 /// The origins of a stream: only the one of what is written ahead is not missed.

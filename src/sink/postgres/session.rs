@@ -105,6 +105,24 @@ impl Pipelined {
         values: impl Iterator<Item = Value<'a>> + Clone,
         purpose: Purpose,
     ) -> Result<(), WireError> {
+        self.put(name, values, purpose)?;
+        self.ask_if_awaited();
+        Ok(())
+    }
+
+    /// The server answers what somebody waits for without waiting for the Sync.
+    fn ask_if_awaited(&mut self) {
+        if self.in_flight.back().is_some_and(Purpose::is_awaited) {
+            frontend::flush(self.connection.outgoing());
+        }
+    }
+
+    fn put<'a>(
+        &mut self,
+        name: &str,
+        values: impl Iterator<Item = Value<'a>> + Clone,
+        purpose: Purpose,
+    ) -> Result<(), WireError> {
         self.is_open = true;
         let outgoing = self.connection.outgoing();
         bind(name, values, outgoing)?;
@@ -117,7 +135,7 @@ impl Pipelined {
     /// Runs a prepared `COPY … FROM STDIN`; its rows follow with `copy_data`. Nobody waits for the server's consent: what it
     /// does not want it discards up to the next Sync.
     pub(super) fn begin_copy(&mut self, name: &str, purpose: Purpose) -> Result<(), WireError> {
-        self.execute(name, std::iter::empty(), purpose)?;
+        self.put(name, std::iter::empty(), purpose)?;
         self.is_copying = true;
         Ok(())
     }
@@ -142,6 +160,7 @@ impl Pipelined {
     pub(super) fn end_copy(&mut self) {
         frontend::copy_done(self.connection.outgoing());
         self.is_copying = false;
+        self.ask_if_awaited();
     }
 
     /// After an error: undoes everything that is not answered, whatever state it is in. What was sent behind a batch that
@@ -358,7 +377,7 @@ impl Pipelined {
 }
 
 /// A Bind of the unnamed portal: format codes only where a value is binary, results as text.
-fn bind<'a>(
+pub(super) fn bind<'a>(
     statement: &str,
     values: impl Iterator<Item = Value<'a>> + Clone,
     out: &mut BytesMut,

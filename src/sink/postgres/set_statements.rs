@@ -76,6 +76,16 @@ pub(super) fn set_statement(target: &Target, form: &SetForm) -> Statement {
     Statement { sql, types: set.types() }
 }
 
+/// Looks for rows by their keys, and changes nothing.
+pub(super) fn touch_statement(target: &Target) -> Statement {
+    let form = SetForm { operation: SetOperation::Delete, ..SetForm::default() };
+    let set = Set { target, form: &form, key: key_columns(target) };
+    let mut types = Vec::new();
+    set.old().types(&mut types);
+    let (rows, table) = (set.rows(), target.shape.sql_only());
+    Statement { sql: format!("SELECT pg_catalog.count(*) FROM {rows}, {table} AS t WHERE {}", set.found()), types }
+}
+
 struct Set<'a> {
     target: &'a Target,
     form: &'a SetForm,
@@ -296,6 +306,8 @@ mod tests {
             "FROM (SELECT (SELECT pg_catalog.count(*) FROM z) AS found) c"
         );
         check(&keyed, Delete, &[], &[], delete, &[1007, 20]);
+        let touch = r#"SELECT pg_catalog.count(*) FROM unnest($1) AS u(o0), ONLY "public"."t" AS t WHERE t."a" OPERATOR("pg_catalog".=) u.o0"#;
+        assert_eq!(touch_statement(&keyed), Statement { sql: touch.to_owned(), types: vec![1007] });
         let update = concat!(
             r#"WITH z AS (UPDATE ONLY "public"."t" AS t SET "b"=u.n1,"c"=CASE WHEN u.k2 THEN t."c" ELSE u.n2::integer[] END "#,
             r#"FROM unnest($1,$2,$3,$4) AS u(o0,n1,n2,k2) WHERE t."a" OPERATOR("pg_catalog".=) u.o0 RETURNING 1) "#,

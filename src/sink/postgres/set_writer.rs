@@ -12,7 +12,9 @@ use super::change::{ApplyError, Purpose};
 use super::columns::{Columns, key_columns};
 use super::folding::{Folded, Nets, Work};
 use super::form::Operation;
+use super::prefetch::Ticket;
 use super::set_statements::{SetForm, SetOperation};
+use super::touch::Keys;
 
 /// Rows of one statement.
 const SET_ROWS: usize = 5000;
@@ -84,12 +86,16 @@ impl Applier {
     }
 
     async fn deletes(&mut self, work: &Work<'_, '_>) -> Result<(), ApplyError> {
-        for rows in work.effect.deletes.chunks(SET_ROWS) {
+        let rows = &work.effect.deletes;
+        let each = self.touched_rows(work, rows.len()).unwrap_or(SET_ROWS);
+        let mut tickets = self.touch(work, rows, each, Keys::Old);
+        for rows in rows.chunks(each) {
+            let ticket = tickets.next();
             match rows {
                 [row] => self.one(work, *row, Operation::Delete)?,
                 _ => {
                     let form = SetForm { operation: SetOperation::Delete, ..SetForm::default() };
-                    self.set(work, rows, &form)?;
+                    self.set(work, rows, &form, ticket)?;
                 }
             }
             self.session.write_if_full().await?;
@@ -109,15 +115,19 @@ impl Applier {
                 sent.look(&values);
             }
             let operation = if work.target.touchy.is_empty() { SetOperation::Move } else { SetOperation::Carry };
-            self.set(work, &work.carried, &set_form(work, operation, &sent))?;
+            let ticket = self.touch(work, &work.carried, work.carried.len(), Keys::Old).next();
+            self.set(work, &work.carried, &set_form(work, operation, &sent), ticket)?;
             self.session.write_if_full().await?;
         }
         for row in &work.effect.moves {
             self.one(work, *row, Operation::Update)?;
         }
         let mut large = Vec::new();
-        for rows in work.effect.updates.chunks(SET_ROWS) {
-            self.update_set(work, rows, &mut large)?;
+        let rows = &work.effect.updates;
+        let each = self.touched_rows(work, rows.len()).unwrap_or(SET_ROWS);
+        let mut tickets = self.touch(work, rows, each, Keys::Old);
+        for rows in rows.chunks(each) {
+            self.update_set(work, rows, &mut large, tickets.next())?;
             self.session.write_if_full().await?;
         }
         for row in large {
@@ -127,7 +137,13 @@ impl Applier {
         Ok(())
     }
 
-    fn update_set(&mut self, work: &Work<'_, '_>, rows: &[u32], large: &mut Vec<u32>) -> Result<(), ApplyError> {
+    fn update_set(
+        &mut self,
+        work: &Work<'_, '_>,
+        rows: &[u32],
+        large: &mut Vec<u32>,
+        ticket: Option<Ticket>,
+    ) -> Result<(), ApplyError> {
         if let [row] = rows {
             return self.one(work, *row, Operation::Update);
         }
@@ -141,7 +157,7 @@ impl Applier {
         if kept.is_empty() {
             return Ok(());
         }
-        self.set(work, &kept, &set_form(work, SetOperation::Update, &sent))
+        self.set(work, &kept, &set_form(work, SetOperation::Update, &sent), ticket)
     }
 
     async fn inserts(&mut self, work: &Work<'_, '_>) -> Result<(), ApplyError> {
@@ -161,10 +177,12 @@ impl Applier {
         // Values of both forms cannot stand in one COPY.
         if !(sent.has_text && sent.has_binary) && (rows.len() >= COPY_ROWS || sent.size_bytes > COPY_BYTES) {
             let operation = if sent.has_binary { SetOperation::CopyBinary } else { SetOperation::Copy };
-            return self.copy(work, rows, &set_form(work, operation, &sent)).await;
+            return self.copies(work, rows, &set_form(work, operation, &sent)).await;
         }
-        for rows in rows.chunks(SET_ROWS) {
-            self.set(work, rows, &set_form(work, SetOperation::Insert, &sent))?;
+        let each = self.touched_rows(work, rows.len()).unwrap_or(SET_ROWS);
+        let mut tickets = self.touch(work, rows, each, Keys::New);
+        for rows in rows.chunks(each) {
+            self.set(work, rows, &set_form(work, SetOperation::Insert, &sent), tickets.next())?;
             self.session.write_if_full().await?;
         }
         Ok(())
@@ -178,7 +196,13 @@ impl Applier {
     }
 
     /// Puts one statement for these rows into the pipeline.
-    fn set(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
+    fn set(
+        &mut self,
+        work: &Work<'_, '_>,
+        rows: &[u32],
+        form: &SetForm,
+        ticket: Option<Ticket>,
+    ) -> Result<(), ApplyError> {
         let target = &work.target;
         let plan = self.plans.get_set(&mut self.session, target, form)?;
         let key = if form.is_counted() { key_columns(target) } else { Vec::new() };
@@ -209,7 +233,7 @@ impl Applier {
             }
         }
         let expected = form.is_counted().then_some(rows.len());
-        self.execute_set(&plan.name, work, &[&old_columns, &new_columns], count, expected)
+        self.execute_set(&plan.name, work, &[&old_columns, &new_columns], count, (expected, ticket))
     }
 
     /// Puts a statement with the first `count` arrays into the pipeline; `groups` are what the first of them hold.
@@ -219,7 +243,7 @@ impl Applier {
         work: &Work<'_, '_>,
         groups: &[&Columns<'_>],
         count: usize,
-        expected: Option<usize>,
+        (expected, ticket): (Option<usize>, Option<Ticket>),
     ) -> Result<(), ApplyError> {
         let expected = expected.map(|rows| (rows as i64).to_be_bytes());
         let mut parameters: Vec<Value<'_>> = self.arrays[..count].iter_mut().map(ArrayParameter::finish).collect();
@@ -231,17 +255,33 @@ impl Applier {
             rest = &rest[columns.count()..];
         }
         parameters.extend(expected.as_ref().map(|bytes| Value::Binary(bytes)));
-        let purpose = Purpose::Set(Arc::clone(&work.target));
+        let purpose = Purpose::Set(Arc::clone(&work.target), ticket);
         Ok(self.session.execute(name, parameters.iter().copied(), purpose)?)
     }
 
-    async fn copy(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
+    /// One COPY, or several where they are to follow what is read ahead of them.
+    async fn copies(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
+        let each = self.touched_rows(work, rows.len()).unwrap_or(rows.len());
+        let mut tickets = self.touch(work, rows, each, Keys::New);
+        for rows in rows.chunks(each) {
+            self.copy(work, rows, form, tickets.next()).await?;
+        }
+        Ok(())
+    }
+
+    async fn copy(
+        &mut self,
+        work: &Work<'_, '_>,
+        rows: &[u32],
+        form: &SetForm,
+        ticket: Option<Ticket>,
+    ) -> Result<(), ApplyError> {
         let is_binary = form.operation == SetOperation::CopyBinary;
         if is_binary && work.target.takes_binary.contains(&false) {
             return Err(work.unprovable("a binary value may mean another one here"));
         }
         let plan = self.plans.get_set(&mut self.session, &work.target, form)?;
-        self.session.begin_copy(&plan.name, Purpose::Set(Arc::clone(&work.target)))?;
+        self.session.begin_copy(&plan.name, Purpose::Set(Arc::clone(&work.target), ticket))?;
         let mut values = Vec::new();
         let mut rows = rows.iter().peekable();
         let mut before = if is_binary { COPY_BINARY_HEADER } else { b"" };
@@ -294,7 +334,7 @@ impl Applier {
         }
         let plan = self.plans.get(&mut self.session, target, &self.form)?;
         let set = plan.form.set.iter().map(|at| new[usize::from(*at)]);
-        Ok(self.session.execute(&plan.name, set.chain(old.iter().copied()), Purpose::Set(Arc::clone(target)))?)
+        Ok(self.session.execute(&plan.name, set.chain(old.iter().copied()), Purpose::Set(Arc::clone(target), None))?)
     }
 }
 

@@ -33,6 +33,6 @@ impl Applier {
         let name = target.shape.qualified_name().sql();
         self.session.parse("", SAME_COLUMNS, SAME_COLUMNS_TYPES)?;
         let values = [Value::Text(name.as_bytes()), names.finish(), types.finish()];
-        Ok(self.session.execute("", values.into_iter(), Purpose::Set(Arc::clone(target)))?)
+        Ok(self.session.execute("", values.into_iter(), Purpose::Set(Arc::clone(target), None))?)
     }
 }

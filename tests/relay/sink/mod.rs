@@ -7,6 +7,7 @@ mod flushing;
 mod guard;
 mod long_reader;
 mod plans;
+mod prefetch;
 mod random_schemas;
 mod rows;
 mod setwise;
@@ -17,7 +18,9 @@ use std::collections::{HashMap, VecDeque};
 use bytes::{BufMut, BytesMut};
 use walrelay::config::{APPLY_DEPTH, ServerUrl};
 use walrelay::decode::{Context, Message, decode};
-use walrelay::model::{Body, Fallbacks, Heartbeat, Lsn, PipelineName, Progress, QualifiedName, SlotName, Transaction};
+use walrelay::model::{
+    Body, Fallbacks, Heartbeat, Lsn, PipelineName, Prefetching, Progress, QualifiedName, SlotName, Transaction,
+};
 use walrelay::sink::postgres::{Opening, PostgresSink, TableFilter, open_session, store};
 use walrelay::sink::worker::{Outcome, Worker};
 use walrelay::sink::{AnySink, Batch, Commit, Receipt, SinkError};
@@ -46,6 +49,8 @@ pub struct Replay {
     skip_until: HashMap<QualifiedName, Lsn>,
     apply_depth: usize,
     apply_connections: usize,
+    prefetch_connections: usize,
+    prefetching: Prefetching,
     fallbacks: Fallbacks,
     _pair: Pair,
 }
@@ -78,6 +83,8 @@ impl Replay {
             skip_until: HashMap::new(),
             apply_depth: APPLY_DEPTH,
             apply_connections: 1,
+            prefetch_connections: 0,
+            prefetching: Prefetching::default(),
             fallbacks: Fallbacks::default(),
             _pair: pair,
         }
@@ -106,6 +113,8 @@ impl Replay {
             skip_until: self.skip_until.clone(),
             apply_depth: self.apply_depth,
             apply_connections: self.apply_connections,
+            prefetch_connections: self.prefetch_connections,
+            prefetching: self.prefetching.clone(),
             binary,
         };
         self.sink = PostgresSink::open(&self.standby_url, opening, Heartbeat::default()).await?;
