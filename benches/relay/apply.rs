@@ -103,11 +103,8 @@ pub async fn turn(backlog: &Backlog, plan: &Plan, peer: Peer) -> Drain {
 
 /// Every contestant of a workload in turns.
 pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &mut Report) {
-    let mut peers = vec![(Peer::Native, workload.native_rounds), (Peer::Relay, None)];
-    if workload.has_more_peers {
-        // Six times slower than the others: less of it tells as much.
-        peers.extend([(Peer::NativeDurable, Some(2)), (Peer::NativeTwo, None)]);
-    }
+    let mut peers = vec![(Peer::Native, workload.native_rounds), (workload.own, None)];
+    peers.extend_from_slice(workload.more_peers);
     let mut drains: Vec<Vec<Drain>> = vec![Vec::new(); peers.len()];
     let mut decoded_s = Vec::new();
     for round in 0..plan.rounds {
@@ -171,10 +168,9 @@ fn compare(workload: &Workload, drains: &[Vec<Drain>], report: &mut Report) {
     report.compare(comparison("sum of CPU", Kind::Share, cpu, native, "native", workload.aims.cpu));
     let walsender = |drain: &Drain| drain.walsender_s;
     report.compare(comparison("walsender CPU", Kind::Share, walsender, native, "native", None));
-    if let [_, _, durable, two] = drains {
-        let aim = workload.aims.durable_speed;
-        report.compare(comparison("wall", Kind::Speed, wall, durable, Peer::NativeDurable.title(), aim));
-        report.compare(comparison("wall", Kind::Speed, wall, two, Peer::NativeTwo.title(), None));
+    for ((peer, _), drains) in workload.more_peers.iter().zip(&drains[2..]) {
+        let aim = workload.aims.durable_speed.filter(|_| *peer == Peer::NativeDurable);
+        report.compare(comparison("wall", Kind::Speed, wall, drains, peer.title(), aim));
     }
     let peak = of(own, |drain| drain.peak_mb);
     report.compare(Comparison::absolute(workload.case, "peak resident set", "MB", peak, workload.aims.memory_mb));

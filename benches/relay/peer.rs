@@ -17,6 +17,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// How long a live batch gathers.
 const DELAY: &str = "batch_delay";
 
+/// How many sessions read ahead.
+const PREFETCH: &str = "prefetch_connections";
+
 /// A contestant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
@@ -24,6 +27,10 @@ pub enum Peer {
     Relay,
     /// walrelay with `batch_delay = 0`.
     RelayNoDelay,
+    /// walrelay with four sessions that read pages ahead.
+    RelayPrefetch,
+    /// walrelay without any.
+    RelayNoPrefetch,
     /// binary, streaming = parallel, `synchronous_commit = off`, as CREATE SUBSCRIPTION makes it.
     Native,
     /// The same with `synchronous_commit = on`: durable when it says so.
@@ -38,6 +45,8 @@ impl Peer {
         match self {
             Peer::Relay => "walrelay",
             Peer::RelayNoDelay => "walrelay, batch_delay = 0",
+            Peer::RelayPrefetch => "walrelay, prefetch_connections = 4",
+            Peer::RelayNoPrefetch => "walrelay, prefetch_connections = 0",
             Peer::Native => "native",
             Peer::NativeDurable => "native, synchronous_commit = on",
             Peer::NativeTwo => "native, two subscriptions",
@@ -47,7 +56,7 @@ impl Peer {
     /// Slots and their publications. A slot, its subscription or pipeline, and its standby name are one word.
     pub fn links(self) -> &'static [(&'static str, &'static str)] {
         match self {
-            Peer::Relay | Peer::RelayNoDelay => &[("walrelay", "bench")],
+            Peer::Relay | Peer::RelayNoDelay | Peer::RelayPrefetch | Peer::RelayNoPrefetch => &[("walrelay", "bench")],
             Peer::Native => &[("native", "bench")],
             Peer::NativeDurable => &[("native_durable", "bench")],
             Peer::NativeTwo => &[("native_accounts", "bench_accounts"), ("native_rest", "bench_rest")],
@@ -60,7 +69,7 @@ impl Peer {
     }
 
     fn is_relay(self) -> bool {
-        matches!(self, Peer::Relay | Peer::RelayNoDelay)
+        matches!(self, Peer::Relay | Peer::RelayNoDelay | Peer::RelayPrefetch | Peer::RelayNoPrefetch)
     }
 }
 
@@ -120,9 +129,15 @@ fn place_of(key: &str) -> Option<Place> {
 fn config(pair: &Pair, plan: &Plan, origin: Origin<'_>, peer: Peer) -> String {
     let (name, publication) = peer.links()[0];
     let mut lines = [plan.lines.clone(), plan.sink_lines.clone()];
-    if peer == Peer::RelayNoDelay {
-        let place = place_of(DELAY).unwrap_or(Place::Pipeline);
-        lines[place as usize].push_str(&format!("\n{DELAY} = \"0ms\""));
+    let own = match peer {
+        Peer::RelayNoDelay => Some((DELAY, "\"0ms\"")),
+        Peer::RelayPrefetch => Some((PREFETCH, "4")),
+        Peer::RelayNoPrefetch => Some((PREFETCH, "0")),
+        _ => None,
+    };
+    if let Some((key, value)) = own {
+        let place = place_of(key).unwrap_or(Place::Pipeline);
+        lines[place as usize].push_str(&format!("\n{key} = {value}"));
     }
     let [lines, sink_lines] = lines;
     format!(
