@@ -2,7 +2,7 @@
 //! on. Knows only words.
 
 /// Debezium's name and what to write instead, or why nothing is needed.
-const DEBEZIUM: &[(&str, &str)] = &[
+pub(super) const DEBEZIUM: &[(&str, &str)] = &[
     ("topic.prefix", "topic_prefix"),
     ("database.server.name", "topic_prefix"),
     ("table.include.list", "tables of the [[pipeline]]"),

@@ -143,6 +143,18 @@ fn debezium_names_get_an_error_that_names_ours() {
     ] {
         check(&format!("{key} = \"x\""), &["pipeline.feed1.sink", ours]);
     }
+    for (name, ours) in super::kafka_refused::DEBEZIUM {
+        check(&format!("\"{name}\" = \"x\""), &["pipeline.feed1.sink", ours]);
+        let underscored = name.replace('.', "_");
+        let own = super::kafka_read::KAFKA_SINK;
+        if !own.contains(&underscored.as_str()) {
+            check(&format!("{underscored} = \"x\""), &["pipeline.feed1.sink", ours]);
+        }
+        let key = ours.split([' ', '.', ',']).next().unwrap_or_default();
+        let is_elsewhere =
+            ["nothing:", "[[pipeline", "[pipeline", "[primary]"].iter().any(|place| ours.contains(place));
+        assert!(own.contains(&key) || is_elsewhere, "{name}: there is no key {key}");
+    }
     for key in ["snapshot.mode", "\"slot.name\"", "table.include.list"] {
         let text = SMALLEST.replace("initial_copy = false", &format!("{key} = \"x\""));
         let error = read(Path::new("walrelay.toml"), &text, &Environment::default()).unwrap_err().to_string();

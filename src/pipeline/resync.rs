@@ -1,6 +1,7 @@
 //! `walrelay resync`: asks a feed to send tables again, by a mark in the progress topic, and wakes the daemon that runs it. Sends no
 //! event itself, and needs no way into the daemon: whoever may write the progress topic may ask.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -8,7 +9,9 @@ use tokio::time::{Instant, sleep};
 use crate::config::{Config, KafkaSink, Pipeline, Sink, TablePattern};
 use crate::model::{PipelineName, QualifiedName};
 use crate::sink::kafka::transport::{CopiedTable, Records, mark_copied, read_records};
-use crate::source::{Additions, SourceError, ensure_publication, lists_standby, slot_facts, synchronous_standby_names};
+use crate::source::{
+    Additions, SourceError, ensure_publication, lists_standby, partitioned_above, slot_facts, synchronous_standby_names,
+};
 use crate::wire::sql::{self, SqlClient};
 
 use super::PipelineError;
@@ -42,7 +45,7 @@ pub async fn resync(
     refuse_unready(&sql, pipeline, sink, &records).await?;
     let publication =
         ensure_publication(&sql, &pipeline.publication_name(), false, &pipeline.tables, Additions::Later).await?;
-    let wanted = matching(name, &publication.tables, patterns)?;
+    let wanted = matching(name, &publication.tables, &partitioned_above(&sql).await?, patterns)?;
     let copied = |table: &QualifiedName| records.copied.get(table).copied();
     let of = |is_it: &dyn Fn(CopiedTable) -> bool| -> Vec<QualifiedName> {
         wanted.iter().filter(|table| copied(table).is_some_and(is_it)).cloned().collect()
@@ -106,21 +109,25 @@ async fn refuse_unready(
     Ok(())
 }
 
-/// The published tables that match; each pattern must match one.
+/// The published tables that match, or a partitioned table above them does; each pattern must match one.
 fn matching(
     name: &PipelineName,
     published: &[QualifiedName],
+    above: &BTreeMap<QualifiedName, Vec<QualifiedName>>,
     patterns: &[TablePattern],
 ) -> Result<Vec<QualifiedName>, PipelineError> {
+    let is_meant = |pattern: &TablePattern, table: &QualifiedName| {
+        pattern.matches(table) || above.get(table).is_some_and(|above| above.iter().any(|it| pattern.matches(it)))
+    };
     for pattern in patterns {
-        if !published.iter().any(|table| pattern.matches(table)) {
+        if !published.iter().any(|table| is_meant(pattern, table)) {
             return Err(PipelineError::Refused(format!(
                 "no table of \"{name}\" matches \"{pattern}\"; its publication has {}",
                 if published.is_empty() { "none".to_owned() } else { listed(published) }
             )));
         }
     }
-    let is_wanted = |table: &&QualifiedName| patterns.iter().any(|pattern| pattern.matches(table));
+    let is_wanted = |table: &&QualifiedName| patterns.iter().any(|pattern| is_meant(pattern, table));
     Ok(published.iter().filter(is_wanted).cloned().collect())
 }
 
@@ -155,10 +162,16 @@ mod tests {
         let (name, table) = (PipelineName::new("a").unwrap(), |name: &str| QualifiedName::new("public", name));
         let published = [table("orders"), table("order_items"), table("users")];
         let pattern = |text: &str| TablePattern::new(text).unwrap();
-        let found = matching(&name, &published, &[pattern("public.order*"), pattern("public.orders")]).unwrap();
-        assert_eq!(found, [table("orders"), table("order_items")]);
-        let error =
-            matching(&name, &published, &[pattern("public.orders"), pattern("sales.*")]).unwrap_err().to_string();
+        // `users` is a partition of `people`, which itself is one of `all`.
+        let above = [(table("users"), vec![table("people"), table("all")])].into();
+        let found = |patterns: &[&str]| {
+            let patterns: Vec<TablePattern> = patterns.iter().map(|text| pattern(text)).collect();
+            matching(&name, &published, &above, &patterns).map_err(|error| error.to_string())
+        };
+        assert_eq!(found(&["public.order*", "public.orders"]).unwrap(), [table("orders"), table("order_items")]);
+        assert_eq!(found(&["public.people"]).unwrap(), [table("users")]);
+        assert_eq!(found(&["public.all", "public.orders"]).unwrap(), [table("orders"), table("users")]);
+        let error = found(&["public.orders", "sales.*"]).unwrap_err();
         assert!(error.contains("no table of \"a\" matches \"sales.*\"; its publication has public.orders"), "{error}");
     }
 }

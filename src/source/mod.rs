@@ -21,4 +21,4 @@ pub use receive::ReceivePolicy;
 pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};
 pub use standby_names::{lists_standby, synchronous_standby_names};
 pub use stream::{Stream, StreamOptions};
-pub use tables::{PublishableTable, publishable_tables, published_tables};
+pub use tables::{PublishableTable, partitioned_above, publishable_tables, published_tables};

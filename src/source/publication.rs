@@ -11,7 +11,7 @@ use crate::model::QualifiedName;
 use crate::wire::sql::SqlClient;
 
 use super::SourceError;
-use super::tables::{PublishableTable, leaves, publishable_tables, published_tables};
+use super::tables::{PublishableTable, leaves, partitioned_above, publishable_tables, published_tables};
 
 /// The publication a pipeline reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -266,16 +266,9 @@ fn refused_for_rights(context: &str, why: &str, command: &str) -> SourceError {
 }
 
 async fn partitions_of_wanted(sql: &SqlClient, tables: &TableSet) -> Result<BTreeSet<QualifiedName>, SourceError> {
-    // pg_partition_tree would lock every partition.
-    let query = "SELECT rn.nspname::text, r.relname::text, pn.nspname::text, p.relname::text \
-                 FROM pg_catalog.pg_class p JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace \
-                 CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(p.oid) a JOIN pg_catalog.pg_class r ON r.oid = a.relid \
-                 JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace WHERE p.relispartition AND a.relid <> p.oid";
-    let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the primary's partitions"))?;
-    let name = |row: &tokio_postgres::Row, at: usize| {
-        QualifiedName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1))
-    };
-    Ok(rows.iter().filter(|row| tables.contains(&name(row, 0))).map(|row| name(row, 2)).collect())
+    let above = partitioned_above(sql).await?;
+    let is_wanted = |ancestors: &[QualifiedName]| ancestors.iter().any(|ancestor| tables.contains(ancestor));
+    Ok(above.into_iter().filter(|(_, ancestors)| is_wanted(ancestors)).map(|(partition, _)| partition).collect())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Which tables of the primary can be published, and which a publication publishes.
 
+use std::collections::BTreeMap;
+
 use crate::config::TableSet;
 use crate::model::QualifiedName;
 use crate::wire::sql::SqlClient;
@@ -59,6 +61,24 @@ pub(super) async fn leaves(sql: &SqlClient, tables: &[&PublishableTable]) -> Res
                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r' ORDER BY 1, 2";
     let rows = sql.query(query, &[&schemas, &names]).await.map_err(SourceError::sql("listing partitions"))?;
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+}
+
+/// The partitioned tables above each partition.
+pub async fn partitioned_above(sql: &SqlClient) -> Result<BTreeMap<QualifiedName, Vec<QualifiedName>>, SourceError> {
+    // pg_partition_tree would lock every partition.
+    let query = "SELECT rn.nspname::text, r.relname::text, pn.nspname::text, p.relname::text \
+                 FROM pg_catalog.pg_class p JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace \
+                 CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(p.oid) a JOIN pg_catalog.pg_class r ON r.oid = a.relid \
+                 JOIN pg_catalog.pg_namespace rn ON rn.oid = r.relnamespace WHERE p.relispartition AND a.relid <> p.oid";
+    let rows = sql.query(query, &[]).await.map_err(SourceError::sql("listing the primary's partitions"))?;
+    let name = |row: &tokio_postgres::Row, at: usize| {
+        QualifiedName::new(row.get::<_, String>(at), row.get::<_, String>(at + 1))
+    };
+    let mut above: BTreeMap<QualifiedName, Vec<QualifiedName>> = BTreeMap::new();
+    for row in &rows {
+        above.entry(name(row, 2)).or_default().push(name(row, 0));
+    }
+    Ok(above)
 }
 
 /// The names under which the publication publishes changes: partitions, unless it publishes through the root.

@@ -29,6 +29,9 @@ async fn a_feed_counts_what_consumers_should_know_of() {
     counts(&relay, json!({"records": 4, "lossy_values": 2, "dead_letters": 1, "skipped_truncates": 0})).await;
     feed.on_primary("TRUNCATE odd").await;
     counts(&relay, json!({"records": 4, "lossy_values": 2, "dead_letters": 1, "skipped_truncates": 1})).await;
+    let log = relay.log();
+    let said = log.lines().find(|line| line.contains("a TRUNCATE made no event")).unwrap_or_default();
+    assert!(said.contains("public.odd") && said.contains("lsn"), "{said:?}");
     let (_, metrics) = relay.get("/metrics").await;
     for line in [
         "feed_records_total",

@@ -11,12 +11,12 @@ const SINK: &str = "on_large_transaction = \"split\"\ntransaction_topic = true\n
                     create_topics = { partitions = 1, replication_factor = 1 }";
 
 /// The newest progress record.
-async fn progress(feed: &Feed) -> Value {
+pub(super) async fn progress(feed: &Feed) -> Value {
     feed.progress().await.into_iter().find(|(key, _)| key == "walrelay.shop.feed1").unwrap().1
 }
 
 /// Waits until a part is committed that ends behind so many changes.
-async fn is_inside(feed: &Feed, rows: u64) -> Value {
+pub(super) async fn is_inside(feed: &Feed, rows: u64) -> Value {
     eventually(&format!("a part that ends behind {rows} changes"), || async {
         let record = progress(feed).await;
         record["inside"]["rows"].as_u64().is_some_and(|found| found > rows).then_some(record)

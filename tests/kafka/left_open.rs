@@ -1,12 +1,12 @@
-//! What a killed relay left open in Kafka: its successor settles it at once instead of waiting for its time-out, and publishes
-//! nothing of it.
+//! Producers of one transactional id: what a killed relay left open in Kafka is settled by its successor at once instead of at its
+//! time-out, and published in no part; one that somebody fences off begins again.
 
 use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
-use super::harness::{Feed, PATIENCE, streams};
+use super::harness::{Feed, PATIENCE, eventually, streams};
 
 /// A transaction of this id that holds a record of the progress topic, and is never ended.
 fn leave_open(address: &str, id: &str) -> ThreadedProducer<DefaultProducerContext> {
@@ -37,4 +37,37 @@ async fn a_transaction_left_open_by_a_killed_relay_does_not_hold_up_its_successo
     assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
     let progress = feed.reader().read_one("walrelay.progress").await;
     assert!(progress.iter().all(|record| record.key_text() != "left open"), "{progress:?}");
+}
+
+/// Somebody takes the transactional id over, and goes away.
+fn fence_off(address: &str) {
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", address).set("transactional.id", "walrelay.shop.feed1");
+    let producer: ThreadedProducer<DefaultProducerContext> = settings.create().unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_is_fenced_off_begins_again_and_sends_nothing_twice() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE t (id int PRIMARY KEY)").await;
+    let relay = feed.relay("").await;
+    let rows = 3_000;
+    let writing = feed.in_background(&format!(
+        "DO $$ BEGIN FOR i IN 1..{rows} LOOP INSERT INTO t VALUES (i); COMMIT; PERFORM pg_sleep(0.002); END LOOP; END $$"
+    ));
+    for round in 1..=3 {
+        let address = feed.broker.address();
+        tokio::task::spawn_blocking(move || fence_off(&address)).await.unwrap();
+        eventually(&format!("it was fenced off {round} times, log:\n{}", relay.log()), || async {
+            (relay.log().matches("fenced").count() >= round).then_some(())
+        })
+        .await;
+        streams(&relay).await;
+    }
+    writing.await.unwrap();
+    feed.caught_up().await;
+    let records = feed.reader().read_one("shop.public.t").await;
+    let ids: Vec<u64> = records.iter().map(|record| record.key_json()["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, (1..=rows).collect::<Vec<_>>());
 }

@@ -55,7 +55,7 @@ async fn at_least_once_loses_nothing_and_the_delivery_can_be_switched_in_place()
 }
 
 /// What `/proc` says of a process's peak, in KiB.
-fn peak_kib(process_id: u32) -> u64 {
+pub(super) fn peak_kib(process_id: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap();
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
     peak.split_whitespace().nth(1).unwrap().parse().unwrap()

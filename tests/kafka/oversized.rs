@@ -51,3 +51,43 @@ async fn an_oversized_record_stops_the_feed_or_goes_to_the_dead_letters_with_its
     assert!(letter["bytes"].as_u64().unwrap() > 20_000 && letter["xid"].as_u64().is_some(), "{letter}");
     assert!(letter["reason"].is_string() && letter["lsn"].is_string(), "{letter}");
 }
+
+/// The feed has read what the topic takes when it began: what changes since, the broker says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_less_than_it_did_when_the_feed_began() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE docs (id int PRIMARY KEY, doc text)").await;
+    feed.create_topic(TOPIC, 1, &[("max.message.bytes", "100000")]).await;
+    let mut relay = feed.relay("").await;
+    let mut sent = 0;
+    for delivery in ["exactly_once", "at_least_once"] {
+        assert!(relay.stop().await.success());
+        relay.rewrite_config(&feed.config("initial_copy = false", &format!("delivery = \"{delivery}\"")));
+        relay.start_again().await;
+        streams(&relay).await;
+        feed.on_primary(&format!("INSERT INTO docs VALUES ({}, 'small')", sent + 1)).await;
+        feed.caught_up().await;
+        feed.set_topic(TOPIC, &[("max.message.bytes", "10000")]).await;
+        // Too much for one batch of its records, and not for any of them: it goes on by itself.
+        let rows = format!("SELECT {sent} + g, repeat('x', 500) FROM generate_series(2, 200) g");
+        feed.on_primary(&format!("INSERT INTO docs {rows}")).await;
+        streams(&relay).await;
+        feed.caught_up().await;
+        feed.set_topic(TOPIC, &[("max.message.bytes", "100000")]).await;
+        assert!(relay.stop().await.success());
+        relay.start_again().await;
+        streams(&relay).await;
+        feed.set_topic(TOPIC, &[("max.message.bytes", "10000")]).await;
+        feed.on_primary(&format!("INSERT INTO docs VALUES ({}, ({LARGE_ROW}))", sent + 201)).await;
+        fails_with(&relay, &[TOPIC, "max.message.bytes = 10000", "on_oversized"]).await;
+        feed.set_topic(TOPIC, &[("max.message.bytes", "100000")]).await;
+        relay.signal(libc::SIGHUP);
+        streams(&relay).await;
+        feed.caught_up().await;
+        sent += 201;
+        let mut found = ids(&feed.reader().read_one(TOPIC).await);
+        assert!(delivery == "at_least_once" || found.len() == sent, "{delivery}: {} events", found.len());
+        found.dedup();
+        assert_eq!(found, (1..=sent as i64).collect::<Vec<_>>(), "{delivery}");
+    }
+}

@@ -10,7 +10,7 @@ use super::harness::{ACCOUNTS, Feed, LOAD_TABLES, Load, Record, Relay, Tables, e
 const SINK: &str = "create_topics = { partitions = 2, replication_factor = 1 }";
 
 /// Runs the verb with this configuration; nobody else may write the file meanwhile.
-async fn resync(config: &str, arguments: &[&str]) -> Output {
+pub(super) async fn resync(config: &str, arguments: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("walrelay.toml");
     std::fs::write(&path, config).unwrap();
@@ -19,21 +19,21 @@ async fn resync(config: &str, arguments: &[&str]) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub(super) fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn reads(records: &[Record]) -> usize {
+pub(super) fn reads(records: &[Record]) -> usize {
     records.iter().filter(|record| record.json()["op"] == "r").count()
 }
 
 /// The record of a table in the progress topic.
-async fn table_record(feed: &Feed, table: &str) -> Value {
+pub(super) async fn table_record(feed: &Feed, table: &str) -> Value {
     let key = format!(r#"["walrelay.shop.feed1","public","{table}"]"#);
     feed.progress().await.into_iter().find(|(other, _)| *other == key).map_or(Value::Null, |(_, value)| value)
 }
 
-async fn is_sent_again(feed: &Feed, relay: &Relay, table: &str, before: &str) {
+pub(super) async fn is_sent_again(feed: &Feed, relay: &Relay, table: &str, before: &str) {
     eventually(&format!("{table} is sent again, log:\n{}", relay.log()), || async {
         let record = table_record(feed, table).await;
         (record["resync"].is_null() && record["snapshot_lsn"].as_str()? != before).then_some(())

@@ -105,15 +105,20 @@ async fn tls_and_scram_carry_the_feed_and_what_is_refused_is_said() {
     streams(&relay).await;
     feed.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
     assert_eq!(keys(&feed).await, [r#"{"id":1}"#]);
-    // A right that is taken away stops the feed, and given back it goes on.
-    let denied = Acl { user: "User:walrelay", topic: TOPIC };
-    feed.deny_writing(denied).await;
-    feed.on_primary("INSERT INTO orders VALUES (2, 'x')").await;
-    fails_with(&relay, &[TOPIC, "uthorization"]).await;
-    feed.allow_writing(denied).await;
-    relay.signal(libc::SIGHUP);
-    streams(&relay).await;
-    assert_eq!(keys(&feed).await, [r#"{"id":1}"#, r#"{"id":2}"#]);
+    // A right that is taken away stops the feed, be it on the events or on its progress, and given back it goes on.
+    let mut expected = vec![r#"{"id":1}"#.to_owned()];
+    for (id, topic) in [(2, TOPIC), (3, "walrelay.progress")] {
+        let denied = Acl { user: "User:walrelay", topic };
+        feed.deny_writing(denied).await;
+        feed.on_primary(&format!("INSERT INTO orders VALUES ({id}, 'x')")).await;
+        fails_with(&relay, &[topic, "uthorization"]).await;
+        assert_eq!(feed.reader().read_one(TOPIC).await.len(), expected.len(), "{topic}: something is seen");
+        feed.allow_writing(denied).await;
+        relay.signal(libc::SIGHUP);
+        streams(&relay).await;
+        expected.push(format!("{{\"id\":{id}}}"));
+        assert_eq!(keys(&feed).await, expected);
+    }
     for secret in ["secret-word", "not-the-word"] {
         assert!(!relay.log().contains(secret), "a password is in the log");
     }

@@ -257,6 +257,11 @@ fn masks_cover_texts_and_refuse_what_they_cannot_cover() {
     let record = Session::new(&mask("hash"), b'd', &columns(), |_| {}).insert("1,x").remove(0);
     let found = record.json()["after"]["a"].as_str().unwrap().to_owned();
     assert!(found.len() == 64 && found.starts_with("2d711642b726b044"), "{found}");
+    let salt = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(salt.path(), "pepper\n").unwrap();
+    let salted = format!("{}\nsalt_file = \"{}\"", mask("hash"), salt.path().display());
+    let record = Session::new(&salted, b'd', &columns(), |_| {}).insert("1,x").remove(0);
+    assert_eq!(record.json()["after"]["a"], "232069a0ae43819cace8baa9e99d3047580fdbce23ae5d10ab92ed528e96b01d");
     let mut session =
         Session { encoder: encoder("shop", &mask("hash").replace(".a\"", ".id\"")), keeper: Keeper::default() };
     session.begin(1, 1);

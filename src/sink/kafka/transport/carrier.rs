@@ -110,7 +110,15 @@ impl Carrier {
         let events = self.producer.events();
         match events.failed_delivery() {
             Some((topic, fault)) => {
-                fault.while_doing(format!("a record for the topic \"{topic}\" was not delivered"), events.connection())
+                let context = format!("a record for the topic \"{topic}\" was not delivered");
+                let is_too_large = fault.code == Some(Code::MessageSizeTooLarge);
+                match is_too_large.then(|| self.topics.takes_less(&topic)).flatten() {
+                    Some((before, now)) => fault.that_passes(format!(
+                        "{context}: the topic takes less than when the feed began (max.message.bytes is {now}, was {before}), which begins \
+                         anew with that"
+                    )),
+                    None => fault.while_doing(context, events.connection()),
+                }
             }
             None => fault.while_doing(doing, events.connection()),
         }

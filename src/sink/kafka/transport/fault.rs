@@ -101,6 +101,11 @@ impl Fault {
         };
         SinkError::Kafka { context, source: Box::new(self), retry }
     }
+
+    /// The same where another attempt finds other circumstances.
+    pub(super) fn that_passes(self, context: String) -> SinkError {
+        SinkError::Kafka { context, source: Box::new(self), retry: Retry::Later }
+    }
 }
 
 #[cfg(test)]

@@ -94,8 +94,7 @@ impl Topics {
         for name in present {
             let (partitions, replicas) = found.get(name).copied().unwrap_or((1, 1));
             let settings = settings.remove(name).unwrap_or_default();
-            let record_bytes =
-                settings.get("max.message.bytes").and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_RECORD_BYTES);
+            let record_bytes = record_bytes(&settings).unwrap_or(DEFAULT_RECORD_BYTES);
             self.known.insert(name.clone(), TopicFacts { partitions, replicas, record_bytes, settings });
         }
         Ok(new.into_iter().filter(|name| !self.known.contains_key(name)).collect())
@@ -138,6 +137,13 @@ impl Topics {
             (_, None) => false,
         };
         names.iter().chain(&[all]).filter(is_gone).map(|name| (*name).to_owned()).collect()
+    }
+
+    /// Whether a topic takes less by now than it did when it was looked up: as it was told, and as it is.
+    pub(super) fn takes_less(&self, name: &String) -> Option<(usize, usize)> {
+        let before = self.known(name)?.record_bytes;
+        let now = record_bytes(self.settings_of(&[name]).ok()?.get(name)?)?;
+        (now < before).then_some((before, now))
     }
 
     /// Which of the known topics hold a record; only some are looked at.
@@ -282,6 +288,11 @@ impl Topics {
         }
         Ok(settings)
     }
+}
+
+/// `max.message.bytes`.
+fn record_bytes(settings: &HashMap<String, String>) -> Option<usize> {
+    settings.get("max.message.bytes").and_then(|text| text.parse().ok())
 }
 
 /// `the topic "a"`, `the topics "a", "b" and 3 more`.

@@ -1,0 +1,47 @@
+//! A broker that does not answer: the feed waits for it in bounded memory, the primary hears from the feed all the while, and once the
+//! broker is awake everything arrives once.
+
+use walrelay::throwaway::{BrokerOptions, Options};
+
+use super::harness::{Feed, eventually, value};
+use super::life::peak_kib;
+
+/// More than all queues together hold.
+const ROWS: u64 = 200_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_broker_holds_the_feed_up_but_not_its_status_messages() {
+    let feed = Feed::with(Options::default().with("wal_sender_timeout", "2s"), BrokerOptions::default()).await;
+    feed.on_primary("CREATE TABLE t (id bigint PRIMARY KEY, filler text)").await;
+    let relay = feed.relay_with("initial_copy = false\nmemory_limit = \"16MB\"", "").await;
+    feed.on_primary("INSERT INTO t VALUES (0, 'first')").await;
+    feed.caught_up().await;
+    let walsender = value(&feed.primary, "shop", "SELECT active_pid FROM pg_replication_slots").await;
+    let confirmed = feed.confirmed().await;
+    feed.broker.signal(libc::SIGSTOP);
+    let frozen_at = value(&feed.primary, "shop", "SELECT clock_timestamp()").await;
+    for batch in 0..ROWS / 1000 {
+        let (from, to) = (batch * 1000 + 1, batch * 1000 + 1000);
+        feed.on_primary(&format!("INSERT INTO t SELECT i, repeat('r', 300) FROM generate_series({from}, {to}) i"))
+            .await;
+    }
+    // Several times as long as a walsender waits for a word.
+    let heard = format!(
+        "SELECT bool_and(pid = {walsender} AND reply_time > '{frozen_at}'::timestamptz + interval '8 s') FROM pg_stat_replication"
+    );
+    eventually("the primary hears from the feed", || async {
+        (value(&feed.primary, "shop", &heard).await == "t").then_some(())
+    })
+    .await;
+    assert_eq!(feed.confirmed().await, confirmed, "confirmed what no broker has");
+    let report = relay.report("feed1").await.unwrap();
+    assert!(report["last_error"].is_null(), "{report}");
+    feed.broker.signal(libc::SIGCONT);
+    feed.caught_up().await;
+    let peak = peak_kib(relay.process_id());
+    println!("{ROWS} rows behind a frozen broker, peak {peak} KiB");
+    assert!(peak < 150 * 1024, "the relay grew to {peak} KiB");
+    let records = feed.reader().read_one("shop.public.t").await;
+    let ids: Vec<u64> = records.iter().map(|record| record.key_json()["id"].as_u64().unwrap()).collect();
+    assert!(ids.iter().copied().eq(0..=ROWS), "{} events", ids.len());
+}
