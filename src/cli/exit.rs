@@ -18,9 +18,9 @@ pub enum Exit {
     /// The command line is wrong (clap's own code).
     Usage,
     /// The configuration is wrong: as a text, then nothing was connected; or a server does not take role, password or database, or the
-    /// address to listen on is not to be had.
+    /// address to listen on is not this machine's.
     Configuration,
-    /// A server or the daemon cannot be reached.
+    /// A server or the daemon cannot be reached, or the address to listen on is taken.
     Unreachable,
     /// Refused for safety; the text says why and what to do. Also: `check` found an error.
     Refused,

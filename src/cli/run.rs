@@ -1,5 +1,6 @@
 //! `walrelay run`: the daemon.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -44,6 +45,8 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         Err(error) => {
             complain(&error);
             match error {
+                // Whoever has the address may be about to go: the service is started again.
+                DaemonError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => Exit::Unreachable,
                 DaemonError::Listen { .. } => Exit::Configuration,
                 DaemonError::System(_) => Exit::Internal,
             }
@@ -52,7 +55,7 @@ pub(super) fn run(args: &RunArgs) -> Exit {
 }
 
 /// Half of the processors: a worker that has something to do wakes another to look for more, and on a small machine that one takes
-/// the processor from the server that has just been given its work. A synchronous commit on two processors loses a fifth by it.
+/// the processor from the server that has just been given its work. A synchronous commit on two processors loses by it.
 fn worker_threads() -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     processors.div_ceil(2)

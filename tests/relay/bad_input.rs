@@ -88,7 +88,7 @@ fn an_address_that_is_taken_is_named() {
     let config = format!(
         "[primary]\n{url}\n[http]\nlisten = \"{address}\"\n[[pipeline]]\nname = \"a\"\n[pipeline.sink]\ntype = \"postgres\"\n{url}\n"
     );
-    check(&run_with(&config, "run"), 3, &[&address, "in use", "choose another address or port"]);
+    check(&run_with(&config, "run"), 4, &[&address, "in use", "choose another address or port"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
