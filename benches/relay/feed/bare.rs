@@ -52,6 +52,7 @@ fn producer(address: &str, transactional_id: &str) -> Producer {
         ("transactional.id", transactional_id),
         ("compression.type", "lz4"),
         ("batch.size", "1000000"),
+        ("linger.ms", "500"),
         ("queue.buffering.max.kbytes", "16384"),
         ("queue.buffering.max.messages", "100000"),
         ("message.max.bytes", "1000000000"),

@@ -27,6 +27,10 @@ const QUEUE_RECORDS_LIMIT: &str = "100000";
 const RECORD_LIMIT_BYTES: &str = "1000000000";
 /// `batch.size` unless a topic takes less.
 const BATCH_BYTES: usize = 1_000_000;
+/// `linger.ms`: records wait for a full batch, for each batch of ours ends with a flush, and a full queue is flushed too. The client
+/// has one batch of a partition on its way, and does nothing but ask the time while older records than this wait for the answer. Less
+/// than the least `transaction_timeout`.
+const LINGER_MS: &str = "500";
 /// Longest pause before a broker is tried again.
 const RECONNECT_MOST_MS: &str = "1000";
 
@@ -58,6 +62,9 @@ pub(super) fn producer_settings(
     let mut settings = settings(sink);
     if !sink.client.0.contains_key("batch.size") {
         settings.set("batch.size", batch_bytes.to_string());
+    }
+    if !["linger.ms", "queue.buffering.max.ms"].iter().any(|name| sink.client.0.contains_key(*name)) {
+        settings.set("linger.ms", LINGER_MS);
     }
     settings
         .set("enable.idempotence", "true")

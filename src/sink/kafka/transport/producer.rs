@@ -27,6 +27,14 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 pub(super) const STILL_LIMIT: Duration = Duration::from_secs(5);
 /// Pause while the client's queue is full: a broker takes some hundred records in it.
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
+/// While it stays full, so often what is no full batch goes out too: a little of each of many partitions.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
+/// So few records are left to the flush itself: some two batches.
+const FLUSHED_RECORDS: i32 = 3000;
+/// Pause between two looks at how many there are.
+const DRAIN_PAUSE: Duration = Duration::from_millis(4);
+/// Where they do not become fewer for so long, something is wrong that the flush will tell.
+const DRAIN_STILL_LIMIT: Duration = Duration::from_millis(100);
 
 /// Told to stop by whoever owns the thread.
 #[derive(Clone, Debug, Default)]
@@ -128,7 +136,7 @@ impl Producer {
         record: Outgoing<'_>,
         deadline: Option<Instant>,
     ) -> Result<(), Fault> {
-        let mut full_since = None;
+        let (mut full_since, mut pushed) = (None, None);
         loop {
             match self.produce_now(topic, record) {
                 Code::NoError => return Ok(()),
@@ -146,10 +154,38 @@ impl Producer {
                         return Err(Fault::from(Code::QueueFull));
                     }
                     std::thread::sleep(QUEUE_PAUSE);
+                    if pushed.get_or_insert_with(Instant::now).elapsed() > FULL_PAUSE {
+                        self.send_what_waits();
+                        pushed = None;
+                    }
                 }
                 code => return Err(Fault::from(code)),
             }
         }
+    }
+
+    /// Waits until little is left to send, before a flush. A client that flushes does nothing but ask the time while a batch of the
+    /// partition is on its way; so it is told to for a moment now and then, and full batches go by themselves.
+    fn drain(&self, deadline: Instant) {
+        // SAFETY: the client is alive.
+        let waiting = || unsafe { native::rd_kafka_outq_len(self.native()) };
+        let (mut left, mut fell) = (waiting(), Instant::now());
+        let may_wait = |fell: Instant| fell.elapsed() < DRAIN_STILL_LIMIT && Instant::now() < deadline;
+        while left > FLUSHED_RECORDS && may_wait(fell) && !self.halt.is_halted() {
+            self.send_what_waits();
+            std::thread::sleep(DRAIN_PAUSE);
+            let now = waiting();
+            if now < left {
+                fell = Instant::now();
+            }
+            left = now;
+        }
+    }
+
+    /// Has the client send batches that are not full, and waits for a moment.
+    fn send_what_waits(&self) {
+        // SAFETY: the client is alive. That more is left after so short a time is expected.
+        unsafe { native::rd_kafka_flush(self.native(), QUEUE_PAUSE.as_millis() as i32) };
     }
 
     fn produce_now(&self, topic: TopicHandle, record: Outgoing<'_>) -> Code {
@@ -207,8 +243,10 @@ impl Producer {
 
     /// Commits; on return the outcome is irrevocable.
     pub(super) fn commit(&self, limit: Duration) -> Result<(), Fault> {
+        let deadline = Instant::now() + limit;
+        self.drain(deadline);
         // SAFETY: as above.
-        self.in_slices(limit, |millis| unsafe {
+        self.in_slices(deadline.saturating_duration_since(Instant::now()), |millis| unsafe {
             Fault::taken(native::rd_kafka_commit_transaction(self.native(), millis))
         })
     }
@@ -223,6 +261,7 @@ impl Producer {
     /// Waits until everything handed over was acknowledged; an error if anything was not. `OperationTimedOut`: not yet.
     pub(super) fn flush(&self, limit: Duration) -> Result<(), Fault> {
         let deadline = Instant::now() + limit;
+        self.drain(deadline);
         loop {
             // SAFETY: the client is alive.
             let code = Code::from(unsafe { native::rd_kafka_flush(self.native(), SLICE.as_millis() as i32) });
