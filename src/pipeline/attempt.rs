@@ -198,13 +198,21 @@ impl Attempt<'_> {
         sink: &SinkConfig,
         additions: Additions,
     ) -> Result<(), PipelineError> {
+        let coming = self.coming(primary, additions).await?;
+        Ok(snapshot::plan_coming(&primary.sql, &sink.url, &self.settings.pipeline, &coming).await?)
+    }
+
+    /// The tables that are about to come into a publication of ours, and will be copied.
+    pub(super) async fn coming(
+        &self,
+        primary: &Primary,
+        additions: Additions,
+    ) -> Result<Vec<QualifiedName>, PipelineError> {
         let pipeline = &self.settings.pipeline;
         if pipeline.publication.is_some() || !pipeline.initial_copy || additions == Additions::Later {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let name = pipeline.publication_name();
-        let coming = source::coming_tables(&primary.sql, &name, &pipeline.tables).await?;
-        Ok(snapshot::plan_coming(&primary.sql, &sink.url, pipeline, &coming).await?)
+        Ok(source::coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await?)
     }
 
     /// Changes as JSON lines: no record is kept, so each start begins at the slot's confirmed position.

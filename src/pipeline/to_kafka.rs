@@ -7,10 +7,10 @@ use crate::assemble::Spool;
 use crate::config::KafkaSink as SinkConfig;
 use crate::model::{Lsn, Progress, State};
 use crate::sink::AnySink;
-use crate::sink::kafka::transport::{KafkaSink, Opening, Records, Start, read_records};
+use crate::sink::kafka::transport::{CopiedTable, KafkaSink, Opening, Records, Start, mark_copied, read_records};
 use crate::sink::postgres::TableFilter;
 use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, PreparedKafka};
-use crate::source::{Publication, SnapshotUse, identify, slot_facts};
+use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
 
 use super::PipelineError;
 use super::again::Again;
@@ -38,7 +38,9 @@ impl Attempt<'_> {
         // Asked again after the lock was waited for: the primary went on meanwhile.
         primary.identity = identify(&mut primary.replication).await?;
         let first_look = self.beginning(&mut primary, before.progress.as_ref(), wants_copy).await?;
-        let publication = self.publication(&primary, self.additions(&primary, first_look).await?).await?;
+        let additions = self.additions(&primary, first_look).await?;
+        self.plan_coming_events(&primary, sink, additions, &before).await?;
+        let publication = self.publication(&primary, additions).await?;
         let opening = self.kafka_opening(sink, &publication);
         let (mut opened, records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
@@ -52,6 +54,28 @@ impl Attempt<'_> {
         let streaming = self.start_stream(primary, &publication.name, position, sink, spool, false).await?;
         let until = again.as_ref().map(Again::until);
         Ok((ownership, Streaming { until, ..streaming }, again))
+    }
+
+    /// Records, where tables were copied before, those that are about to come into the publication: it alone does not tell a partition
+    /// that came with a new table from one of an old table, whose rows the stream has carried from the first on.
+    async fn plan_coming_events(
+        &self,
+        primary: &Primary,
+        sink: &SinkConfig,
+        additions: Additions,
+        before: &Records,
+    ) -> Result<(), PipelineError> {
+        if before.copied.is_empty() {
+            return Ok(());
+        }
+        let coming = self.coming(primary, additions).await?.into_iter();
+        let planned = CopiedTable { snapshot_lsn: None, rows: 0, again: false };
+        let new = coming.filter(|table| !before.copied.contains_key(table)).map(|table| (table, planned));
+        let new: Vec<_> = new.collect();
+        if !new.is_empty() {
+            mark_copied(sink, new).await?;
+        }
+        Ok(())
     }
 
     /// A producer is taken over only from one that does not stream any more.

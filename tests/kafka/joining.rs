@@ -53,6 +53,37 @@ async fn the_rows_of_a_new_table_come_before_its_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn partitions_of_a_new_table_are_copied_and_a_new_one_of_an_old_table_is_streamed() {
+    let feed = Feed::start().await;
+    let partition = |of: &str, from: u32| {
+        format!("CREATE TABLE {of}{from} PARTITION OF {of} FOR VALUES FROM ({from}) TO ({});", from + 100)
+    };
+    let parted = |of: &str| format!("CREATE TABLE {of} (id int PRIMARY KEY) PARTITION BY RANGE (id);");
+    feed.on_primary(&format!("{}{}", parted("orders"), partition("orders", 0))).await;
+    feed.on_primary("INSERT INTO orders VALUES (1)").await;
+    let _relay = feed.relay_with("initial_copy = true", "").await;
+    // Before the feed looks for new tables: an old table's partition brings its rows in the stream.
+    feed.on_primary(&partition("orders", 100)).await;
+    feed.on_primary("INSERT INTO orders VALUES (101)").await;
+    let new = [parted("later"), partition("later", 0), partition("later", 100)].concat();
+    feed.on_primary(&format!("BEGIN; {new} INSERT INTO later VALUES (1), (101); COMMIT")).await;
+    // The copy has them both.
+    feed.reader().read_count(&["shop.public.later0", "shop.public.later100"], 2).await;
+    feed.on_primary("INSERT INTO later VALUES (2), (102)").await;
+    for (topic, expected) in [
+        ("later0", [("r", 1), ("c", 2)].as_slice()),
+        ("later100", &[("r", 101), ("c", 102)]),
+        ("orders0", &[("r", 1)]),
+        ("orders100", &[("c", 101)]),
+    ] {
+        let topic = format!("shop.public.{topic}");
+        let found = events(&feed.reader().read_count(&[&topic], expected.len()).await);
+        let found: Vec<(&str, i64)> = found.iter().map(|(op, id)| (op.as_str(), *id)).collect();
+        assert_eq!(found, expected, "{topic}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_copy_a_new_table_joins_with_what_is_written_from_then_on() {
     let feed = Feed::start().await;
     feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY)").await;
