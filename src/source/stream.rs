@@ -193,7 +193,7 @@ impl Stream {
                     self.set_low_water(1);
                 }
                 () = sleep_until(rest_until.unwrap_or_else(Instant::now).into()), if rest_until.is_some() => self.rest_until = None,
-                chunk = self.connection.read_burst(ends_a_unit), if held.is_none() && rest_until.is_none() => {
+                chunk = self.connection.read_burst(lacks_its_end), if held.is_none() && rest_until.is_none() => {
                     let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
                     held = self.received(chunk, &mut positions).await?;
                     // The common case in one step.
@@ -317,17 +317,14 @@ struct Read {
     sent_after_commit: Option<Duration>,
 }
 
-/// Whether the walsender writes nothing further of the same unit behind this message: it sends a transaction message by message,
-/// and each of them would wake us.
-fn ends_a_unit(message: frame::Frame<'_>) -> bool {
-    if message.body.first() != Some(&b'w') {
-        return true;
-    }
-    // Commit, stream commit, stream abort; prepare, its likes, and what stands alone.
-    !matches!(
-        message.body.get(replication::XLOG_DATA_HEADER_BYTES),
-        Some(b'B' | b'b' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T' | b'S')
-    )
+/// Whether the end of a transaction is still to come that begins with the first message and goes on in the last: the walsender sends it
+/// message by message, and each of them would wake us. Not asked in the middle of a large one, which comes at its own pace.
+fn lacks_its_end(first: frame::Frame<'_>, last: frame::Frame<'_>) -> bool {
+    let kind = |message: frame::Frame<'_>| match message.body.first() {
+        Some(b'w') => message.body.get(replication::XLOG_DATA_HEADER_BYTES).copied(),
+        _ => None,
+    };
+    kind(first) == Some(b'B') && matches!(kind(last), Some(b'B' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T'))
 }
 
 /// How long after its commit a Begin message was sent (int64 commit LSN, int64 commit time behind the tag), by the primary's

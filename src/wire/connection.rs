@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::ServerUrl;
 
-use super::frame::{self, HEADER_BYTES};
+use super::frame::{self, Frame, HEADER_BYTES};
 use super::transport::Transport;
 use super::{ServerError, WireError, connect};
 
@@ -223,15 +223,17 @@ impl Connection {
         poll_fn(|context| self.poll_chunk(context)).await
     }
 
-    /// Like `read_chunk`, for a sender that writes one unit in several small messages: where a short read does not end with a
-    /// message that `ends` a unit, the rest is looked for for a moment, and joins the chunk. One waking instead of one a message.
-    /// Not under TLS, whose records only the runtime's own read can take. Cancel safe.
-    pub async fn read_burst(&mut self, ends: impl Fn(frame::Frame<'_>) -> bool) -> Result<Bytes, WireError> {
+    /// Like `read_chunk`, for a sender that writes one unit in several small messages: where a short read `lacks` the end of what its
+    /// first message begins and its last one goes on with, the rest is looked for for a moment, and joins the chunk. One waking instead
+    /// of one a message. Not under TLS, whose records only the runtime's own read can take. Cancel safe.
+    pub async fn read_burst(&mut self, lacks: impl Fn(Frame<'_>, Frame<'_>) -> bool) -> Result<Bytes, WireError> {
         poll_fn(|context| {
             let mut end = ready!(self.poll_whole(context))?;
             let mut began = None;
             while end < BURST_BYTES && !self.transport.gives_records() {
-                let is_whole = matches!(frame::frames(&self.incoming[..end]).last(), Some(Ok(last)) if ends(last));
+                let mut whole = frame::frames(&self.incoming[..end]).flatten();
+                let first = whole.next();
+                let is_whole = !first.is_some_and(|first| lacks(first, whole.last().unwrap_or(first)));
                 if is_whole || began.get_or_insert_with(Instant::now).elapsed() > BURST_LOOK {
                     break;
                 }
