@@ -1,7 +1,9 @@
 # walrelay: `make demo` tells the story on throw-away servers, `make test` proves it on real ones. Both bring what they need.
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
-TEST_THREADS ?= 2
+# Tests mostly wait for their servers; those with a broker have a Java machine each.
+TEST_THREADS ?= 3
+KAFKA_TEST_THREADS ?= 2
 
 .PHONY: help demo demo-kafka check test bench build clean-servers
 
@@ -38,7 +40,7 @@ test: check
 	@scripts/fetch-kafka
 	@[ -n "$${WALRELAY_NO_DEBEZIUM:-}" ] || scripts/fetch-debezium
 	cargo test --locked --test relay -- --test-threads=$(TEST_THREADS)
-	cargo test --locked --test kafka -- --test-threads=$(TEST_THREADS)
+	cargo test --locked --test kafka -- --test-threads=$(KAFKA_TEST_THREADS)
 
 bench:
 	@scripts/bootstrap

@@ -84,21 +84,21 @@ async fn all_equal(replay: &Replay) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_end_as_they_do_without() {
-    for major in major_versions() {
-        let forms = if major == 18 { &[(1, true), (4, false)][..] } else { &[(4, true)] };
-        for (connections, is_binary) in forms.iter().copied() {
-            let mut replay = replay(major, Options::default()).await.in_form(is_binary).await;
-            replay.apply_connections = connections;
-            let mut worker = replay.worker().await;
-            let mut at = 0;
-            while at < 2 || replay.prefetching.report().rows < 1000 {
-                assert!(at < ROUNDS_LIMIT, "{major}: nothing was read ahead: {:?}", replay.prefetching.report());
-                round(&replay, &mut worker, at, 4).await;
-                at += 1;
-            }
-            drop(worker);
-            all_equal(&replay).await;
+    let majors = major_versions();
+    // Each takes long, and what is sent is the same to all.
+    let (oldest, newest) = (majors[0], majors[majors.len() - 1]);
+    for (major, connections, is_binary) in [(oldest, 4, true), (newest, 1, true), (newest, 4, false)] {
+        let mut replay = replay(major, Options::default()).await.in_form(is_binary).await;
+        replay.apply_connections = connections;
+        let mut worker = replay.worker().await;
+        let mut at = 0;
+        while at < 2 || replay.prefetching.report().rows < 1000 {
+            assert!(at < ROUNDS_LIMIT, "{major}: nothing was read ahead: {:?}", replay.prefetching.report());
+            round(&replay, &mut worker, at, 4).await;
+            at += 1;
         }
+        drop(worker);
+        all_equal(&replay).await;
     }
 }
 
