@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, SlotName};
 use crate::sink::SinkError;
-use crate::sink::postgres::{Looks, applying_roles, open_session, streaming_roles};
+use crate::sink::postgres::{CONTROL_ROLE, Looks, applying_roles, open_session, streaming_roles};
 use crate::snapshot::COPY_ROLE;
 #[cfg(feature = "kafka")]
 use crate::source::SourceError;
@@ -26,8 +26,6 @@ use super::PipelineError;
 use super::monitor::primary_session;
 use super::reporter::Reporter;
 
-/// Role of the session that holds a lock on a standby.
-const CONTROL_ROLE: &str = "control";
 /// Role of the session that holds a lock on the primary.
 #[cfg(feature = "kafka")]
 pub(super) const OWNER_ROLE: &str = "owner";

@@ -407,9 +407,9 @@ impl Flow<'_> {
             report.rows += receipt.rows;
         });
         match receipt.durable {
-            Some(durable) => {
+            Some(_) => {
                 self.flushes.covered();
-                self.durable(durable);
+                self.look_whether_caught_up();
             }
             None => self.flushes.applied(now, ended.size_bytes),
         }
@@ -419,6 +419,10 @@ impl Flow<'_> {
         self.ledger.durable(durable);
         self.confirm();
         self.reporter.heartbeat().beat();
+        self.look_whether_caught_up();
+    }
+
+    fn look_whether_caught_up(&self) {
         if self.reporter.current_state() == State::CatchingUp {
             self.reporter.lags(self.lag_seconds(), self.ledger.positions().apply >= self.target);
         }

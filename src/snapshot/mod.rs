@@ -186,22 +186,17 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     Ok(prepared)
 }
 
-/// The tables to copy. Once a copy was begun, only what was planned, or is named in the publication since, is new: a table that came
-/// with a schema, an old partitioned parent or the database was made while the stream carried its rows from the first on.
-///
-/// With nothing left the primary is not asked at all: on a restart, a lock there may wait for us as its standby.
+/// The tables to copy.
 async fn left(copy: &Copy<'_>, earlier: &CopyState) -> Result<Vec<QualifiedName>, SnapshotError> {
     let is_left = |name: &&QualifiedName| {
         name.schema != OWN_SCHEMA && !matches!(earlier.tables.get(name), Some(TableState::Done { .. }))
     };
-    let mut left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
-    let is_planned = |name: &QualifiedName| earlier.tables.contains_key(name);
-    if !earlier.tables.is_empty() && !left.iter().all(is_planned) {
-        let client = session::primary_sql(copy.primary, &copy.pipeline.name).await?;
-        let named = published::named(&client, copy.publication).await?;
-        left.retain(|name| named.contains(name) || is_planned(name));
+    let left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
+    if earlier.tables.is_empty() {
+        return Ok(left);
     }
-    Ok(left)
+    let is_planned = |name: &QualifiedName| earlier.tables.contains_key(name);
+    published::planned_or_named(copy.primary, &copy.pipeline.name, copy.publication, left, is_planned).await
 }
 
 impl Prepared {

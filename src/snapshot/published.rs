@@ -4,12 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Row;
 
-use crate::model::QualifiedName;
+use crate::config::ServerUrl;
+use crate::model::{PipelineName, QualifiedName};
 use crate::schema::binary::{ColumnType, TYPE_PARTS};
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
 use super::plan::{PublishedColumn, PublishedTable, Storage};
+use super::session;
 
 /// Bytes of a row where no one ever analyzed the table: only for the estimate that a person sees.
 const GUESSED_ROW_BYTES: u64 = 100;
@@ -72,6 +74,25 @@ pub(super) async fn column_types(
         }
     }
     Ok(types)
+}
+
+/// What is left of a copy that was begun: what was planned, and what the publication names since. A table that came with a schema, an
+/// old partitioned parent or the database was made while the stream carried its rows from the first on.
+///
+/// Where all was planned the primary is not asked at all: on a restart, a lock there may wait for us as its standby.
+pub(super) async fn planned_or_named(
+    primary: &ServerUrl,
+    pipeline: &PipelineName,
+    publication: &str,
+    mut left: Vec<QualifiedName>,
+    is_planned: impl Fn(&QualifiedName) -> bool,
+) -> Result<Vec<QualifiedName>, SnapshotError> {
+    if !left.iter().all(&is_planned) {
+        let client = session::primary_sql(primary, pipeline).await?;
+        let named = named(&client, publication).await?;
+        left.retain(|name| named.contains(name) || is_planned(name));
+    }
+    Ok(left)
 }
 
 /// The tables that the publication names one by one. The others come into it with a schema, a partitioned parent or the

@@ -104,7 +104,7 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
     Ok(prepared)
 }
 
-/// The tables to copy. Once a copy was begun, only what was planned, or is named in the publication since, is new.
+/// The tables to copy.
 async fn left(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError> {
     if copy.again {
         let is_asked_for = |name: &&QualifiedName| copy.earlier.get(name).is_some_and(|copied| copied.again);
@@ -112,14 +112,12 @@ async fn left(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError>
     }
     let is_done = |name: &QualifiedName| copy.earlier.get(name).is_some_and(|copied| !copied.is_unfinished());
     let is_left = |name: &&QualifiedName| name.schema != OWN_SCHEMA && !is_done(name);
-    let mut left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
-    let is_planned = |name: &QualifiedName| copy.earlier.contains_key(name);
-    if !copy.earlier.is_empty() && !left.iter().all(is_planned) {
-        let client = session::primary_sql(copy.primary, &copy.pipeline.name).await?;
-        let named = published::named(&client, copy.publication).await?;
-        left.retain(|name| named.contains(name) || is_planned(name));
+    let left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
+    if copy.earlier.is_empty() {
+        return Ok(left);
     }
-    Ok(left)
+    let is_planned = |name: &QualifiedName| copy.earlier.contains_key(name);
+    published::planned_or_named(copy.primary, &copy.pipeline.name, copy.publication, left, is_planned).await
 }
 
 impl PreparedKafka {

@@ -1,6 +1,7 @@
 //! The steps of the initial copy one by one, through the library: page ranges under an exported snapshot, attempts that are cut
 //! off anywhere, what is being waited for, and the knot with synchronous commits.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,6 +197,15 @@ async fn assert_done_is_whole(pair: &Pair) {
     }
 }
 
+/// Ends the sessions of the copy, as soon as there are some.
+async fn terminate_copy(session: &tokio_postgres::Client) {
+    let terminate =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walrelay standby1 copy'";
+    while session.query(terminate, &[]).await.unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attempt_cut_off_anywhere_leaves_no_half_table_that_looks_whole() {
     let pair = Pair::start(18).await;
@@ -213,22 +223,34 @@ async fn an_attempt_cut_off_anywhere_leaves_no_half_table_that_looks_whole() {
     .await;
     let mut steps = Steps::new(&pair);
     steps.pipeline.tables.exclude.push(TablePattern::new("public.outside").unwrap());
-    let terminate =
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walrelay standby1 copy'";
+    let (on_primary, on_standby) = (client(&pair.primary, "shop").await, client(&pair.standby, "shop").await);
     let mut outcome = None;
     let mut attempts = 0;
     while outcome.is_none() {
-        let after = Duration::from_millis(20 + attempts * 45);
         steps.cancel = CancellationToken::new();
         let cut = async {
-            tokio::time::sleep(after).await;
+            match attempts {
+                // Before the first row, …
+                0..4 => tokio::time::sleep(Duration::from_millis(attempts * 10)).await,
+                // … and among them.
+                4..10 => {
+                    while steps.progress.report().rows < (attempts - 3) * 20_000 {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                _ => pending().await,
+            }
             match attempts % 3 {
                 0 => steps.cancel.cancel(),
-                1 => drop(values(&pair.primary, "shop", terminate).await),
-                _ => drop(values(&pair.standby, "shop", terminate).await),
+                1 => terminate_copy(&on_primary).await,
+                _ => terminate_copy(&on_standby).await,
             }
+            pending().await
         };
-        let (result, ()) = tokio::join!(steps.again(), cut);
+        let result = tokio::select! {
+            result = steps.again() => result,
+            never = cut => never,
+        };
         match result {
             Ok(done) => outcome = Some(done),
             Err(error) => assert_eq!(error.retry(), Retry::Later, "{error}"),

@@ -58,4 +58,4 @@ pub use open::{database_of_namesake, open_session, origin_grants_sql, replica_ro
 pub use opening::{Opening, TableFilter};
 pub use readonly::{ensure_guards, remove_guards};
 pub use remove::remove;
-pub use roles::{Need, applying_roles, origin_names, origins_needed, sessions_needed, streaming_roles};
+pub use roles::{CONTROL_ROLE, Need, applying_roles, origin_names, origins_needed, sessions_needed, streaming_roles};

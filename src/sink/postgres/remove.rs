@@ -14,13 +14,13 @@ use crate::wire::Connection;
 use super::super::SinkError;
 use super::open::{TAKE_OVER_INTERVAL, TAKE_OVER_TIMEOUT, database_of_namesake, open_session};
 use super::readonly::remove_guards;
-use super::roles::origin_names;
+use super::roles::{CONTROL_ROLE, origin_names};
 use super::store::query_row;
 
 /// Removes everything and tells, in words, what became of each thing. What is not there is no fault. The position goes last, so that
 /// an interrupted removal is repeated and not forgotten.
 pub async fn remove(url: &ServerUrl, pipeline: &PipelineName) -> Result<Vec<String>, SinkError> {
-    let mut connection = open_session(url, pipeline, "control").await?;
+    let mut connection = open_session(url, pipeline, CONTROL_ROLE).await?;
     let name = escape_literal(pipeline.as_str());
     let mut said = Vec::new();
     let guards = remove_guards(&mut connection, pipeline).await?;

@@ -4,6 +4,9 @@
 use crate::config::{APPLY_CONNECTIONS_LIMIT, PREFETCH_CONNECTIONS_LIMIT, PostgresSink};
 use crate::model::PipelineName;
 
+/// What the session is called that owns a pipeline while it is at work, or that removes it.
+pub const CONTROL_ROLE: &str = "control";
+
 /// What the first session is called that applies.
 pub(super) const APPLY_ROLE: &str = "apply";
 

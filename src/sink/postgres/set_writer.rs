@@ -86,11 +86,7 @@ impl Applier {
     }
 
     async fn deletes(&mut self, work: &Work<'_, '_>) -> Result<(), ApplyError> {
-        let rows = &work.effect.deletes;
-        let each = self.touched_rows(work, rows.len()).unwrap_or(SET_ROWS);
-        let mut tickets = self.touch(work, rows, each, Keys::Old);
-        for rows in rows.chunks(each) {
-            let ticket = tickets.next();
+        for (rows, ticket) in self.touched(work, &work.effect.deletes, SET_ROWS, Keys::Old) {
             match rows {
                 [row] => self.one(work, *row, Operation::Delete)?,
                 _ => {
@@ -115,7 +111,7 @@ impl Applier {
                 sent.look(&values);
             }
             let operation = if work.target.touchy.is_empty() { SetOperation::Move } else { SetOperation::Carry };
-            let ticket = self.touch(work, &work.carried, work.carried.len(), Keys::Old).next();
+            let ticket = self.touch(work, &work.carried, work.carried.len(), Keys::Old).pop().flatten();
             self.set(work, &work.carried, &set_form(work, operation, &sent), ticket)?;
             self.session.write_if_full().await?;
         }
@@ -123,11 +119,8 @@ impl Applier {
             self.one(work, *row, Operation::Update)?;
         }
         let mut large = Vec::new();
-        let rows = &work.effect.updates;
-        let each = self.touched_rows(work, rows.len()).unwrap_or(SET_ROWS);
-        let mut tickets = self.touch(work, rows, each, Keys::Old);
-        for rows in rows.chunks(each) {
-            self.update_set(work, rows, &mut large, tickets.next())?;
+        for (rows, ticket) in self.touched(work, &work.effect.updates, SET_ROWS, Keys::Old) {
+            self.update_set(work, rows, &mut large, ticket)?;
             self.session.write_if_full().await?;
         }
         for row in large {
@@ -179,10 +172,8 @@ impl Applier {
             let operation = if sent.has_binary { SetOperation::CopyBinary } else { SetOperation::Copy };
             return self.copies(work, rows, &set_form(work, operation, &sent)).await;
         }
-        let each = self.touched_rows(work, rows.len()).unwrap_or(SET_ROWS);
-        let mut tickets = self.touch(work, rows, each, Keys::New);
-        for rows in rows.chunks(each) {
-            self.set(work, rows, &set_form(work, SetOperation::Insert, &sent), tickets.next())?;
+        for (rows, ticket) in self.touched(work, rows, SET_ROWS, Keys::New) {
+            self.set(work, rows, &set_form(work, SetOperation::Insert, &sent), ticket)?;
             self.session.write_if_full().await?;
         }
         Ok(())
@@ -261,10 +252,8 @@ impl Applier {
 
     /// One COPY, or several where they are to follow what is read ahead of them.
     async fn copies(&mut self, work: &Work<'_, '_>, rows: &[u32], form: &SetForm) -> Result<(), ApplyError> {
-        let each = self.touched_rows(work, rows.len()).unwrap_or(rows.len());
-        let mut tickets = self.touch(work, rows, each, Keys::New);
-        for rows in rows.chunks(each) {
-            self.copy(work, rows, form, tickets.next()).await?;
+        for (rows, ticket) in self.touched(work, rows, rows.len(), Keys::New) {
+            self.copy(work, rows, form, ticket).await?;
         }
         Ok(())
     }

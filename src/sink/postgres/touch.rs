@@ -1,7 +1,6 @@
 //! Hands the keys of rows that statements are about to change to the sessions that prefetch. Puts nothing into the pipeline, and changes
 //! nothing of what is written: where keys cannot be given, rows are not prefetched.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -28,31 +27,27 @@ pub(super) enum Keys {
     New,
 }
 
-/// What goes with the statements of a set, in order: nothing where nothing is prefetched.
-#[derive(Debug, Default)]
-pub(super) struct Tickets(VecDeque<Option<Ticket>>);
-
-impl Tickets {
-    /// Of the next statement.
-    pub(super) fn next(&mut self) -> Option<Ticket> {
-        self.0.pop_front().flatten()
-    }
-}
-
 impl Applier {
-    /// Rows of one statement: at most `most`, fewer where their rows are read ahead of them. `None` where those of this table are not.
-    pub(super) fn touched_rows(&self, work: &Work<'_, '_>, rows: usize) -> Option<usize> {
-        let prefetch = self.prefetch.as_ref().filter(|prefetch| prefetch.is_on())?;
-        let is_keyed = matches!(work.folded, Folded::Keyed(_));
-        (is_keyed && rows >= LEAST_ROWS).then(|| prefetch.statement_rows())
+    /// The rows of a set cut into those of its statements, at most `most` each, or fewer where their rows are looked for ahead of them;
+    /// with each what says that, if they are.
+    pub(super) fn touched<'r>(
+        &mut self,
+        work: &Work<'_, '_>,
+        rows: &'r [u32],
+        most: usize,
+        keys: Keys,
+    ) -> impl Iterator<Item = (&'r [u32], Option<Ticket>)> + use<'r> {
+        let each = self.touched_rows(work, rows.len()).unwrap_or(most).max(1);
+        let mut tickets = self.touch(work, rows, each, keys).into_iter();
+        rows.chunks(each).map(move |rows| (rows, tickets.next().flatten()))
     }
 
-    /// Has these rows looked for, which statements of `each` rows will change.
-    pub(super) fn touch(&mut self, work: &Work<'_, '_>, rows: &[u32], each: usize, keys: Keys) -> Tickets {
-        let mut tickets = Tickets::default();
+    /// Has these rows looked for, which statements of `each` rows will change: one ticket for each statement, in order, or fewer.
+    pub(super) fn touch(&mut self, work: &Work<'_, '_>, rows: &[u32], each: usize, keys: Keys) -> Vec<Option<Ticket>> {
         let Some(prefetch) = self.prefetch.clone().filter(|_| self.touched_rows(work, rows.len()).is_some()) else {
-            return tickets;
+            return Vec::new();
         };
+        let mut tickets = Vec::new();
         let statement = Arc::new(touch_statement(&work.target));
         let key = key_columns(&work.target);
         let columns = Columns::in_turn(&work.target, &key);
@@ -60,9 +55,16 @@ impl Applier {
         let mut binder = Binder { work, key: &key, columns, keys, arrays: &mut self.arrays, out: BytesMut::new() };
         for rows in rows.chunks(each) {
             let Some(pieces) = binder.pieces(&prefetch, rows) else { break };
-            tickets.0.push_back(prefetch.add(&statement, pieces));
+            tickets.push(prefetch.add(&statement, pieces));
         }
         tickets
+    }
+
+    /// Rows of one statement where they are looked for ahead of it; `None` where those of this table are not.
+    fn touched_rows(&self, work: &Work<'_, '_>, rows: usize) -> Option<usize> {
+        let prefetch = self.prefetch.as_ref().filter(|prefetch| prefetch.is_on())?;
+        let is_keyed = matches!(work.folded, Folded::Keyed(_));
+        (is_keyed && rows >= LEAST_ROWS).then(|| prefetch.statement_rows())
     }
 }
 
