@@ -1,9 +1,10 @@
-//! Case R: a backlog received, put together and confirmed, with nothing behind it: walrelay's source, assembler and ledger against
-//! `pg_recvlogical`, and what each makes the walsender pay.
+//! Cases R and `drain`: a backlog received, put together and confirmed, with nothing behind it: walrelay's source, assembler and ledger
+//! against `pg_recvlogical`, and what each makes the walsender pay.
 
 use super::backlog::Backlog;
 use super::drain::{Drain, Reader, Source, run_one};
-use super::plan::Plan;
+use super::harness::{client, start_server, value, values};
+use super::plan::{Plan, options};
 use super::report::{Comparison, Kind, Report};
 use super::workload::Workload;
 
@@ -36,8 +37,41 @@ pub async fn own(backlog: &Backlog, workload: &Workload) -> Drain {
     run_one(&source(backlog, workload), Reader::Relay).await
 }
 
+async fn shape(plan: &Plan, rows_each: u64, rows: u64, report: &mut Report) {
+    let server = start_server(plan.major, options()).await;
+    let prepare = "CREATE TABLE backlog (id bigint PRIMARY KEY, a int, filler text); \
+                   CREATE PUBLICATION bench FOR TABLE backlog";
+    values(&server, "postgres", prepare).await;
+    values(&server, "postgres", "SELECT pg_create_logical_replication_slot('base', 'pgoutput')").await;
+    let transactions = rows / rows_each;
+    let fill = format!(
+        "SET synchronous_commit = off; DO $$ BEGIN FOR i IN 0..{} LOOP \
+           INSERT INTO backlog SELECT i * {rows_each}::bigint + r, r, repeat('x', 20) FROM generate_series(1, {rows_each}) r; COMMIT; \
+         END LOOP; END $$",
+        transactions - 1
+    );
+    // DO may commit only outside a transaction block: one statement a message.
+    let session = client(&server, "postgres").await;
+    for statement in fill.splitn(2, "; ") {
+        session.batch_execute(statement).await.unwrap();
+    }
+    values(&server, "postgres", "CHECKPOINT").await;
+    let target = value(&server, "postgres", "SELECT pg_current_wal_lsn()").await;
+    let source = Source { server: &server, database: "postgres", target: &target, changes: rows };
+    turns(&source, plan, &format!("drain {rows_each}"), report).await;
+}
+
+/// Backlogs of three shapes.
+pub async fn run_shapes(plan: &Plan, report: &mut Report) {
+    for (rows_each, rows) in [(10_000, plan.rows), (100, plan.rows), (1, plan.rows * 3 / 10)] {
+        let rows = rows / rows_each * rows_each;
+        report.case(&format!("drain {rows_each}"), &format!("decode only, {rows} rows, {rows_each} a transaction"));
+        shape(plan, rows_each, rows, report).await;
+    }
+}
+
 /// The readers in turns; the eager one shows what the adaptive reading gains.
-pub async fn turns(source: &Source<'_>, plan: &Plan, case: &str, report: &mut Report) {
+async fn turns(source: &Source<'_>, plan: &Plan, case: &str, report: &mut Report) {
     let mut drains: [Vec<Drain>; 3] = Default::default();
     for round in 0..plan.rounds {
         for (reader, drains) in [Reader::PgRecvlogical, Reader::Eager, Reader::Relay].into_iter().zip(&mut drains) {

@@ -6,12 +6,9 @@ use std::process::Command;
 use walrelay::throwaway::Server;
 
 use super::backlog::tool;
-use super::decode;
 use super::drain_client;
-use super::harness::{client, eventually, start_server, value, values};
+use super::harness::{eventually, value, values};
 use super::measure::{Run, run};
-use super::plan::{Plan, options};
-use super::report::Report;
 use super::usage::Meter;
 
 /// Who reads.
@@ -87,37 +84,4 @@ pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
     walsender_ended(server).await;
     let usage = meter.stop(None);
     Drain { client, walsender_cpu_s: usage.primary_s, is_disturbed: usage.is_disturbed() }
-}
-
-async fn shape(plan: &Plan, rows_each: u64, rows: u64, report: &mut Report) {
-    let server = start_server(plan.major, options()).await;
-    let prepare = "CREATE TABLE backlog (id bigint PRIMARY KEY, a int, filler text); \
-                   CREATE PUBLICATION bench FOR TABLE backlog";
-    values(&server, "postgres", prepare).await;
-    values(&server, "postgres", "SELECT pg_create_logical_replication_slot('base', 'pgoutput')").await;
-    let transactions = rows / rows_each;
-    let fill = format!(
-        "SET synchronous_commit = off; DO $$ BEGIN FOR i IN 0..{} LOOP \
-           INSERT INTO backlog SELECT i * {rows_each}::bigint + r, r, repeat('x', 20) FROM generate_series(1, {rows_each}) r; COMMIT; \
-         END LOOP; END $$",
-        transactions - 1
-    );
-    // DO may commit only outside a transaction block: one statement a message.
-    let session = client(&server, "postgres").await;
-    for statement in fill.splitn(2, "; ") {
-        session.batch_execute(statement).await.unwrap();
-    }
-    values(&server, "postgres", "CHECKPOINT").await;
-    let target = value(&server, "postgres", "SELECT pg_current_wal_lsn()").await;
-    let source = Source { server: &server, database: "postgres", target: &target, changes: rows };
-    decode::turns(&source, plan, &format!("drain {rows_each}"), report).await;
-}
-
-/// Backlogs of three shapes.
-pub async fn run_shapes(plan: &Plan, report: &mut Report) {
-    for (rows_each, rows) in [(10_000, plan.rows), (100, plan.rows), (1, plan.rows * 3 / 10)] {
-        let rows = rows / rows_each * rows_each;
-        report.case(&format!("drain {rows_each}"), &format!("decode only, {rows} rows, {rows_each} a transaction"));
-        shape(plan, rows_each, rows, report).await;
-    }
 }

@@ -68,7 +68,7 @@ async fn run(plan: &Plan) {
         synchronous::run(plan, &mut report).await;
     }
     if plan.wants("drain") {
-        drain::run_shapes(plan, &mut report).await;
+        decode::run_shapes(plan, &mut report).await;
     }
     if plan.wants("commit") {
         commit::run(plan, &mut report).await;
