@@ -5,12 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backlog::{Backlog, RUN};
+use super::comparison::{Comparison, Kind, with_spread};
 use super::decode;
 use super::harness::{client, value};
-use super::measure::{memory_mb, process_cpu};
+use super::measure::{median, memory_mb, process_cpu};
 use super::peer::{Attached, Origin, Peer, attach, prepare};
 use super::plan::Plan;
-use super::report::{Comparison, Cost, Kind, Report};
+use super::report::{Cost, Report};
 use super::usage::{Meter, Usage};
 use super::workload::Workload;
 
@@ -128,7 +129,7 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
     let version = value(&backlog.pair.primary, "postgres", "SHOW server_version").await;
     report.case(workload.case, &format!("{} (PostgreSQL {version})", workload.title));
     for ((peer, _), drains) in peers.iter().zip(&drains) {
-        report.cost(Cost::of(workload, peer.title(), drains));
+        report.cost(cost(workload, peer.title(), drains));
     }
     compare(workload, &drains, report);
     let ratios = drains[1].iter().zip(&decoded_s).map(|(drain, decoded_s)| drain.wall_s / bound_s(drain, *decoded_s));
@@ -141,6 +142,25 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
 fn bound_s(drain: &Drain, decoded_s: f64) -> f64 {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
     decoded_s.max(drain.usage.target_s).max(drain.usage.sum_s() / processors)
+}
+
+/// What one contestant cost, in medians.
+fn cost(workload: &Workload, title: &str, drains: &[Drain]) -> Cost {
+    let middle = |value: fn(&Drain) -> f64| median(drains.iter().map(value));
+    let seconds = |value: fn(&Drain) -> f64| format!("{:.2}", middle(value));
+    let peak = middle(|drain| drain.peak_mb);
+    [
+        workload.case.to_owned(),
+        title.to_owned(),
+        with_spread(&of(drains, |drain| drain.wall_s), "s"),
+        seconds(|drain| drain.visible_s),
+        format!("{:.0} {}/s", workload.units as f64 / middle(|drain| drain.wall_s), workload.unit),
+        format!("{} ({})", seconds(|drain| drain.usage.primary_s), seconds(|drain| drain.walsender_s)),
+        seconds(|drain| drain.usage.target_s),
+        seconds(|drain| drain.usage.own_s),
+        seconds(|drain| drain.usage.sum_s()),
+        if peak > 0.0 { format!("{peak:.0} MB") } else { String::new() },
+    ]
 }
 
 fn of(drains: &[Drain], value: impl Fn(&Drain) -> f64) -> Vec<f64> {

@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
+use super::comparison::{Comparison, Kind};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::measure::median;
 use super::pair;
 use super::plan::Plan;
-use super::report::{Comparison, Kind, Report};
+use super::report::Report;
 
 /// The aim of issue A: the median at most this many times that of a native subscription with `synchronous_commit = on`.
 const AIM: f64 = 1.2;

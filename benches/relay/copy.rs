@@ -5,10 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::backlog::{RUN, copy_database, fingerprints, output, tool};
+use super::comparison::{Comparison, Kind};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::pair;
 use super::plan::Plan;
-use super::report::{Comparison, Kind, Report};
+use super::report::Report;
 use super::usage::Meter;
 
 /// The pipe's time over ours, and the subscription's over ours, at least.

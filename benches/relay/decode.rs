@@ -2,10 +2,11 @@
 //! against `pg_recvlogical`, and what each makes the walsender pay.
 
 use super::backlog::Backlog;
+use super::comparison::{Comparison, Kind};
 use super::drain::{Drain, Reader, Source, run_one};
 use super::harness::{client, start_server, value, values};
 use super::plan::{Plan, options};
-use super::report::{Comparison, Kind, Report};
+use super::report::Report;
 use super::workload::Workload;
 
 /// pg_recvlogical's wall time over ours, at least.

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backlog::RUN;
+use super::comparison::{Comparison, Kind};
 use super::harness::{client, eventually, value};
 use super::measure::{percentile, process_cpu};
 use super::peer::{Origin, Peer, attach, prepare};
 use super::plan::Plan;
-use super::report::{Comparison, Kind, Report};
+use super::report::Report;
 use super::stage::{Load, Stage, read_load};
 use super::usage::{Meter, Usage};
 

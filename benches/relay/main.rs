@@ -13,6 +13,7 @@ mod harness;
 mod apply;
 mod backlog;
 mod commit;
+mod comparison;
 mod copy;
 mod decode;
 mod drain;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Comparison, Kind};
+use super::comparison::{Comparison, Kind};
 
 const WIDTH: f64 = 860.0;
 const NAMES: f64 = 330.0;

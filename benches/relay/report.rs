@@ -1,166 +1,17 @@
-//! What came out: comparisons as ratios of medians with their spread, what each contestant cost, and the bars of the issue. Prints a
-//! table at the end and writes it to a file. Judges, but does not fail.
+//! Everything that came out of one run: the cases in words, the comparisons, what each contestant cost. Put together here as one text of
+//! tables; where it goes is no matter of this file.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use super::apply::Drain;
-use super::measure::{median, verdict};
-use super::workload::Workload;
+use super::comparison::Comparison;
 
-/// What a ratio says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Of times: the peer's over ours; the more the better.
-    Speed,
-    /// Of costs: ours over the peer's; the less the better.
-    Share,
-    /// Of rates: ours over the peer's; the more the better.
-    Rate,
-    /// No peer: our number itself, the less the better.
-    Absolute,
-}
+/// The columns of the table of costs.
+pub const COST_COLUMNS: [&str; 10] =
+    ["case", "who", "wall", "visible", "rate", "primary (walsender)", "target", "walrelay", "sum", "peak"];
 
-/// One line of the table.
-#[derive(Clone, Debug)]
-pub struct Comparison {
-    /// Of which case.
-    pub case: String,
-    /// What was measured.
-    pub measure: String,
-    /// Its unit.
-    pub unit: &'static str,
-    /// What the ratio says.
-    pub kind: Kind,
-    /// Ours, a number a round.
-    pub own: Vec<f64>,
-    /// Against whom.
-    pub peer_name: String,
-    /// Theirs.
-    pub peer: Vec<f64>,
-    /// What the ratio must be.
-    pub aim: Option<f64>,
-    /// Runs among these with too much foreign CPU.
-    pub disturbed: usize,
-    /// Runs among these that were cut off at the limit.
-    pub cut_off: usize,
-}
-
-impl Comparison {
-    /// A number of ours that has no peer.
-    pub fn absolute(case: &str, measure: &str, unit: &'static str, own: Vec<f64>, aim: Option<f64>) -> Self {
-        Self {
-            case: case.to_owned(),
-            measure: measure.to_owned(),
-            unit,
-            kind: Kind::Absolute,
-            own,
-            peer_name: String::new(),
-            peer: Vec::new(),
-            aim,
-            disturbed: 0,
-            cut_off: 0,
-        }
-    }
-
-    fn ratio_of(&self, own: f64, peer: f64) -> f64 {
-        match self.kind {
-            Kind::Speed => peer / own,
-            Kind::Share | Kind::Rate => own / peer,
-            Kind::Absolute => own,
-        }
-    }
-
-    /// The ratio of medians.
-    pub fn ratio(&self) -> f64 {
-        self.ratio_of(median(self.own.iter().copied()), self.peer_median())
-    }
-
-    fn peer_median(&self) -> f64 {
-        if self.peer.is_empty() { f64::NAN } else { median(self.peer.iter().copied()) }
-    }
-
-    /// The smallest and the largest ratio of one round; of a peer with fewer rounds, against its median.
-    pub fn spread(&self) -> (f64, f64) {
-        let is_paired = self.peer.len() == self.own.len();
-        let ratios = self
-            .own
-            .iter()
-            .enumerate()
-            .map(|(at, own)| self.ratio_of(*own, if is_paired { self.peer[at] } else { self.peer_median() }));
-        ratios.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), ratio| (low.min(ratio), high.max(ratio)))
-    }
-
-    fn is_met(&self) -> Option<bool> {
-        let aim = self.aim?;
-        Some(if matches!(self.kind, Kind::Speed | Kind::Rate) { self.ratio() >= aim } else { self.ratio() <= aim })
-    }
-
-    fn cells(&self) -> [String; 8] {
-        let sign = if matches!(self.kind, Kind::Speed | Kind::Rate) { '≥' } else { '≤' };
-        let mut remarks: Vec<String> = Vec::new();
-        remarks.extend(self.is_met().map(|is_met| verdict(is_met).to_owned()));
-        if self.disturbed > 0 {
-            remarks.push(format!("{} of {} runs disturbed", self.disturbed, self.own.len() + self.peer.len()));
-        }
-        if self.cut_off > 0 {
-            remarks.push(format!("{} cut off", self.cut_off));
-        }
-        let is_alone = self.kind == Kind::Absolute;
-        let (low, high) = self.spread();
-        [
-            self.case.clone(),
-            self.measure.clone(),
-            with_spread(&self.own, self.unit),
-            self.peer_name.clone(),
-            if is_alone { String::new() } else { with_spread(&self.peer, self.unit) },
-            if is_alone { String::new() } else { format!("{:.2} ({low:.2}–{high:.2})", self.ratio()) },
-            self.aim.map(|aim| format!("{sign} {aim}")).unwrap_or_default(),
-            remarks.join("; "),
-        ]
-    }
-}
-
-/// What one contestant cost in one case, in medians.
-#[derive(Clone, Debug)]
-pub struct Cost {
-    cells: [String; 10],
-}
-
-impl Cost {
-    /// Of the drains of a backlog.
-    pub fn of(workload: &Workload, title: &str, drains: &[Drain]) -> Self {
-        let middle = |value: fn(&Drain) -> f64| median(drains.iter().map(value));
-        let seconds = |value: fn(&Drain) -> f64| format!("{:.2}", middle(value));
-        let peak = middle(|drain| drain.peak_mb);
-        Self {
-            cells: [
-                workload.case.to_owned(),
-                title.to_owned(),
-                with_spread(&drains.iter().map(|drain| drain.wall_s).collect::<Vec<_>>(), "s"),
-                seconds(|drain| drain.visible_s),
-                format!("{:.0} {}/s", workload.units as f64 / middle(|drain| drain.wall_s), workload.unit),
-                format!("{} ({})", seconds(|drain| drain.usage.primary_s), seconds(|drain| drain.walsender_s)),
-                seconds(|drain| drain.usage.target_s),
-                seconds(|drain| drain.usage.own_s),
-                seconds(|drain| drain.usage.sum_s()),
-                if peak > 0.0 { format!("{peak:.0} MB") } else { String::new() },
-            ],
-        }
-    }
-}
-
-/// `12.30 s (11.00–14.10)`
-fn with_spread(values: &[f64], unit: &str) -> String {
-    if values.is_empty() {
-        return String::new();
-    }
-    let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-    let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let digits = if high >= 1000.0 { 0 } else { 2 };
-    let middle = median(values.iter().copied());
-    format!("{middle:.digits$} {unit} ({low:.digits$}–{high:.digits$})")
-}
+/// What one contestant cost in one case: a cell for each of these.
+pub type Cost = [String; COST_COLUMNS.len()];
 
 /// Everything that came out of one run of the program.
 pub struct Report {
@@ -228,11 +79,8 @@ impl Report {
         let rows: Vec<[String; 8]> = self.comparisons.iter().map(Comparison::cells).collect();
         table(&mut text, &title, &rows);
         if !self.costs.is_empty() {
-            let title =
-                ["case", "who", "wall", "visible", "rate", "primary (walsender)", "target", "walrelay", "sum", "peak"];
             text.push_str("\n## Where the CPU went\n\nSeconds, medians.\n\n");
-            let rows: Vec<[String; 10]> = self.costs.iter().map(|cost| cost.cells.clone()).collect();
-            table(&mut text, &title, &rows);
+            table(&mut text, &COST_COLUMNS, &self.costs);
         }
         for section in &self.sections {
             let _ = write!(text, "\n{section}");

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::comparison::Comparison;
 use super::harness::{Pair, Relay, value, values};
 use super::measure::{memory_mb, process_cpu};
 use super::pair;
 use super::plan::Plan;
-use super::report::{Comparison, Report};
+use super::report::Report;
 
 /// The aims of issue A.
 const IDLE_CPU_PERCENT: f64 = 0.1;

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use super::comparison::{Comparison, Kind};
 use super::measure::machine;
 use super::plan::Plan;
 use super::plot::svg;
-use super::report::{Comparison, Kind, Report};
+use super::report::Report;
 
 /// A picture: its name, its title, which comparisons are in it.
 type Plot = (&'static str, &'static str, fn(&Comparison) -> bool);

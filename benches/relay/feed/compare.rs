@@ -4,9 +4,10 @@ use super::Peer;
 use super::bare::Bare;
 use super::latency::Ages;
 use super::turn::Turn;
+use crate::comparison::{Comparison, Kind};
 use crate::drain::Drain;
 use crate::plan::Plan;
-use crate::report::{Comparison, Kind, Report};
+use crate::report::Report;
 
 /// Our events a second over Debezium's, at least.
 const RATE_AIM: f64 = 5.0;
