@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backlog::{Backlog, RUN};
+use super::backlog::Backlog;
 use super::comparison::{Comparison, Kind, with_spread};
+use super::database::RUN;
 use super::decode;
 use super::harness::{client, value};
 use super::measure::{median, memory_mb, process_cpu};

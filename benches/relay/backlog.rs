@@ -1,22 +1,19 @@
 //! One backlog for everybody: a primary with the WAL of a workload behind a slot that is never read, and a target that begins each
 //! run as the same copy of the same tables. Every contestant reads its own copy of the slot.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use walrelay::config::Environment;
-use walrelay::throwaway::{Server, find_tool};
+use walrelay::throwaway::Server;
 
+use super::database::{RUN, copy_database, drop_slot, fingerprints, published};
 use super::harness::distance::proxy;
-use super::harness::{Pair, client, eventually, value, values};
+use super::harness::{Pair, client, value, values};
 use super::plan::{Plan, options, setting, target_options};
+use super::program::{make_pgbench_tables, output, pgbench};
 use super::workload::{Fill, Workload};
 
 /// The slot that stands at the beginning of the backlog.
 pub const BASE: &str = "base";
-/// The database of a run, on the target.
-pub const RUN: &str = "run";
 /// Clients of pgbench while a backlog is written.
 const WRITERS: u64 = 8;
 
@@ -35,62 +32,6 @@ pub struct Backlog {
     pub tables: Vec<String>,
     /// Where contestants reach the primary: its own port, or that of a proxy that delays.
     pub port: u16,
-}
-
-/// A client program of `.servers/tools-18` or of the machine.
-pub fn tool(name: &str) -> PathBuf {
-    let found = find_tool(name, &Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
-    found.unwrap_or_else(|| panic!("{name} is not there: scripts/fetch-servers tools"))
-}
-
-/// pgbench on a server's socket, ready for more arguments; the database comes last.
-pub fn pgbench(server: &Server, database: &str, arguments: &[String]) -> Command {
-    let mut command = Command::new(tool("pgbench"));
-    let port = server.port().to_string();
-    command.arg("-h").arg(server.folder()).args(["-p", &port, "-U", "postgres"]).args(arguments).arg(database);
-    command
-}
-
-/// Runs a program to its end and gives what it printed.
-pub fn output(command: &mut Command) -> String {
-    let output =
-        tokio::task::block_in_place(|| command.output()).unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// The tables of pgbench in a database.
-pub fn make_pgbench_tables(server: &Server, database: &str, scale: &str) {
-    let arguments = ["-i", "-q", "-s", scale].map(str::to_owned);
-    output(&mut pgbench(server, database, &arguments));
-}
-
-/// Makes `name` anew as a copy of `template`. Nobody may be connected to either.
-pub async fn copy_database(server: &Server, template: &str, name: &str, major: u32) {
-    values(server, "postgres", &format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)")).await;
-    // By copying files: through the WAL it would be written twice.
-    let strategy = if major >= 15 { " STRATEGY file_copy" } else { "" };
-    values(server, "postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}{strategy}")).await;
-    values(server, "postgres", "CHECKPOINT").await;
-}
-
-/// Count and hash of each table, independent of the order of rows.
-pub async fn fingerprints(server: &Server, database: &str, tables: &[String]) -> Vec<String> {
-    let mut prints = Vec::new();
-    for table in tables {
-        let sql = format!(
-            "SELECT count(*) || ' rows, ' || coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {table} t"
-        );
-        prints.push(format!("{table}: {}", value(server, database, &sql).await));
-    }
-    prints
-}
-
-/// The published tables of a database, quoted.
-pub async fn published(server: &Server, database: &str) -> Vec<String> {
-    let sql =
-        "SELECT format('%I.%I', schemaname, tablename) FROM pg_publication_tables WHERE pubname = 'bench' ORDER BY 1";
-    values(server, database, sql).await.into_iter().flatten().flatten().collect()
 }
 
 impl Backlog {
@@ -150,18 +91,6 @@ impl Backlog {
         let found = fingerprints(&self.pair.standby, RUN, &self.tables).await;
         assert_eq!(found, self.expected, "{who}: the target differs from the primary");
     }
-}
-
-/// Drops a slot once nobody reads it any more.
-pub async fn drop_slot(primary: &Server, name: &str) {
-    eventually(&format!("the slot {name} is free"), || async {
-        let sql = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active");
-        (value(primary, "postgres", &sql).await == "0").then_some(())
-    })
-    .await;
-    let sql =
-        format!("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{name}'");
-    values(primary, "postgres", &sql).await;
 }
 
 /// One publication for everybody, and for pgbench's tables two more that share it between them.

@@ -4,11 +4,12 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::backlog::{RUN, copy_database, fingerprints, output, tool};
 use super::comparison::{Comparison, Kind};
+use super::database::{RUN, copy_database, fingerprints};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::pair;
 use super::plan::Plan;
+use super::program::{output, tool};
 use super::report::Report;
 use super::usage::Meter;
 

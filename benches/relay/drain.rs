@@ -5,10 +5,10 @@ use std::process::Command;
 
 use walrelay::throwaway::Server;
 
-use super::backlog::tool;
 use super::drain_client;
 use super::harness::{eventually, value, values};
 use super::measure::{Run, run};
+use super::program::tool;
 use super::usage::Meter;
 
 /// Who reads.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backlog::RUN;
 use super::comparison::{Comparison, Kind};
+use super::database::RUN;
 use super::harness::{client, eventually, value};
 use super::measure::{percentile, process_cpu};
 use super::peer::{Origin, Peer, attach, prepare};

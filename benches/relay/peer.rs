@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::backlog::RUN;
+use super::database::{RUN, drop_slot};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::plan::Plan;
 
@@ -231,7 +231,7 @@ impl Attached {
             .await;
         }
         for (name, _) in self.peer.links() {
-            super::backlog::drop_slot(&pair.primary, name).await;
+            drop_slot(&pair.primary, name).await;
         }
     }
 }

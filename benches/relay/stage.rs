@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use super::backlog::{RUN, copy_database, fingerprints, make_pgbench_tables, pgbench, published};
+use super::database::{RUN, copy_database, fingerprints, published};
 use super::harness::{Pair, values};
 use super::measure::percentile;
 use super::plan::{Plan, options, target_options};
+use super::program::{make_pgbench_tables, pgbench};
 
 /// A heartbeat a row, to see when it arrives.
 const BEATS: &str = "CREATE TABLE bench_beats (id int PRIMARY KEY)";

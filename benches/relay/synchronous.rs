@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use walrelay::throwaway::Server;
 
-use super::backlog::{RUN, output};
 use super::comparison::{Comparison, Kind};
+use super::database::RUN;
 use super::harness::distance::proxy;
 use super::harness::{eventually, value, values};
 use super::peer::{Origin, Peer, attach, prepare};
 use super::physical;
 use super::plan::{Plan, setting};
+use super::program::output;
 use super::report::Report;
 use super::stage::{Load, Stage, read_load};
 use super::usage::Meter;

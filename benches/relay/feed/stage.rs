@@ -13,6 +13,7 @@ use super::bare;
 use super::contestant::Contestant;
 use super::turn::Turn;
 use crate::backlog::{self, BASE};
+use crate::database;
 use crate::harness::{start_server, value, values};
 use crate::plan::{Plan, options, setting};
 use crate::workload::{Fill, WIDE, WIDE_ROW, filled, transactions};
@@ -158,7 +159,7 @@ impl Stage {
 
     /// Once nobody reads it.
     pub async fn drop_slot(&self) {
-        backlog::drop_slot(&self.primary, SLOT).await;
+        database::drop_slot(&self.primary, SLOT).await;
     }
 
     /// The client that makes and removes topics.
