@@ -8,8 +8,9 @@ use walrelay::throwaway::Server;
 use super::database::{RUN, copy_database, drop_slot, fingerprints, published};
 use super::harness::distance::proxy;
 use super::harness::{Pair, client, value, values};
-use super::plan::{Plan, options, setting, target_options};
+use super::plan::{Plan, setting};
 use super::program::{make_pgbench_tables, output, pgbench};
+use super::servers::{options, target_options};
 use super::workload::{Fill, Workload};
 
 /// The slot that stands at the beginning of the backlog.

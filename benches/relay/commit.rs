@@ -6,9 +6,9 @@ use std::time::Instant;
 use super::comparison::{Comparison, Kind};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::measure::median;
-use super::pair;
 use super::plan::Plan;
 use super::report::Report;
+use super::servers::pair;
 
 /// The aim of issue A: the median at most this many times that of a native subscription with `synchronous_commit = on`.
 const AIM: f64 = 1.2;

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use super::comparison::{Comparison, Kind};
 use super::database::{RUN, copy_database, fingerprints};
 use super::harness::{Pair, Relay, client, eventually, value, values};
-use super::pair;
 use super::plan::Plan;
 use super::program::{output, tool};
 use super::report::Report;
+use super::servers::pair;
 use super::usage::Meter;
 
 /// The pipe's time over ours, and the subscription's over ours, at least.

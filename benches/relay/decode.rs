@@ -5,8 +5,9 @@ use super::backlog::Backlog;
 use super::comparison::{Comparison, Kind};
 use super::drain::{Drain, Reader, Source, run_one};
 use super::harness::{client, start_server, value, values};
-use super::plan::{Plan, options};
+use super::plan::Plan;
 use super::report::Report;
+use super::servers::options;
 use super::workload::Workload;
 
 /// pg_recvlogical's wall time over ours, at least.

@@ -30,19 +30,16 @@ mod program;
 mod report;
 mod resident;
 mod results;
+mod servers;
 mod stage;
 mod synchronous;
 mod usage;
 mod workload;
 
-use harness::{Pair, value};
-use plan::{Plan, options, target_options};
+use harness::value;
+use plan::Plan;
 use report::Report;
-
-/// Two servers of a benchmark.
-pub async fn pair(major: u32) -> Pair {
-    Pair::with(major, options(), major, target_options()).await
-}
+use servers::options;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();

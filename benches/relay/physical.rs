@@ -5,7 +5,7 @@ use std::process::Command;
 use walrelay::throwaway::Server;
 
 use super::harness::{start_server, values};
-use super::plan::options;
+use super::servers::options;
 
 /// Its name at the primary, and its slot's.
 pub const NAME: &str = "physical";

@@ -1,7 +1,5 @@
 //! What is to be measured, and at which size: read from the environment once. Measures nothing.
 
-use walrelay::throwaway::Options;
-
 /// Every case, in the order in which they run. `a` stands for a1 to a8.
 pub const CASES: &[&str] = &[
     "r", "a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "p", "b", "c", "d", "k", "k2", "drain", "commit", "idle",
@@ -93,26 +91,4 @@ impl Plan {
         // A multiple of eight, because so many clients may share it.
         setting(name, if self.is_quick { (full / QUICK_PART).next_multiple_of(8) } else { full })
     }
-}
-
-/// Servers that are not in their own way: memory enough, no checkpoint in the middle.
-pub fn options() -> Options {
-    let memory: String = setting("SHARED_BUFFERS", "512MB".to_owned());
-    Options::default()
-        .with("shared_buffers", &memory)
-        .with("max_wal_size", "64GB")
-        .with("checkpoint_timeout", "1h")
-        .with("autovacuum", "off")
-        .with("max_sync_workers_per_subscription", "4")
-        .with("max_logical_replication_workers", "12")
-        .with("max_worker_processes", "20")
-}
-
-/// A target whose flushes take `WALRELAY_BENCH_FLUSH_MS` longer: every commit that flushes sleeps before it.
-pub fn target_options() -> Options {
-    let flush_ms: u64 = setting("FLUSH_MS", 0);
-    if flush_ms == 0 {
-        return options();
-    }
-    options().with("commit_delay", &(flush_ms * 1000).to_string()).with("commit_siblings", "0")
 }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use super::comparison::Comparison;
 use super::harness::{Pair, Relay, value, values};
 use super::measure::{memory_mb, process_cpu};
-use super::pair;
 use super::plan::Plan;
 use super::report::Report;
+use super::servers::pair;
 
 /// The aims of issue A.
 const IDLE_CPU_PERCENT: f64 = 0.1;

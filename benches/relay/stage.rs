@@ -7,8 +7,9 @@ use std::process::Command;
 use super::database::{RUN, copy_database, fingerprints, published};
 use super::harness::{Pair, values};
 use super::measure::percentile;
-use super::plan::{Plan, options, target_options};
+use super::plan::Plan;
 use super::program::{make_pgbench_tables, pgbench};
+use super::servers::{options, target_options};
 
 /// A heartbeat a row, to see when it arrives.
 const BEATS: &str = "CREATE TABLE bench_beats (id int PRIMARY KEY)";

@@ -15,7 +15,8 @@ use super::turn::Turn;
 use crate::backlog::{self, BASE};
 use crate::database;
 use crate::harness::{start_server, value, values};
-use crate::plan::{Plan, options, setting};
+use crate::plan::{Plan, setting};
+use crate::servers::options;
 use crate::workload::{Fill, WIDE, WIDE_ROW, filled, transactions};
 
 /// The slot of a turn.
