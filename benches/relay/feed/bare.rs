@@ -10,10 +10,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 
-use super::contestant::Contestant;
+use super::name::{bare_prefix, own_prefix, topic_of};
 use super::receipt::Receipts;
-use super::stage::{Stage, topic_of};
-use super::topic::Kept;
+use super::stage::Stage;
+use super::topic::{Kept, id_of};
 use crate::plan::Plan;
 
 /// Pause while the client's queue is full.
@@ -106,10 +106,10 @@ pub async fn warm_up(stage: &Stage, plan: &Plan) {
 
 /// Everything that our feed wrote in this round, in Kafka transactions of the same size.
 pub async fn run(stage: &Stage, events_per_commit: f64, round: usize) -> Bare {
-    let topic = topic_of(&Contestant::bare_prefix(round));
+    let topic = topic_of(&bare_prefix(round));
     stage.make_topic(&topic).await;
     let (address, events) = (stage.broker.address(), stage.events);
-    let source = topic_of(&Contestant::own_prefix(round));
+    let source = topic_of(&own_prefix(round));
     let work = move || {
         let kept = Kept::of(&address, &source, events);
         let producer = producer(&address, "bare");
@@ -132,12 +132,12 @@ pub async fn run(stage: &Stage, events_per_commit: f64, round: usize) -> Bare {
 /// The same records as lone transactions at a steady pace, each with a record that stands for our progress record; the ages at their
 /// arrival, from the begin of the transaction, ms: percentiles 50 and 99.
 pub async fn lone(stage: &Stage, round: usize, records: u64, every: Duration) -> (f64, f64) {
-    let prefix = Contestant::bare_prefix(round);
+    let prefix = bare_prefix(round);
     let (topic, progress) = (topic_of(&prefix), format!("{prefix}.progress"));
     stage.make_topic(&topic).await;
     stage.make_topic(&progress).await;
     let receipts = Receipts::start(&stage.broker.address(), &topic);
-    let (address, source) = (stage.broker.address(), topic_of(&Contestant::own_prefix(round)));
+    let (address, source) = (stage.broker.address(), topic_of(&own_prefix(round)));
     let work = move || {
         let kept = Kept::of(&address, &source, records);
         let producer = producer(&address, "bare");
@@ -145,7 +145,7 @@ pub async fn lone(stage: &Stage, round: usize, records: u64, every: Duration) ->
         let began = Instant::now();
         for (at, record) in (1u32..).zip(kept.records()) {
             std::thread::sleep((began + every * at).saturating_duration_since(Instant::now()));
-            sent.push((super::topic::id_of(record.0), Instant::now()));
+            sent.push((id_of(record.0), Instant::now()));
             producer.begin_transaction().unwrap();
             send(&producer, &topic, &kept.headers, record);
             send(&producer, &progress, &OwnedHeaders::new(), (b"bare", PROGRESS));

@@ -1,8 +1,8 @@
 //! The lines of K and K2 in the tables, with the bars of the issue. Measures nothing.
 
-use super::Peer;
 use super::bare::Bare;
-use super::latency::Ages;
+use super::latency::{Ages, AllAges};
+use super::peer::Peer;
 use super::turn::Turn;
 use crate::comparison::{Comparison, Kind};
 use crate::drain::Drain;
@@ -119,9 +119,9 @@ pub fn with_bound(own: &[Turn], bare: &[Bare], drained: &[Drain], report: &mut R
     }
 }
 
-/// The ages: walrelay's, Debezium's by default, Debezium's tuned; and of bare transactions.
-pub fn ages(plan: &Plan, peer: &Peer, ages: &[Vec<Ages>; 3], bare_ms: &[f64], report: &mut Report) {
-    let [own, by_default, tuned] = ages;
+/// K and K2, of live events.
+pub fn ages(plan: &Plan, peer: &Peer, ages: &AllAges, report: &mut Report) {
+    let AllAges { contestants: [own, by_default, tuned], bare_ms } = ages;
     let of = |ages: &[Ages], value: fn(&Ages) -> f64| ages.iter().map(value).collect::<Vec<f64>>();
     let line = |measure: &str, unit, value: fn(&Ages) -> f64, peer_name: &str, theirs: Vec<f64>| Comparison {
         kind: if theirs.is_empty() { Kind::Absolute } else { Kind::Share },

@@ -2,6 +2,7 @@
 
 use walrelay::throwaway::{Connect, ConnectOptions, ConnectPrograms, connector_settings, settings};
 
+use super::name::{own_prefix, peer_prefix};
 use super::stage::{SLOT, Shape, Stage};
 use crate::harness::Relay;
 use crate::plan::Plan;
@@ -51,26 +52,11 @@ impl Contestant<'_> {
         }
     }
 
-    /// Of walrelay's topics in a round. All prefixes have one length, so that all events have.
-    pub fn own_prefix(round: usize) -> String {
-        format!("own{round:03}")
-    }
-
-    /// Of Debezium's.
-    pub fn peer_prefix(round: usize) -> String {
-        format!("dbz{round:03}")
-    }
-
-    /// Of the bare producer's.
-    pub fn bare_prefix(round: usize) -> String {
-        format!("raw{round:03}")
-    }
-
     /// Of its topics in a round.
     pub fn prefix(self, round: usize) -> String {
         match self {
-            Contestant::Relay => Self::own_prefix(round),
-            Contestant::Debezium { .. } => Self::peer_prefix(round),
+            Contestant::Relay => own_prefix(round),
+            Contestant::Debezium { .. } => peer_prefix(round),
         }
     }
 

@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use tokio::time::MissedTickBehavior;
 
+use super::bare;
 use super::contestant::{Contestant, Running};
+use super::name::topic_of;
+use super::peer::Peer;
 use super::receipt::Receipts;
-use super::stage::{Shape, Stage, topic_of};
-use super::{Peer, bare, compare};
+use super::stage::Stage;
 use crate::harness::{client, eventually, value};
 use crate::measure::whole_cpu_s;
 use crate::plan::Plan;
@@ -34,6 +36,15 @@ pub struct Ages {
     pub answered_p50_ms: f64,
     /// CPU of the contestant's process, percent of a core.
     pub cpu_percent: f64,
+}
+
+/// Those of all turns.
+#[derive(Default)]
+pub struct AllAges {
+    /// walrelay's, Debezium's by default, Debezium's tuned.
+    pub contestants: [Vec<Ages>; 3],
+    /// The medians of bare transactions.
+    pub bare_ms: Vec<f64>,
 }
 
 /// Single-row transactions; gives the moments before and after each.
@@ -94,11 +105,9 @@ async fn is_quiet(stage: &Stage) {
 }
 
 /// Everybody in turns.
-pub async fn run(plan: &Plan, peer: &Peer, report: &mut Report) {
-    let case = Shape::Live.case();
-    let stage = Stage::open(plan, Shape::Live).await;
-    let mut ages: [Vec<Ages>; 3] = Default::default();
-    let mut bare_ms = Vec::new();
+pub async fn run(stage: &Stage, plan: &Plan, peer: &Peer, report: &mut Report) -> AllAges {
+    let case = stage.shape.case();
+    let mut ages = AllAges::default();
     let mut number = 0;
     for round in 0..plan.rounds {
         let programs = peer.programs().filter(|_| plan.wants("k"));
@@ -108,7 +117,7 @@ pub async fn run(plan: &Plan, peer: &Peer, report: &mut Report) {
         for (at, contestant) in [Some(Contestant::Relay), by_default, debezium(true)].into_iter().enumerate() {
             let Some(contestant) = contestant else { continue };
             number += 1;
-            let turn = turn(&stage, plan, contestant, round, number).await;
+            let turn = turn(stage, plan, contestant, round, number).await;
             report.progress(&format!(
                 "{case} round {}: {} p50 {:.2} ms ({:.2} ms from the answer), p99 {:.2} ms, {:.1} % of a core",
                 round + 1,
@@ -118,17 +127,17 @@ pub async fn run(plan: &Plan, peer: &Peer, report: &mut Report) {
                 turn.p99_ms,
                 turn.cpu_percent
             ));
-            ages[at].push(turn);
-            is_quiet(&stage).await;
+            ages.contestants[at].push(turn);
+            is_quiet(stage).await;
             if plan.wants("k2") && at == 0 {
                 let records =
                     1 + count_of(plan.live_seconds.div_ceil(2), WARM_EVERY) + count_of(plan.live_seconds, EVERY);
-                let (p50_ms, p99_ms) = bare::lone(&stage, round, records, EVERY).await;
+                let (p50_ms, p99_ms) = bare::lone(stage, round, records, EVERY).await;
                 report.progress(&format!(
                     "{case} round {}: bare producer p50 {p50_ms:.2} ms, p99 {p99_ms:.2} ms",
                     round + 1
                 ));
-                bare_ms.push(p50_ms);
+                ages.bare_ms.push(p50_ms);
             }
             if at == 1 {
                 // The next contestant has the same topic.
@@ -142,5 +151,5 @@ pub async fn run(plan: &Plan, peer: &Peer, report: &mut Report) {
         plan.live_seconds
     );
     report.case(case, &title);
-    compare::ages(plan, peer, &ages, &bare_ms, report);
+    ages
 }

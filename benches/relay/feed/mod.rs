@@ -6,6 +6,8 @@ mod bare;
 mod compare;
 mod contestant;
 mod latency;
+mod name;
+mod peer;
 mod receipt;
 mod stage;
 mod topic;
@@ -15,13 +17,14 @@ mod watch;
 use std::path::Path;
 
 use walrelay::config::Environment;
-use walrelay::throwaway::{ConnectPrograms, find_broker, find_connect};
+use walrelay::throwaway::find_broker;
 
 use super::drain::{Drain, Reader, Source, run_one};
 use super::plan::Plan;
 use super::report::Report;
 use compare::Grouped;
 use contestant::Contestant;
+use peer::Peer;
 use stage::{Shape, Stage};
 use turn::Turn;
 
@@ -30,33 +33,6 @@ const QUICK_CASES: [&str; 1] = ["k 1000"];
 const LEFT_OUT: &str = "Debezium: not in a quick run";
 /// Rounds of Debezium with the one large transaction: each takes minutes.
 const LARGE_ROUNDS: usize = 2;
-
-/// The peer, or why there is none.
-pub struct Peer {
-    programs: Result<ConnectPrograms, String>,
-}
-
-impl Peer {
-    fn find() -> Self {
-        if std::env::var_os("WALRELAY_NO_DEBEZIUM").is_some() {
-            return Self { programs: Err("WALRELAY_NO_DEBEZIUM is set".to_owned()) };
-        }
-        let found = find_connect(&Environment::of_process(), Path::new(env!("CARGO_MANIFEST_DIR")));
-        Self { programs: found.map_err(|error| error.to_string()) }
-    }
-
-    /// In the tables.
-    pub fn name(&self, detail: &str) -> String {
-        match &self.programs {
-            Ok(_) => format!("Debezium 3.7{detail}"),
-            Err(why) => format!("Debezium: absent ({why})"),
-        }
-    }
-
-    fn programs(&self) -> Option<&ConnectPrograms> {
-        self.programs.as_ref().ok()
-    }
-}
 
 /// Both cases, as far as they are wanted.
 pub async fn run(plan: &Plan, report: &mut Report) {
@@ -67,17 +43,31 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     let peer = Peer::find();
     for shape in Shape::wanted(plan) {
         match shape {
-            Shape::Live => latency::run(plan, &peer, report).await,
+            Shape::Live => live(plan, &peer, report).await,
             _ => backlog(plan, shape, &peer, report).await,
         }
     }
+}
+
+/// The stage, with a broker that is warm.
+async fn open(plan: &Plan, shape: Shape) -> Stage {
+    let stage = Stage::open(plan, shape).await;
+    bare::warm_up(&stage, plan).await;
+    stage
+}
+
+/// The ages of live events.
+async fn live(plan: &Plan, peer: &Peer, report: &mut Report) {
+    let stage = open(plan, Shape::Live).await;
+    let ages = latency::run(&stage, plan, peer, report).await;
+    compare::ages(plan, peer, &ages, report);
 }
 
 /// Every contestant of one shape, in turns.
 async fn backlog(plan: &Plan, shape: Shape, peer: &Peer, report: &mut Report) {
     let case = shape.case();
     report.progress(&format!("{case}: writing {}", shape.title(plan)));
-    let stage = Stage::open(plan, shape).await;
+    let stage = open(plan, shape).await;
     let is_peer_wanted = plan.wants("k") && (!plan.is_quick || QUICK_CASES.contains(&case));
     let (mut theirs, mut own): (Vec<Turn>, Vec<Turn>) = Default::default();
     let (mut bare, mut drained): (Vec<bare::Bare>, Vec<Drain>) = Default::default();
@@ -100,7 +90,7 @@ async fn backlog(plan: &Plan, shape: Shape, peer: &Peer, report: &mut Report) {
         }
         stage.forget(round).await;
     }
-    report.case(case, &stage.described(plan, own.last()));
+    report.case(case, &stage.described(plan, own.last().map_or(0.0, Turn::bytes_per_event)));
     if plan.wants("k") {
         let is_left_out = theirs.is_empty() && peer.programs().is_some();
         let peer_name = if is_left_out { LEFT_OUT.to_owned() } else { peer.name(", tuned") };

@@ -9,9 +9,7 @@ use rdkafka::config::ClientConfig;
 use walrelay::config::Environment;
 use walrelay::throwaway::{Broker, BrokerOptions, Server, find_broker};
 
-use super::bare;
-use super::contestant::Contestant;
-use super::turn::Turn;
+use super::name::{bare_prefix, own_prefix, peer_prefix, topic_of};
 use crate::backlog::{self, BASE};
 use crate::database;
 use crate::harness::{start_server, value, values};
@@ -140,9 +138,7 @@ impl Stage {
         values(&primary, "shop", "VACUUM (FREEZE, ANALYZE)").await;
         let end_lsn = value(&primary, "shop", "SELECT pg_current_wal_lsn()").await;
         values(&primary, "postgres", "CHECKPOINT").await;
-        let stage = Self { primary, broker, shape, events, end_lsn };
-        bare::warm_up(&stage, plan).await;
-        stage
+        Self { primary, broker, shape, events, end_lsn }
     }
 
     /// A slot of the turn's own, unless the contestant makes it. Gives its position.
@@ -177,25 +173,19 @@ impl Stage {
 
     /// Removes the topics of a round: they are large.
     pub async fn forget(&self, round: usize) {
-        let names = [Contestant::own_prefix(round), Contestant::peer_prefix(round), Contestant::bare_prefix(round)];
+        let names = [own_prefix(round), peer_prefix(round), bare_prefix(round)];
         let names = names.map(|prefix| topic_of(&prefix));
         // What was not there answers with an error.
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let _ = self.admin().delete_topics(&names, &AdminOptions::new()).await;
     }
 
-    /// For the report.
-    pub fn described(&self, plan: &Plan, own: Option<&Turn>) -> String {
-        let bytes = own.map_or(0.0, Turn::bytes_per_event);
+    /// For the report; with the bytes of an event.
+    pub fn described(&self, plan: &Plan, bytes: f64) -> String {
         format!(
             "to Kafka, one partition, lz4: {} (PostgreSQL {}, walrelay's events {bytes:.0} bytes with key and headers)",
             self.shape.title(plan),
             plan.major
         )
     }
-}
-
-/// The topic of the table.
-pub fn topic_of(prefix: &str) -> String {
-    format!("{prefix}.public.wide")
 }

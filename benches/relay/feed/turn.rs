@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::contestant::{Contestant, Running};
-use super::stage::{SLOT, Shape, Stage, topic_of};
+use super::name::topic_of;
+use super::stage::{SLOT, Shape, Stage};
 use super::topic::{Content, content};
 use super::watch::{Watch, consumer, end_of};
 use crate::harness::{client, values};
