@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::backlog::Backlog;
-use super::comparison::{Comparison, Kind, with_spread};
+use super::comparison::{Comparison, Kind, each, with_spread};
 use super::database::RUN;
 use super::decode;
 use super::harness::{client, value};
@@ -153,7 +153,7 @@ fn cost(workload: &Workload, title: &str, drains: &[Drain]) -> Cost {
     [
         workload.case.to_owned(),
         title.to_owned(),
-        with_spread(&of(drains, |drain| drain.wall_s), "s"),
+        with_spread(&each(drains, |drain| drain.wall_s), "s"),
         seconds(|drain| drain.visible_s),
         format!("{:.0} {}/s", workload.units as f64 / middle(|drain| drain.wall_s), workload.unit),
         format!("{} ({})", seconds(|drain| drain.usage.primary_s), seconds(|drain| drain.walsender_s)),
@@ -164,25 +164,13 @@ fn cost(workload: &Workload, title: &str, drains: &[Drain]) -> Cost {
     ]
 }
 
-fn of(drains: &[Drain], value: impl Fn(&Drain) -> f64) -> Vec<f64> {
-    drains.iter().map(value).collect()
-}
-
 fn compare(workload: &Workload, drains: &[Vec<Drain>], report: &mut Report) {
     let (native, own) = (&drains[0], &drains[1]);
-    let disturbed = |peer: &[Drain]| own.iter().chain(peer).filter(|drain| drain.usage.is_disturbed()).count();
-    let cut_off = |peer: &[Drain]| own.iter().chain(peer).filter(|drain| !drain.is_whole).count();
-    let comparison = |measure: &str, kind, value: fn(&Drain) -> f64, peer: &[Drain], peer_name: &str, aim| Comparison {
-        case: workload.case.to_owned(),
-        measure: measure.to_owned(),
-        unit: "s",
-        kind,
-        own: of(own, value),
-        peer_name: peer_name.to_owned(),
-        peer: of(peer, value),
-        aim,
-        disturbed: disturbed(peer),
-        cut_off: cut_off(peer),
+    let comparison = |measure: &str, kind, value: fn(&Drain) -> f64, peer: &[Drain], peer_name: &str, aim| {
+        let disturbed = own.iter().chain(peer).filter(|drain| drain.usage.is_disturbed()).count();
+        let cut_off = own.iter().chain(peer).filter(|drain| !drain.is_whole).count();
+        let alone = Comparison::absolute(workload.case, measure, "s", each(own, value), aim);
+        Comparison { cut_off, ..alone.against(kind, peer_name, each(peer, value), disturbed) }
     };
     let (wall, cpu) = (|drain: &Drain| drain.wall_s, |drain: &Drain| drain.usage.sum_s());
     report.compare(comparison("wall", Kind::Speed, wall, native, "native", workload.aims.speed));
@@ -193,6 +181,6 @@ fn compare(workload: &Workload, drains: &[Vec<Drain>], report: &mut Report) {
         let aim = workload.aims.durable_speed.filter(|_| *peer == Peer::NativeDurable);
         report.compare(comparison("wall", Kind::Speed, wall, drains, peer.title(), aim));
     }
-    let peak = of(own, |drain| drain.peak_mb);
+    let peak = each(own, |drain| drain.peak_mb);
     report.compare(Comparison::absolute(workload.case, "peak resident set", "MB", peak, workload.aims.memory_mb));
 }

@@ -143,17 +143,7 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         ("nobody", nobody, None),
     ];
     for (name, peer, aim) in peers {
-        report.compare(Comparison {
-            case: "commit".to_owned(),
-            measure: "median of a commit".to_owned(),
-            unit: "ms",
-            kind: Kind::Share,
-            own: own.clone(),
-            peer_name: name.to_owned(),
-            peer,
-            aim,
-            disturbed: 0,
-            cut_off: 0,
-        });
+        let alone = Comparison::absolute("commit", "median of a commit", "ms", own.clone(), aim);
+        report.compare(alone.against(Kind::Share, name, peer, 0));
     }
 }

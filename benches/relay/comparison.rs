@@ -42,7 +42,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// A number of ours that has no peer.
+    /// A number of ours that has no peer; [`Comparison::against`] gives it one.
     pub fn absolute(case: &str, measure: &str, unit: &'static str, own: Vec<f64>, aim: Option<f64>) -> Self {
         Self {
             case: case.to_owned(),
@@ -56,6 +56,11 @@ impl Comparison {
             disturbed: 0,
             cut_off: 0,
         }
+    }
+
+    /// The same beside a peer's numbers; and how many of all these runs were disturbed.
+    pub fn against(self, kind: Kind, peer_name: &str, peer: Vec<f64>, disturbed: usize) -> Self {
+        Self { kind, peer_name: peer_name.to_owned(), peer, disturbed, ..self }
     }
 
     fn ratio_of(&self, own: f64, peer: f64) -> f64 {
@@ -115,6 +120,11 @@ impl Comparison {
             remarks.join("; "),
         ]
     }
+}
+
+/// One number of each turn.
+pub fn each<T>(turns: &[T], value: impl Fn(&T) -> f64) -> Vec<f64> {
+    turns.iter().map(value).collect()
 }
 
 /// `12.30 s (11.00–14.10)`

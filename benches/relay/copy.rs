@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use super::comparison::{Comparison, Kind};
+use super::comparison::{Comparison, Kind, each};
 use super::database::{RUN, copy_database, fingerprints};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::plan::Plan;
@@ -195,20 +195,10 @@ pub async fn run(plan: &Plan, report: &mut Report) {
 
 fn compare(report: &mut Report, case: &str, turns: &[Vec<Turn>; 4]) {
     let [pipes, sync, own, after] = turns;
-    let of = |turns: &[Turn], value: fn(&Turn) -> f64| turns.iter().map(value).collect::<Vec<f64>>();
     let mut line = |measure: &str, kind, value: fn(&Turn) -> f64, own: &[Turn], peer: (&str, &[Turn]), aim| {
-        report.compare(Comparison {
-            case: case.to_owned(),
-            measure: measure.to_owned(),
-            unit: "s",
-            kind,
-            own: of(own, value),
-            peer_name: peer.0.to_owned(),
-            peer: of(peer.1, value),
-            aim,
-            disturbed: own.iter().chain(peer.1).filter(|turn| turn.is_disturbed).count(),
-            cut_off: 0,
-        });
+        let disturbed = own.iter().chain(peer.1).filter(|turn| turn.is_disturbed).count();
+        let alone = Comparison::absolute(case, measure, "s", each(own, value), aim);
+        report.compare(alone.against(kind, peer.0, each(peer.1, value), disturbed));
     };
     let wall: fn(&Turn) -> f64 = |turn| turn.seconds;
     let (pipes, sync) = (("psql COPY pipe, binary", &pipes[..]), ("tablesync, binary", &sync[..]));

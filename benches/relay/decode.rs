@@ -2,7 +2,7 @@
 //! against `pg_recvlogical`, and what each makes the walsender pay.
 
 use super::backlog::Backlog;
-use super::comparison::{Comparison, Kind};
+use super::comparison::{Comparison, Kind, each};
 use super::drain::{Drain, Reader, Source, run_one};
 use super::harness::{client, start_server, value, values};
 use super::plan::Plan;
@@ -83,20 +83,10 @@ async fn turns(source: &Source<'_>, plan: &Plan, case: &str, report: &mut Report
         }
     }
     let [peer, eager, own] = &drains;
-    let of = |drains: &[Drain], value: fn(&Drain) -> f64| drains.iter().map(value).collect::<Vec<f64>>();
-    let mut compare = |measure: &str, kind, value: fn(&Drain) -> f64, peer: (&str, &[Drain]), aim| {
-        report.compare(Comparison {
-            case: case.to_owned(),
-            measure: measure.to_owned(),
-            unit: "s",
-            kind,
-            own: of(own, value),
-            peer_name: peer.0.to_owned(),
-            peer: of(peer.1, value),
-            aim,
-            disturbed: own.iter().chain(peer.1).filter(|drain| drain.is_disturbed).count(),
-            cut_off: 0,
-        });
+    let mut compare = |measure: &str, kind, value: fn(&Drain) -> f64, (peer_name, peer): (&str, &[Drain]), aim| {
+        let disturbed = own.iter().chain(peer).filter(|drain| drain.is_disturbed).count();
+        let alone = Comparison::absolute(case, measure, "s", each(own, value), aim);
+        report.compare(alone.against(kind, peer_name, each(peer, value), disturbed));
     };
     let wall = |drain: &Drain| drain.client.wall_s;
     let client = |drain: &Drain| drain.client.cpu_s;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::comparison::{Comparison, Kind};
+use super::comparison::{Comparison, Kind, each};
 use super::database::RUN;
 use super::harness::{client, eventually, value};
 use super::measure::{percentile, process_cpu};
@@ -145,20 +145,11 @@ pub async fn run(plan: &Plan, report: &mut Report) {
 fn compare(report: &mut Report, clients: usize, turns: &[Vec<Turn>; 4]) {
     let [nobody, native, own, eager] = turns;
     let case = format!("b {clients}");
-    let of = |turns: &[Turn], value: fn(&Turn) -> f64| turns.iter().map(value).collect::<Vec<f64>>();
-    let line =
-        |measure: &str, unit, kind, value: fn(&Turn) -> f64, own: &[Turn], peer: (&str, &[Turn]), aim| Comparison {
-            case: case.clone(),
-            measure: measure.to_owned(),
-            unit,
-            kind,
-            own: of(own, value),
-            peer_name: peer.0.to_owned(),
-            peer: of(peer.1, value),
-            aim,
-            disturbed: own.iter().chain(peer.1).filter(|turn| turn.usage.is_disturbed()).count(),
-            cut_off: 0,
-        };
+    let line = |measure: &str, unit, kind, value: fn(&Turn) -> f64, own: &[Turn], peer: (&str, &[Turn]), aim| {
+        let disturbed = own.iter().chain(peer.1).filter(|turn| turn.usage.is_disturbed()).count();
+        let alone = Comparison::absolute(&case, measure, unit, each(own, value), aim);
+        alone.against(kind, peer.0, each(peer.1, value), disturbed)
+    };
     let tps: fn(&Turn) -> f64 = |turn| turn.load.tps;
     let cpu: fn(&Turn) -> f64 = Turn::cpu_us;
     report.compare(line("source TPS", "tps", Kind::Rate, tps, own, ("native", native), Some(1.0)));
@@ -173,5 +164,5 @@ fn compare(report: &mut Report, clients: usize, turns: &[Vec<Turn>; 4]) {
     }
     let lag: fn(&Turn) -> f64 = |turn| turn.lag_p99_ms;
     report.compare(line("lag p99", "ms", Kind::Share, lag, own, ("native", native), None));
-    report.compare(Comparison::absolute(&case, "lag p99", "ms", of(own, lag), Some(LAG_AIM_MS)));
+    report.compare(Comparison::absolute(&case, "lag p99", "ms", each(own, lag), Some(LAG_AIM_MS)));
 }

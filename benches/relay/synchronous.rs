@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use walrelay::throwaway::Server;
 
-use super::comparison::{Comparison, Kind};
+use super::comparison::{Comparison, Kind, each};
 use super::database::RUN;
 use super::harness::distance::proxy;
 use super::harness::{eventually, value, values};
@@ -223,23 +223,13 @@ fn compare(report: &mut Report, between: Between, cells: &Cells) {
     let physical = Standby::Physical.title();
     let is_far = between != Between::Nothing;
     for (level, clients) in between.cells(Standby::Physical) {
-        let of = |who: &'static str, value: fn(&Load) -> f64| -> Vec<f64> {
-            cells[&(who, level, clients)].iter().map(|(load, _)| value(load)).collect()
-        };
+        let case = format!("c {level} {clients}{}", between.title());
+        let of =
+            |who: &'static str, value: fn(&Load) -> f64| each(&cells[&(who, level, clients)], |(load, _)| value(load));
         let disturbed = |who: &'static str| cells[&(who, level, clients)].iter().filter(|(_, is)| *is).count();
         let mut line = |measure: &str, unit, kind, value: fn(&Load) -> f64, peer: &'static str, aim| {
-            report.compare(Comparison {
-                case: format!("c {level} {clients}{}", between.title()),
-                measure: measure.to_owned(),
-                unit,
-                kind,
-                own: of(own, value),
-                peer_name: peer.to_owned(),
-                peer: of(peer, value),
-                aim: Some(aim),
-                disturbed: disturbed(own) + disturbed(peer),
-                cut_off: 0,
-            });
+            let alone = Comparison::absolute(&case, measure, unit, of(own, value), Some(aim));
+            report.compare(alone.against(kind, peer, of(peer, value), disturbed(own) + disturbed(peer)));
         };
         match (clients, is_far) {
             (1, false) => line("p50", "ms", Kind::Share, |load| load.p50_ms, durable, 1.15),

@@ -4,7 +4,7 @@ use super::bare::Bare;
 use super::latency::{Ages, AllAges};
 use super::peer::Peer;
 use super::turn::Turn;
-use crate::comparison::{Comparison, Kind};
+use crate::comparison::{Comparison, Kind, each};
 use crate::drain::Drain;
 use crate::plan::Plan;
 use crate::report::Report;
@@ -43,23 +43,12 @@ pub struct Grouped<'a> {
 
 impl Grouped<'_> {
     fn line(&self, measure: &str, unit: &'static str, kind: Kind, of: (Value, Value), aim: Option<f64>) -> Comparison {
-        let own: Vec<f64> = self.own.iter().map(of.0).collect();
+        let alone = |aim| Comparison::absolute(self.case, measure, unit, each(self.own, of.0), aim);
         if self.theirs.is_empty() {
-            let peer_name = self.peer_name.to_owned();
-            return Comparison { peer_name, ..Comparison::absolute(self.case, measure, unit, own, None) };
+            return alone(None).against(Kind::Absolute, self.peer_name, Vec::new(), 0);
         }
-        Comparison {
-            case: self.case.to_owned(),
-            measure: measure.to_owned(),
-            unit,
-            kind,
-            own,
-            peer_name: self.peer_name.to_owned(),
-            peer: self.theirs.iter().map(of.1).collect(),
-            aim,
-            disturbed: self.own.iter().chain(self.theirs).filter(|turn| turn.is_disturbed).count(),
-            cut_off: 0,
-        }
+        let disturbed = self.own.iter().chain(self.theirs).filter(|turn| turn.is_disturbed).count();
+        alone(aim).against(kind, self.peer_name, each(self.theirs, of.1), disturbed)
     }
 }
 
@@ -82,7 +71,7 @@ pub fn with_debezium(turns: &Grouped<'_>, report: &mut Report) {
     report.compare(turns.line("broker CPU of a million events", "s", Kind::Share, both(broker), None));
     let peak: Value = |turn| turn.peak_mb;
     report.compare(turns.line("peak resident set", "MB", Kind::Share, both(peak), Some(MEMORY_AIM)));
-    let own = turns.own.iter().map(peak).collect();
+    let own = each(turns.own, peak);
     report.compare(Comparison::absolute(turns.case, "peak resident set", "MB", own, Some(MEMORY_AIM_MB)));
 }
 
@@ -90,44 +79,26 @@ pub fn with_debezium(turns: &Grouped<'_>, report: &mut Report) {
 pub fn with_bound(own: &[Turn], bare: &[Bare], drained: &[Drain], report: &mut Report) {
     let disturbed = own.iter().filter(|turn| turn.is_disturbed).count();
     if !bare.is_empty() {
-        report.compare(Comparison {
-            case: "k2 1000".to_owned(),
-            measure: "events/s, first to last".to_owned(),
-            unit: "/s",
-            kind: Kind::Rate,
-            own: own.iter().map(Turn::rate).collect(),
-            peer_name: "bare rdkafka producer, same bytes and settings".to_owned(),
-            peer: bare.iter().map(Bare::rate).collect(),
-            aim: Some(BARE_AIM),
-            disturbed,
-            cut_off: 0,
-        });
+        let (measure, rates) = ("events/s, first to last", each(own, Turn::rate));
+        let alone = Comparison::absolute("k2 1000", measure, "/s", rates, Some(BARE_AIM));
+        let name = "bare rdkafka producer, same bytes and settings";
+        report.compare(alone.against(Kind::Rate, name, each(bare, Bare::rate), disturbed));
     }
     if !drained.is_empty() {
-        report.compare(Comparison {
-            case: "k2 1".to_owned(),
-            measure: "wall, from the connection".to_owned(),
-            unit: "s",
-            kind: Kind::Speed,
-            own: own.iter().map(|turn| turn.connected_s).collect(),
-            peer_name: "walrelay, drained to nothing".to_owned(),
-            peer: drained.iter().map(|drain| drain.client.wall_s).collect(),
-            aim: Some(DRAIN_AIM),
-            disturbed: disturbed + drained.iter().filter(|drain| drain.is_disturbed).count(),
-            cut_off: 0,
-        });
+        let (measure, times) = ("wall, from the connection", each(own, |turn| turn.connected_s));
+        let alone = Comparison::absolute("k2 1", measure, "s", times, Some(DRAIN_AIM));
+        let walls = each(drained, |drain| drain.client.wall_s);
+        let disturbed = disturbed + drained.iter().filter(|drain| drain.is_disturbed).count();
+        report.compare(alone.against(Kind::Speed, "walrelay, drained to nothing", walls, disturbed));
     }
 }
 
 /// K and K2, of live events.
 pub fn ages(plan: &Plan, peer: &Peer, ages: &AllAges, report: &mut Report) {
     let AllAges { contestants: [own, by_default, tuned], bare_ms } = ages;
-    let of = |ages: &[Ages], value: fn(&Ages) -> f64| ages.iter().map(value).collect::<Vec<f64>>();
-    let line = |measure: &str, unit, value: fn(&Ages) -> f64, peer_name: &str, theirs: Vec<f64>| Comparison {
-        kind: if theirs.is_empty() { Kind::Absolute } else { Kind::Share },
-        peer_name: peer_name.to_owned(),
-        peer: theirs,
-        ..Comparison::absolute("k live", measure, unit, of(own, value), None)
+    let line = |measure: &str, unit, value: fn(&Ages) -> f64, peer_name: &str, theirs: Vec<f64>| {
+        let kind = if theirs.is_empty() { Kind::Absolute } else { Kind::Share };
+        Comparison::absolute("k live", measure, unit, each(own, value), None).against(kind, peer_name, theirs, 0)
     };
     let p50: fn(&Ages) -> f64 = |ages| ages.p50_ms;
     let p99: fn(&Ages) -> f64 = |ages| ages.p99_ms;
@@ -137,13 +108,13 @@ pub fn ages(plan: &Plan, peer: &Peer, ages: &AllAges, report: &mut Report) {
                 // A quick run leaves it out.
                 continue;
             }
-            report.compare(line("age, p50", "ms", p50, &name, of(theirs, p50)));
-            report.compare(line("age, p99", "ms", p99, &name, of(theirs, p99)));
+            report.compare(line("age, p50", "ms", p50, &name, each(theirs, p50)));
+            report.compare(line("age, p99", "ms", p99, &name, each(theirs, p99)));
             let cpu: fn(&Ages) -> f64 = |ages| ages.cpu_percent;
-            report.compare(line("CPU", "% of a core", cpu, &name, of(theirs, cpu)));
+            report.compare(line("CPU", "% of a core", cpu, &name, each(theirs, cpu)));
         }
-        report.compare(Comparison::absolute("k live", "age, p50", "ms", of(own, p50), Some(AGE_AIM_MS)));
-        let answered = of(own, |ages| ages.answered_p50_ms);
+        report.compare(Comparison::absolute("k live", "age, p50", "ms", each(own, p50), Some(AGE_AIM_MS)));
+        let answered = each(own, |ages| ages.answered_p50_ms);
         report.compare(Comparison::absolute("k live", "p50 from the commit's answer", "ms", answered, None));
     }
     if !bare_ms.is_empty() {
