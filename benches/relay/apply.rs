@@ -9,7 +9,7 @@ use super::comparison::{Comparison, Kind, each, with_spread};
 use super::database::RUN;
 use super::decode;
 use super::harness::{client, value};
-use super::measure::{median, memory_mb, process_cpu};
+use super::measure::{median, memory_mb};
 use super::peer::{Attached, Origin, Peer, attach, prepare};
 use super::plan::Plan;
 use super::report::{Cost, Report};
@@ -85,8 +85,7 @@ pub async fn turn(backlog: &Backlog, plan: &Plan, peer: Peer) -> Drain {
     let (attached, connected) = attach(pair, plan, origin, peer).await;
     let done = until_done(backlog, &attached, peer, Duration::from_secs(plan.limit_seconds)).await;
     let usage = meter.stop(attached.process_id());
-    let walsenders = attached.walsenders(pair).await;
-    let walsender_s = walsenders.into_iter().map(|id| process_cpu(id).as_secs_f64()).sum();
+    let walsender_s = attached.walsender_s(pair).await;
     let peak_mb = attached.process_id().map_or(0.0, |id| memory_mb(id, "VmHWM"));
     let (visible, confirmed) = done.unwrap_or((Instant::now(), Instant::now()));
     attached.detach(pair, done.is_some()).await;

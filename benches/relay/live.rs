@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::comparison::{Comparison, Kind, each};
 use super::database::RUN;
-use super::harness::{client, eventually, value};
-use super::measure::{percentile, process_cpu};
+use super::harness::client;
+use super::measure::percentile;
 use super::peer::{Origin, Peer, attach, prepare};
 use super::plan::Plan;
 use super::report::Report;
@@ -68,17 +68,6 @@ async fn beats<T>(stage: &Stage, load: &tokio::task::JoinHandle<T>) -> Vec<f64> 
     ages
 }
 
-async fn caught_up(stage: &Stage, name: &str) {
-    let end = value(&stage.pair.primary, RUN, "SELECT pg_current_wal_lsn()").await;
-    let sql = format!(
-        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND confirmed_flush_lsn >= '{end}'"
-    );
-    eventually(&format!("{name} has caught up"), || async {
-        (value(&stage.pair.primary, "postgres", &sql).await == "1").then_some(())
-    })
-    .await;
-}
-
 async fn turn(stage: &Stage, plan: &Plan, follower: Option<Peer>, clients: usize) -> Turn {
     let pair = &stage.pair;
     let links = follower.map_or(&[][..], Peer::links);
@@ -98,14 +87,13 @@ async fn turn(stage: &Stage, plan: &Plan, follower: Option<Peer>, clients: usize
     let output = load.await.unwrap().unwrap();
     assert!(output.status.success(), "pgbench: {}", String::from_utf8_lossy(&output.stderr));
     if let Some((name, _)) = links.first() {
-        caught_up(stage, name).await;
+        stage.wait_applied(name).await;
     }
     let usage = meter.stop(own);
     let load = read_load(&String::from_utf8_lossy(&output.stdout), folder.path());
     let mut walsender_s = 0.0;
     if let Some(attached) = attached {
-        let walsenders = attached.walsenders(pair).await;
-        walsender_s = walsenders.into_iter().map(|id| process_cpu(id).as_secs_f64()).sum();
+        walsender_s = attached.walsender_s(pair).await;
         attached.must_live().await;
         attached.detach(pair, true).await;
         stage.verify(follower.map_or("", Peer::title)).await;

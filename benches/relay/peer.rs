@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::database::{RUN, drop_slot};
 use super::harness::{Pair, Relay, client, eventually, value, values};
+use super::measure::process_cpu;
 use super::plan::Plan;
 
 /// How often it is looked whether a slot is in use: the start of the clock.
@@ -200,13 +201,14 @@ impl Attached {
         assert_ne!(report["state"], "failed", "walrelay has stopped: {}", report["last_error"]);
     }
 
-    /// The walsenders that serve it.
-    pub async fn walsenders(&self, pair: &Pair) -> Vec<u32> {
+    /// CPU of the walsenders that serve it.
+    pub async fn walsender_s(&self, pair: &Pair) -> f64 {
         let names: Vec<String> = self.peer.links().iter().map(|(name, _)| format!("'{name}'")).collect();
         let sql =
             format!("SELECT active_pid FROM pg_replication_slots WHERE active AND slot_name IN ({})", names.join(", "));
         let rows = values(&pair.primary, "postgres", &sql).await;
-        rows.into_iter().flatten().flatten().filter_map(|text| text.parse().ok()).collect()
+        let ids = rows.into_iter().flatten().flatten().filter_map(|text| text.parse().ok());
+        ids.map(|id| process_cpu(id).as_secs_f64()).sum()
     }
 
     /// Takes it away, its slots too.

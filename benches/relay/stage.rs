@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::database::{RUN, copy_database, fingerprints, published};
-use super::harness::{Pair, values};
+use super::harness::{Pair, eventually, value, values};
 use super::measure::percentile;
 use super::plan::Plan;
 use super::program::{make_pgbench_tables, pgbench};
@@ -61,6 +61,19 @@ impl Stage {
             let sql = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
             values(&self.pair.primary, RUN, &sql).await;
         }
+    }
+
+    /// Until everything that is written by now is confirmed by the reader of that slot.
+    pub async fn wait_applied(&self, name: &str) {
+        let primary = &self.pair.primary;
+        let end = value(primary, RUN, "SELECT pg_current_wal_lsn()").await;
+        let sql = format!(
+            "SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND confirmed_flush_lsn >= '{end}'"
+        );
+        eventually(&format!("{name} has applied everything"), || async {
+            (value(primary, "postgres", &sql).await == "1").then_some(())
+        })
+        .await;
     }
 
     /// Both databases must hold the same.
