@@ -1,6 +1,10 @@
-//! One backoff for every retry of the daemon: exponential from 0.1 s to 30 s, with jitter. Decides nothing about what may be retried.
+//! Waiting: one backoff for every retry of the daemon, exponential from 0.1 s to 30 s, with jitter; and moments that need not come.
+//! Decides nothing about what may be retried.
 
-use std::time::Duration;
+use std::future::pending;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep_until;
 
 /// First delay.
 const FIRST: Duration = Duration::from_millis(100);
@@ -25,6 +29,14 @@ impl Backoff {
     /// Begin anew after a success.
     pub fn reset(&mut self) {
         self.attempts = 0;
+    }
+}
+
+/// Waits until then; for ever where there is no such moment. Cancel safe.
+pub async fn moment(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => pending().await,
     }
 }
 

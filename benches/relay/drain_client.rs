@@ -1,9 +1,6 @@
 //! The client of the drain benchmark, run as a process of its own so that its CPU can be told: the relay's own source,
 //! assembler and ledger, and nothing after them. Confirms what it received.
 
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
-
 use walrelay::ack::Ledger;
 use walrelay::assemble::{Arrival, Assembler, Spool};
 use walrelay::config::{Environment, parse_url};
@@ -37,17 +34,15 @@ pub fn main(arguments: &[String]) {
 async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
     let url = parse_url(&url, &Environment::default()).unwrap();
     let connection = Connection::connect(&url, &Session::replication("drain")).await.unwrap();
-    let stream = Stream::start(connection, &options).await.unwrap();
+    let mut stream = Stream::start(connection, &options).await.unwrap();
     let mut ledger = Ledger::new(options.start);
-    let (positions, positions_out) = watch::channel(ledger.positions());
-    let (chunks_in, mut chunks) = mpsc::channel(8);
-    let source = tokio::spawn(stream.run(positions_out, chunks_in, CancellationToken::new()));
     let folder = tempfile::tempdir().unwrap();
     let spool = Spool::open(folder.path(), &PipelineName::new("drain").unwrap()).unwrap();
     let mut assembler = Assembler::new(MemoryBudget::new(64 << 20), spool);
     let mut arrivals = Vec::new();
     let mut rows = 0;
-    while let Some(chunk) = chunks.recv().await {
+    loop {
+        let chunk = stream.next(true).await.unwrap();
         assembler.push(chunk, &mut arrivals).unwrap();
         let mut received = Lsn(0);
         for arrival in arrivals.drain(..) {
@@ -67,10 +62,9 @@ async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
         ledger.applied(Applied(received));
         ledger.durable(Durable(received));
         let now = ledger.positions();
-        positions.send_if_modified(|before| std::mem::replace(before, now) != now);
+        stream.confirm(now).await.unwrap();
         if now.write >= target {
             return rows;
         }
     }
-    panic!("the stream ended early: {:?}", source.await);
 }

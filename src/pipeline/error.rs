@@ -30,9 +30,6 @@ pub enum PipelineError {
     /// Somebody else runs the pipeline, or something is not there yet.
     #[error("{0}")]
     NotYet(String),
-    /// A task of ours broke down.
-    #[error("a task of the pipeline broke down: {0}; this is a fault of walrelay, please report it")]
-    Task(String),
     /// We were asked to stop.
     #[error("stopped")]
     Stopped,
@@ -46,9 +43,7 @@ impl PipelineError {
             PipelineError::Sink(error) => error.retry(),
             PipelineError::Snapshot(error) => error.retry(),
             PipelineError::Assemble(error) => error.retry(),
-            PipelineError::Spool(_) | PipelineError::NotYet(_) | PipelineError::Task(_) | PipelineError::Stopped => {
-                Retry::Later
-            }
+            PipelineError::Spool(_) | PipelineError::NotYet(_) | PipelineError::Stopped => Retry::Later,
             PipelineError::Refused(_) => Retry::Never,
         }
     }

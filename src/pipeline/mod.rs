@@ -16,7 +16,6 @@ mod attempt;
 mod batching;
 mod create;
 mod durability;
-mod ended;
 mod error;
 #[cfg(feature = "kafka")]
 mod forget_kafka;

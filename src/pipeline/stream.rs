@@ -10,22 +10,21 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, block_in_place, yield_now};
-use tokio::time::{MissedTickBehavior, interval, sleep_until};
+use tokio::sync::watch;
+use tokio::task::block_in_place;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::ack::{Arrived, Flushes, IdleRecords, Ledger};
 use crate::assemble::{Arrival, Assembler, Spool};
-use crate::model::{Durable, Lsn, MemoryBudget, Positions, State, Timestamp, Transaction};
+use crate::backoff::moment;
+use crate::model::{Durable, Lsn, MemoryBudget, State, Timestamp, Transaction};
 use crate::sink::worker::{Outcome, Worker};
 use crate::sink::{AnySink, Batch, Commit, Receipt, WrittenAhead};
-use crate::source::{SourceError, Stream};
+use crate::source::Stream;
 
 use super::ahead::Lead;
 use super::batching::{BYTES_LIMIT, Batching, Waiting};
-use super::ended::ended_source;
 use super::joining::{self, Noticed};
 use super::monitor::{self, View};
 use super::ownership::{self, Ownership};
@@ -33,8 +32,6 @@ use super::reporter::{Rate, Reporter};
 use super::under_way::UnderWay;
 use super::{PipelineError, Settings};
 
-/// Chunks read ahead of the assembler.
-const CHUNKS_LIMIT: usize = 8;
 /// Most complete transactions that wait for the sink, and no further ones beyond so many bytes: two batches.
 const WAITING_LIMIT: usize = 50_000;
 const WAITING_BYTES_LIMIT: u64 = 2 * BYTES_LIMIT;
@@ -67,19 +64,14 @@ pub(super) async fn run(
     let Streaming { settings, stream, start, target, mut sink, spool, may_hurry, until } = streaming;
     let process_id = stream.process_id();
     let batch_delay = settings.pipeline.sink.batch_delay();
-    let (gather, gather_out) = watch::channel(Duration::ZERO);
-    let stream = stream.gathering(gather_out);
     let ledger = Ledger::new(start);
-    let (positions, positions_out) = watch::channel(ledger.positions());
-    let (chunks_in, chunks) = mpsc::channel(CHUNKS_LIMIT);
-    let source_stop = CancellationToken::new();
-    let source = tokio::spawn(stream.run(positions_out, chunks_in, source_stop.clone()).in_current_span());
     let (view_in, view) = watch::channel(View::default());
     let (lock_in, standby_lock) = watch::channel(false);
     sink.watch_locks(standby_lock.clone());
     let budget = MemoryBudget::new(settings.pipeline.memory_limit_bytes);
     let looks = sink.looks();
-    let flow = Flow {
+    let mut flow = Flow {
+        stream,
         ledger,
         assembler: Assembler::new(budget.clone(), spool.clone()),
         spool,
@@ -92,10 +84,8 @@ pub(super) async fn run(
         looks_next: false,
         batching: Batching::new(sink.batch_limit(), sink.round_trip()),
         batch_delay,
-        gather,
         idle: IdleRecords::default(),
         flushes: Flushes::default(),
-        positions,
         lead: Lead::new(sink.ahead(), settings.pipeline.memory_limit_bytes),
         worker: Worker::new(sink),
         reporter,
@@ -112,17 +102,18 @@ pub(super) async fn run(
     reporter.state(State::CatchingUp);
     let ended = tokio::select! {
         biased;
-        ended = flow.run(chunks, source, &source_stop, stop) => ended,
+        ended = flow.run(stop) => ended,
         error = joining::watch(&settings, noticed) => Err(error),
         error = ownership::keep(ownership, &settings.pipeline.name, &lock_in, looks, reporter) => Err(error),
         () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
     };
-    source_stop.cancel();
+    flow.stream.finish().await;
     ended
 }
 
 /// The loop's state.
 struct Flow<'a> {
+    stream: Stream,
     ledger: Ledger,
     assembler: Assembler,
     spool: Spool,
@@ -136,13 +127,10 @@ struct Flow<'a> {
     is_unread: bool,
     looks_next: bool,
     batching: Batching,
-    /// How long changes gather while nobody waits for them, …
+    /// How long changes gather while nobody waits for them.
     batch_delay: Duration,
-    /// … and what the source is told of it.
-    gather: watch::Sender<Duration>,
     idle: IdleRecords,
     flushes: Flushes,
-    positions: watch::Sender<Positions>,
     worker: Worker,
     /// What is written of a transaction that is still open on the primary.
     lead: Lead,
@@ -161,13 +149,7 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
-    async fn run(
-        mut self,
-        mut chunks: mpsc::Receiver<Bytes>,
-        mut source: JoinHandle<Result<(), SourceError>>,
-        source_stop: &CancellationToken,
-        stop: &CancellationToken,
-    ) -> Result<(), PipelineError> {
+    async fn run(&mut self, stop: &CancellationToken) -> Result<(), PipelineError> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -181,32 +163,28 @@ impl Flow<'_> {
                 biased;
                 // 1. What is durable is confirmed before anything else.
                 outcome = self.worker.outcome() => match outcome? {
-                    Outcome::Durable(durable) => self.durable(durable),
+                    Outcome::Durable(durable) => self.durable(durable).await?,
                     Outcome::Applied(receipt) => {
-                        self.promise(&receipt).await;
+                        self.promise(&receipt).await?;
                         self.receipt(receipt);
                     }
                     // There is room for the next one.
                     Outcome::Sent => {}
                 },
                 () = self.lead.done() => {}
-                // 2. A lost connection ends everything that was pending.
-                ended = &mut source => return Err(ended_source(ended)),
+                // 2. A stop ends the intake.
                 () = stop.cancelled(), if !is_draining => {
                     tracing::info!(waiting = self.waiting.len(), "draining");
                     self.flushes.end();
                 }
                 // 3. An idle position is recorded when it is due.
-                () = sleep_until(idle_due.unwrap_or_else(Instant::now).into()), if idle_due.is_some() => self.record_idle().await,
-                () = sleep_until(wake_due.unwrap_or_else(Instant::now).into()), if wake_due.is_some() => {}
+                () = moment(idle_due) => self.record_idle().await,
+                () = moment(wake_due) => {}
                 // 4. What the primary says of us.
                 _ = self.view.changed() => self.viewed(),
                 _ = ticks.tick() => self.tick(),
-                // 5. More work, while there is room for it.
-                chunk = chunks.recv(), if may_take => match chunk {
-                    Some(chunk) => self.take(chunk)?,
-                    None => return Err(ended_source((&mut source).await)),
-                },
+                // 5. More work, while there is room for it. A lost connection ends everything that was pending.
+                chunk = self.stream.next(may_take) => self.take(chunk?)?,
                 () = self.budget.released(), if !is_draining && !may_take => {}
             }
             // The sink gets its work before the primary is told of what arrived: a commit that waits for the sink gains by it.
@@ -215,10 +193,8 @@ impl Flow<'_> {
             if !is_draining {
                 self.lead.advance(&mut self.assembler, &self.ledger)?;
             }
-            self.confirm();
+            self.confirm().await?;
         }
-        source_stop.cancel();
-        let _ = source.await;
         let lsn = self.ledger.positions().flush;
         match self.until.filter(|_| self.is_over) {
             Some(until) => tracing::info!(%lsn, %until, "paused; everything before is applied and confirmed"),
@@ -382,16 +358,13 @@ impl Flow<'_> {
         self.flushes.due().filter(|_| self.worker.may_flush())
     }
 
-    /// What a receipt promises, before anything else is thought of: where no work waits, the source has its turn at once.
-    async fn promise(&mut self, receipt: &Receipt) {
+    /// What a receipt promises is told before anything else is thought of.
+    async fn promise(&mut self, receipt: &Receipt) -> Result<(), PipelineError> {
         self.ledger.applied(receipt.applied);
         let flush = self.ledger.positions().flush;
         self.looks_next = receipt.durable.is_some_and(|durable| durable.0 > flush);
         receipt.durable.into_iter().for_each(|durable| self.ledger.durable(durable));
-        self.confirm();
-        if self.waiting.is_empty() {
-            yield_now().await;
-        }
+        self.confirm().await
     }
 
     fn receipt(&mut self, receipt: Receipt) {
@@ -415,11 +388,12 @@ impl Flow<'_> {
         }
     }
 
-    fn durable(&mut self, durable: Durable) {
+    async fn durable(&mut self, durable: Durable) -> Result<(), PipelineError> {
         self.ledger.durable(durable);
-        self.confirm();
+        self.confirm().await?;
         self.reporter.heartbeat().beat();
         self.look_whether_caught_up();
+        Ok(())
     }
 
     fn look_whether_caught_up(&self) {
@@ -428,13 +402,9 @@ impl Flow<'_> {
         }
     }
 
-    /// Tells the source what may be confirmed; it is woken only for a promise, and finds a mere receipt by itself.
-    fn confirm(&self) {
-        let now = self.ledger.positions();
-        self.positions.send_if_modified(|before| {
-            let before = std::mem::replace(before, now);
-            (before.flush, before.apply) != (now.flush, now.apply)
-        });
+    /// Tells the primary what is promised since.
+    async fn confirm(&mut self) -> Result<(), PipelineError> {
+        Ok(self.stream.confirm(self.ledger.positions()).await?)
     }
 
     /// Age of the oldest transaction that is not applied, by the primary's clock.
@@ -451,8 +421,7 @@ impl Flow<'_> {
         self.flushes.set_waited_for(view.is_listed());
         // Where nobody says whether commits wait, they might.
         let is_free = view.sync_state.as_deref() == Some("async");
-        let gather = if is_free { self.batch_delay } else { Duration::ZERO };
-        self.gather.send_if_modified(|before| std::mem::replace(before, gather) != gather);
+        self.stream.gather_for(if is_free { self.batch_delay } else { Duration::ZERO });
         self.reporter.listed(view.sync_state.as_deref(), self.ledger.positions().flush);
         self.show(&view);
     }

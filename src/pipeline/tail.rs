@@ -3,7 +3,6 @@
 
 use std::io::Write;
 
-use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::Ledger;
@@ -21,8 +20,6 @@ use super::monitor::primary_session;
 
 /// Rows held in memory before a transaction is spooled.
 const MEMORY_LIMIT_BYTES: u64 = 64 << 20;
-/// Chunks read ahead.
-const CHUNKS_LIMIT: usize = 8;
 /// Somebody's lock on a table is not waited for any longer.
 const LOCK_TIMEOUT: &str = "10s";
 
@@ -76,11 +73,8 @@ async fn stream(
         messages: false,
         adaptive_receive: true,
     };
-    let stream = Stream::start(connection, &options).await?;
+    let mut stream = Stream::start(connection, &options).await?;
     let mut ledger = Ledger::new(created.consistent_point);
-    let (positions, positions_out) = watch::channel(ledger.positions());
-    let (chunks_in, mut chunks) = mpsc::channel(CHUNKS_LIMIT);
-    let mut source = tokio::spawn(stream.run(positions_out, chunks_in, stop.clone()));
     let folder =
         tempfile::tempdir().map_err(|error| PipelineError::Refused(format!("no temporary folder: {error}")))?;
     let mut assembler = Assembler::new(MemoryBudget::new(MEMORY_LIMIT_BYTES), Spool::open(folder.path(), name)?);
@@ -88,10 +82,12 @@ async fn stream(
     let mut arrivals = Vec::new();
     loop {
         let chunk = tokio::select! {
-            ended = &mut source => return super::ended::ended_well(ended),
-            chunk = chunks.recv() => chunk,
+            () = stop.cancelled() => {
+                stream.finish().await;
+                return Ok(());
+            }
+            chunk = stream.next(true) => chunk?,
         };
-        let Some(chunk) = chunk else { return super::ended::ended_well(source.await) };
         assembler.push(chunk, &mut arrivals)?;
         for arrival in arrivals.drain(..) {
             match arrival {
@@ -114,6 +110,6 @@ async fn stream(
                 Arrival::Message(_) => {}
             }
         }
-        positions.send_replace(ledger.positions());
+        stream.confirm(ledger.positions()).await?;
     }
 }

@@ -1,22 +1,24 @@
-//! The replication stream: one task owns the socket. Chunks of whole messages go out, positions come in; a full consumer
-//! stops the reading but never the status messages. Interprets nothing but keepalives' wish for a reply, how long ago a
-//! transaction was committed, and the server's own notices and errors.
+//! The replication stream: chunks of whole messages come out, positions go in. A consumer without room stops the reading but never
+//! the status messages. Interprets nothing but keepalives' wish for a reply, how long ago a transaction was committed, and the
+//! server's own notices and errors.
+//!
+//! No task of its own: whoever asks for the next chunk drives it, so that between the primary's socket and the sink's, and back, nobody
+//! has to be woken.
 //!
 //! ```text
-//! START_REPLICATION ─▶ streaming ──stop──▶ last status, CopyDone ─▶ drained
-//!                        │   ▲                                        
-//!                        ▼   │  consumer has room                      
-//!                      holding a chunk (status still goes out, nothing is read)
+//! START_REPLICATION ─▶ streaming ──finish──▶ last status, CopyDone ─▶ drained
+//!                        │   ▲
+//!                        ▼   │  the consumer has room
+//!                      waiting (status messages still go out, nothing is read)
 //! ```
 
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
+use crate::backoff::moment;
 use crate::model::{Lsn, Positions, SlotName, Timestamp};
 use crate::wire::replication::{self, ReplicationMessage};
 use crate::wire::{Connection, ServerError, WireError, frame};
@@ -28,10 +30,11 @@ use super::{ReceivePolicy, SourceError};
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// A mere receipt waits for the promise that mostly follows it, and goes out with it: the message of its own would cost both ends
 /// more than `remote_write` gains by it. (Postgres' own apply worker tells a receipt only after the commit.) One that has stood at
-/// two looks goes out alone. Looks, because a timer for each would be set in the very moment in which the sink has its work.
-const RECEIPT_LOOK: Duration = Duration::from_millis(2);
+/// two looks goes out alone. Looks, because a timer for each would be set in the very moment in which the sink has its work; and few, for
+/// each of them wakes this process twice.
+const RECEIPT_LOOK: Duration = Duration::from_millis(10);
 /// So many looks in vain, and there is none until more arrives.
-const RECEIPT_LOOKS: u32 = 10;
+const RECEIPT_LOOKS: u32 = 5;
 /// A read of more is no trickle: resting after it would hold up a backlog.
 const SHORT_READ_BYTES: usize = 64 * 1024;
 /// Without any message for this long we ask for one.
@@ -97,11 +100,15 @@ pub struct Stream {
     policy: ReceivePolicy,
     last_message: Instant,
     is_ping_outstanding: bool,
+    /// What may be told, and what was told last.
+    positions: Positions,
     last_sent: Positions,
+    status_timer: Interval,
+    receipt_looks: Interval,
     /// While there may be a receipt to tell.
     receipt_look: Option<ReceiptLook>,
     /// How long the socket is left alone after a short read, so that the next one finds more.
-    gather: Option<watch::Receiver<Duration>>,
+    gather: Duration,
     rest_until: Option<Instant>,
     /// Whether the socket's buffer was made small.
     is_small: bool,
@@ -129,14 +136,18 @@ impl Stream {
             }
         }
         let now = Instant::now();
+        let positions = Positions { write: options.start, flush: options.start, apply: options.start };
         Ok(Self {
             policy: ReceivePolicy::new(options.adaptive_receive, connection.round_trip(), now),
             connection,
             last_message: now,
             is_ping_outstanding: false,
-            last_sent: Positions { write: options.start, flush: options.start, apply: options.start },
+            positions,
+            last_sent: positions,
+            status_timer: every(STATUS_INTERVAL),
+            receipt_looks: every(RECEIPT_LOOK),
             receipt_look: None,
-            gather: None,
+            gather: Duration::ZERO,
             rest_until: None,
             is_small: false,
         })
@@ -144,10 +155,8 @@ impl Stream {
 
     /// Leaves the socket alone for so long after each short read: for a consumer in no hurry, one read then takes what many
     /// commits sent, and the walsender wakes nobody.
-    #[must_use]
-    pub fn gathering(mut self, gather: watch::Receiver<Duration>) -> Self {
-        self.gather = Some(gather);
-        self
+    pub fn gather_for(&mut self, gather: Duration) {
+        self.gather = gather;
     }
 
     /// The walsender's process, as `pg_stat_replication` names it.
@@ -155,50 +164,38 @@ impl Stream {
         self.connection.process_id()
     }
 
-    /// Runs until `stop` (then the last positions are sent and the stream is closed in order) or an error. Whoever moves `positions`
-    /// need not notify of a mere receipt.
-    pub async fn run(
-        mut self,
-        mut positions: watch::Receiver<Positions>,
-        chunks: mpsc::Sender<Bytes>,
-        stop: CancellationToken,
-    ) -> Result<(), SourceError> {
-        let mut status_timer = interval(STATUS_INTERVAL);
-        status_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut receipt_looks = interval(RECEIPT_LOOK);
-        receipt_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut held: Option<Bytes> = None;
+    /// So much may be told from now on. A promise is told at once, as far as the socket takes it now; a mere receipt in its time.
+    pub async fn confirm(&mut self, positions: Positions) -> Result<(), SourceError> {
+        let before = std::mem::replace(&mut self.positions, positions);
+        if (before.flush, before.apply) == (positions.flush, positions.apply) {
+            return Ok(());
+        }
+        self.put_status(false);
+        self.connection.write_now().await.map_err(SourceError::wire("sending a status message to the primary"))
+    }
+
+    /// The next whole messages, for a consumer that has room. Without room nothing is read, and it waits for ever. Either way the
+    /// primary is told meanwhile how far we are. Cancel safe.
+    pub async fn next(&mut self, has_room: bool) -> Result<Bytes, SourceError> {
         loop {
             let (look_at, rest_until) = (self.policy.look_at(), self.rest_until);
+            let may_read = has_room && rest_until.is_none();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return self.finish(&mut positions).await,
-                changed = positions.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
-                    self.send_status(&mut positions, false).await?;
+                _ = self.receipt_looks.tick(), if self.receipt_look.is_some() => self.look_for_receipt(),
+                _ = self.status_timer.tick() => {
+                    let ping = self.check_silence(!has_room)?;
+                    self.put_status(ping);
                 }
-                _ = receipt_looks.tick(), if self.receipt_look.is_some() => self.look_for_receipt(&mut positions).await?,
-                _ = status_timer.tick() => {
-                    let ping = self.check_silence(held.is_some())?;
-                    self.send_status(&mut positions, ping).await?;
-                }
-                permit = chunks.reserve(), if held.is_some() => match (permit, held.take()) {
-                    (Ok(permit), Some(chunk)) => permit.send(chunk),
-                    _ => return Ok(()),
-                },
-                () = sleep_until(look_at.unwrap_or_else(Instant::now).into()), if held.is_none() && look_at.is_some() => {
+                () = moment(look_at), if has_room => {
                     self.policy.looked(Instant::now());
                     self.set_low_water(1);
                 }
-                () = sleep_until(rest_until.unwrap_or_else(Instant::now).into()), if rest_until.is_some() => self.rest_until = None,
-                chunk = self.connection.read_burst(lacks_its_end), if held.is_none() && rest_until.is_none() => {
+                () = moment(rest_until) => self.rest_until = None,
+                chunk = self.connection.exchange(may_read, lacks_its_end) => {
                     let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
-                    held = self.received(chunk, &mut positions).await?;
-                    // The common case in one step.
-                    if held.is_some() && let Ok(permit) = chunks.try_reserve() && let Some(chunk) = held.take() {
-                        permit.send(chunk);
+                    if let Some(copy_data) = self.received(chunk)? {
+                        return Ok(copy_data);
                     }
                 }
             }
@@ -206,20 +203,20 @@ impl Stream {
     }
 
     /// Takes one read: adjusts the policy, looks at each message's first byte, answers a keepalive that asks for it.
-    async fn received(
-        &mut self,
-        chunk: Bytes,
-        positions: &mut watch::Receiver<Positions>,
-    ) -> Result<Option<Bytes>, SourceError> {
+    fn received(&mut self, chunk: Bytes) -> Result<Option<Bytes>, SourceError> {
         let now = Instant::now();
         self.last_message = now;
         self.is_ping_outstanding = false;
-        let look = ReceiptLook { received: self.last_sent.write, in_vain: 0 };
-        self.receipt_look.get_or_insert(look).in_vain = 0;
+        match &mut self.receipt_look {
+            Some(look) => look.in_vain = 0,
+            none => {
+                *none = Some(ReceiptLook { received: self.last_sent.write, in_vain: 0 });
+                self.receipt_looks.reset();
+            }
+        }
         let size_bytes = chunk.len();
-        let gather = self.gather.as_ref().map_or(Duration::ZERO, |gather| *gather.borrow());
-        if !gather.is_zero() && size_bytes < SHORT_READ_BYTES {
-            self.rest_until = Some(now + gather);
+        if !self.gather.is_zero() && size_bytes < SHORT_READ_BYTES {
+            self.rest_until = Some(now + self.gather);
         }
         let read = copy_data_of(chunk)?;
         if let Some(age) = read.sent_after_commit {
@@ -233,7 +230,7 @@ impl Stream {
             self.make_small();
         }
         if read.wants_reply {
-            self.send_status(positions, false).await?;
+            self.put_status(false);
         }
         Ok((!read.copy_data.is_empty()).then_some(read.copy_data))
     }
@@ -254,23 +251,24 @@ impl Stream {
     }
 
     /// Tells the receipt of what had been received at the last look already.
-    async fn look_for_receipt(&mut self, positions: &mut watch::Receiver<Positions>) -> Result<(), SourceError> {
-        let Some(look) = &mut self.receipt_look else { return Ok(()) };
+    fn look_for_receipt(&mut self) {
+        let Some(look) = &mut self.receipt_look else { return };
         let is_due = look.received > self.last_sent.write;
-        let received = positions.borrow().write;
+        let received = self.positions.write;
         look.in_vain = if is_due || received > look.received { 0 } else { look.in_vain + 1 };
         look.received = received;
         if look.in_vain >= RECEIPT_LOOKS {
             self.receipt_look = None;
         }
-        if is_due { self.send_status(positions, false).await } else { Ok(()) }
+        if is_due {
+            self.put_status(false);
+        }
     }
 
-    async fn send_status(&mut self, positions: &mut watch::Receiver<Positions>, ping: bool) -> Result<(), SourceError> {
-        let now = *positions.borrow_and_update();
-        self.last_sent = now;
-        replication::status_update(&now, Timestamp::now(), ping, self.connection.outgoing());
-        self.connection.flush().await.map_err(SourceError::wire("sending a status message to the primary"))
+    /// Puts a status message behind what goes out next.
+    fn put_status(&mut self, ping: bool) {
+        self.last_sent = self.positions;
+        replication::status_update(&self.positions, Timestamp::now(), ping, self.connection.outgoing());
     }
 
     /// Whether to ask for a reply; an error when the last question stayed without one. A reader that waits for its consumer
@@ -289,22 +287,29 @@ impl Stream {
     }
 
     /// The last positions, CopyDone and Terminate; then what is still under way is read and thrown away, so that the socket's
-    /// end does not overtake the status message.
-    async fn finish(mut self, positions: &mut watch::Receiver<Positions>) -> Result<(), SourceError> {
+    /// end does not overtake the status message. Of no use to a stream that is lost already; that is no fault.
+    pub async fn finish(mut self) {
         self.set_low_water(1);
-        self.send_status(positions, false).await?;
-        let outgoing = self.connection.outgoing();
-        outgoing.put_slice(b"c\0\0\0\x04X\0\0\0\x04");
+        self.put_status(false);
+        self.connection.outgoing().put_slice(b"c\0\0\0\x04X\0\0\0\x04");
         let ended = timeout(END_TIMEOUT, async {
             self.connection.flush().await?;
             while self.connection.read_chunk().await.is_ok() {}
             Ok::<(), WireError>(())
         });
-        if ended.await.is_err() {
-            tracing::debug!("the primary did not end the stream in time; closing it");
+        match ended.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the primary could not be told the last positions"),
+            Err(_) => tracing::debug!("the primary did not end the stream in time; closing it"),
         }
-        Ok(())
     }
+}
+
+/// A timer that does not make up for what it missed.
+fn every(period: Duration) -> Interval {
+    let mut timer = interval(period);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
 }
 
 /// What one read brought.

@@ -1,27 +1,25 @@
 //! One connection that speaks the protocol itself: for replication, for COPY passed straight through, and for pipelined
 //! statements. Decides nothing about what is said on it.
 
+mod burst;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::ServerUrl;
 
-use super::frame::{self, Frame, HEADER_BYTES};
+use super::frame::{self, HEADER_BYTES};
 use super::transport::Transport;
 use super::{ServerError, WireError, connect};
 
-/// A read shorter than this may be the beginning of a unit that is still being written.
-const BURST_BYTES: usize = 16 * 1024;
-/// How long the rest of such a unit is looked for without sleeping: a walsender needs less between two messages of a small one.
-const BURST_LOOK: Duration = Duration::from_micros(50);
 /// A server that has not closed within this was told all the same.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// A read of this much is part of a flood: it goes on as long as the buffer has room.
@@ -183,13 +181,22 @@ impl Connection {
     }
 
     /// The round trip to the server, as the kernel measured it; `None` on a Unix socket.
-    pub fn round_trip(&self) -> Option<std::time::Duration> {
+    pub fn round_trip(&self) -> Option<Duration> {
         self.transport.round_trip()
     }
 
     /// Writes everything outgoing. Cancel safe: what was written is gone from `outgoing`, the rest is still there.
     pub async fn flush(&mut self) -> Result<(), WireError> {
         poll_fn(|context| self.poll_write_out(context)).await
+    }
+
+    /// Writes as much of what is outgoing as the socket takes at once.
+    pub async fn write_now(&mut self) -> Result<(), WireError> {
+        poll_fn(|context| match self.poll_write_out(context) {
+            Poll::Pending => Poll::Ready(Ok(())),
+            written => written,
+        })
+        .await
     }
 
     /// Reads the next whole message. Cancel safe. Server parameters are noted on the way and still returned.
@@ -221,31 +228,6 @@ impl Connection {
     /// Cancel safe.
     pub async fn read_chunk(&mut self) -> Result<Bytes, WireError> {
         poll_fn(|context| self.poll_chunk(context)).await
-    }
-
-    /// Like `read_chunk`, for a sender that writes one unit in several small messages: where a short read `lacks` the end of what its
-    /// first message begins and its last one goes on with, the rest is looked for for a moment, and joins the chunk. One waking instead
-    /// of one a message. Not under TLS, whose records only the runtime's own read can take. Cancel safe.
-    pub async fn read_burst(&mut self, lacks: impl Fn(Frame<'_>, Frame<'_>) -> bool) -> Result<Bytes, WireError> {
-        poll_fn(|context| {
-            let mut end = ready!(self.poll_whole(context))?;
-            let mut began = None;
-            while end < BURST_BYTES && !self.transport.gives_records() {
-                let mut whole = frame::frames(&self.incoming[..end]).flatten();
-                let first = whole.next();
-                let is_whole = !first.is_some_and(|first| lacks(first, whole.last().unwrap_or(first)));
-                if is_whole || began.get_or_insert_with(Instant::now).elapsed() > BURST_LOOK {
-                    break;
-                }
-                // The writer may be waiting for this very processor.
-                std::thread::yield_now();
-                if self.receive_now() {
-                    end = frame::whole_messages_bytes(&self.incoming)?;
-                }
-            }
-            Poll::Ready(Ok(self.incoming.split_to(end).freeze()))
-        })
-        .await
     }
 
     /// Writes what is outgoing and reads what arrives until a whole message is there, so that neither side's full buffer
@@ -408,15 +390,6 @@ impl Connection {
             self.read_size_bytes = (self.read_size_bytes / 2).max(READ_BYTES);
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Reads what is there without waiting and without the runtime; whether that is anything.
-    fn receive_now(&mut self) -> bool {
-        let room = self.incoming.spare_capacity_mut();
-        let Some(count) = self.transport.receive_now(room) else { return false };
-        // SAFETY: `count` bytes of the spare capacity were just initialised by the read.
-        unsafe { self.incoming.set_len(self.incoming.len() + count) };
-        true
     }
 
     /// A server that ends a session says why and closes; a write may notice the end before the words are read. Reads what is

@@ -231,11 +231,7 @@ impl Pipelined {
 
     /// Writes as much as goes out without waiting; the rest goes out while answers are awaited.
     pub(super) async fn write_now(&mut self) -> Result<(), WireError> {
-        tokio::select! {
-            biased;
-            written = self.connection.flush() => written,
-            () = std::future::ready(()) => Ok(()),
-        }
+        self.connection.write_now().await
     }
 
     /// Waits until one more batch is answered. Cancel safe.
