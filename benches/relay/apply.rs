@@ -132,16 +132,21 @@ pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &m
         report.cost(cost(workload, peer.title(), drains));
     }
     compare(workload, &drains, report);
-    let ratios = drains[1].iter().zip(&decoded_s).map(|(drain, decoded_s)| drain.wall_s / bound_s(drain, *decoded_s));
+    let ratios = drains[1]
+        .iter()
+        .zip(&decoded_s)
+        .map(|(drain, decoded_s)| drain.wall_s / bound_s(drain, *decoded_s, workload.own));
     let name = "wall / its bound";
     report.compare(Comparison::absolute(workload.case, name, "×", ratios.collect(), Some(BOUND_AIM)));
 }
 
 /// No applier on one slot and one connection ends sooner: the stream must be decoded, the target's backend must do its work, and all of
-/// it must fit the processors. The target's CPU stands for the time that the same batches would take from memory, which is not less.
-fn bound_s(drain: &Drain, decoded_s: f64) -> f64 {
+/// it must fit the processors. The target's CPU stands for the time that the same batches would take from memory, which is not less; where
+/// sessions read ahead it is that of several backends, and bounds nothing.
+fn bound_s(drain: &Drain, decoded_s: f64, own: Peer) -> f64 {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
-    decoded_s.max(drain.usage.target_s).max(drain.usage.sum_s() / processors)
+    let target_s = if own == Peer::RelayPrefetch { 0.0 } else { drain.usage.target_s };
+    decoded_s.max(target_s).max(drain.usage.sum_s() / processors)
 }
 
 /// What one contestant cost, in medians.
