@@ -134,7 +134,8 @@ impl Transport {
     }
 }
 
-/// The round trip as the kernel measured it last.
+/// The shortest round trip that the kernel has seen: the last ones hold the time that the server took to think, where its
+/// acknowledgement came with its answer. A kernel before 4.6 only tells those.
 fn round_trip(socket: RawFd) -> Option<Duration> {
     // SAFETY: an all-zero tcp_info is valid, it is plain numbers.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -142,7 +143,8 @@ fn round_trip(socket: RawFd) -> Option<Duration> {
     // SAFETY: the descriptor is open for the life of the borrowed stream; pointer and length are those of `info`.
     let result =
         unsafe { libc::getsockopt(socket, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length) };
-    (result == 0).then(|| Duration::from_micros(u64::from(info.tcpi_rtt)))
+    let shortest = if info.tcpi_min_rtt > 0 { info.tcpi_min_rtt } else { info.tcpi_rtt };
+    (result == 0).then(|| Duration::from_micros(u64::from(shortest)))
 }
 
 fn set_option(socket: RawFd, level: libc::c_int, name: libc::c_int, bytes: u32) -> io::Result<()> {
