@@ -1,10 +1,10 @@
-//! Waiting: one backoff for every retry of the daemon, exponential from 0.1 s to 30 s, with jitter; and moments that need not come.
+//! Waiting: one backoff for every retry of the daemon, exponential from 0.1 s to 30 s, with jitter; timers, and moments that need not come.
 //! Decides nothing about what may be retried.
 
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep_until;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
 /// First delay.
 const FIRST: Duration = Duration::from_millis(100);
@@ -30,6 +30,13 @@ impl Backoff {
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
+}
+
+/// A timer, due at once and then every `period`, that does not make up for what it missed.
+pub fn every(period: Duration) -> Interval {
+    let mut timer = interval(period);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
 }
 
 /// Waits until then; for ever where there is no such moment. Cancel safe.

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
+use crate::backoff::every;
 use crate::config;
 use crate::model::QualifiedName;
 use crate::source::{
@@ -55,8 +56,7 @@ pub(super) async fn watch(settings: &Settings, noticed: &Noticed) -> PipelineErr
     if !is_feed {
         return std::future::pending().await;
     }
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(EVERY);
     let mut session = None;
     let mut is_told = false;
     loop {

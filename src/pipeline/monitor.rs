@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
+use crate::backoff::every;
 use crate::config::ServerUrl;
 use crate::model::{Lsn, PipelineName, SlotName};
 use crate::source::{SourceError, lists_standby};
@@ -81,8 +82,7 @@ pub(super) async fn watch_primary(
     walsender_process_id: i32,
     view: &watch::Sender<View>,
 ) {
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = every(EVERY);
     let mut session = None;
     let mut is_told = false;
     loop {

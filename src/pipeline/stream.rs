@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::block_in_place;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::{Arrived, Flushes, IdleRecords, Ledger};
 use crate::assemble::{Arrival, Assembler, Spool};
-use crate::backoff::moment;
+use crate::backoff::{every, moment};
 use crate::model::{Durable, Lsn, MemoryBudget, State, Timestamp, Transaction};
 use crate::sink::worker::{Outcome, Worker};
 use crate::sink::{AnySink, Batch, Commit, Receipt, WrittenAhead};
@@ -150,8 +149,7 @@ struct Flow<'a> {
 
 impl Flow<'_> {
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), PipelineError> {
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = every(TICK);
         loop {
             let is_draining = stop.is_cancelled() || self.is_over;
             if is_draining && self.is_drained() {

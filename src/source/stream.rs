@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
-use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Interval, timeout};
 
-use crate::backoff::moment;
+use crate::backoff::{every, moment};
 use crate::model::{Lsn, Positions, SlotName, Timestamp};
 use crate::wire::replication::{self, ReplicationMessage};
 use crate::wire::{Connection, ServerError, WireError, frame};
@@ -303,13 +303,6 @@ impl Stream {
             Err(_) => tracing::debug!("the primary did not end the stream in time; closing it"),
         }
     }
-}
-
-/// A timer that does not make up for what it missed.
-fn every(period: Duration) -> Interval {
-    let mut timer = interval(period);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    timer
 }
 
 /// What one read brought.
