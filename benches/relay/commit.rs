@@ -1,11 +1,12 @@
-//! Latency of a synchronous single-row commit at one client: the relay against the native subscription, each alone as the
-//! synchronous standby of the same primary, in turns.
+//! Latency of a synchronous single-row commit at one client: the relay against the native subscription, and against the least that
+//! a standby outside the servers does, each alone as the synchronous standby of the same primary, in turns.
 
 use std::time::Instant;
 
 use tokio::runtime::Builder;
 use tokio::task::block_in_place;
 
+use super::bare_standby::BareStandby;
 use super::comparison::{Comparison, Kind};
 use super::harness::{Pair, Relay, client, eventually, value, values};
 use super::measure::median;
@@ -15,6 +16,8 @@ use super::servers::pair;
 
 /// The aim of issue A: the median at most this many times that of a native subscription with `synchronous_commit = on`.
 const AIM: f64 = 1.2;
+/// That against the least: at the bound.
+const BOUND_AIM: f64 = 1.2;
 /// The native default waits 400 ms a commit: a few tell it.
 const SLOW_COMMITS: usize = 8;
 
@@ -28,10 +31,13 @@ enum Standby {
     NativeOn,
     /// As CREATE SUBSCRIPTION makes it.
     NativeDefault,
+    /// What bounds a relay.
+    Bare,
 }
 
 impl Standby {
-    const ALL: [Standby; 4] = [Standby::Nobody, Standby::Relay, Standby::NativeOn, Standby::NativeDefault];
+    const ALL: [Standby; 5] =
+        [Standby::Nobody, Standby::Relay, Standby::NativeOn, Standby::NativeDefault, Standby::Bare];
 
     fn name(self) -> &'static str {
         match self {
@@ -39,15 +45,21 @@ impl Standby {
             Standby::Relay => "standby1",
             Standby::NativeOn => "native_on",
             Standby::NativeDefault => "native_default",
+            Standby::Bare => "bare",
         }
     }
 }
 
-/// A subscription in a database of its own on the standby, switched off.
+/// A database of its own on the standby.
+async fn make_database(pair: &Pair, standby: Standby) {
+    values(&pair.standby, "postgres", &format!("CREATE DATABASE {}", standby.name())).await;
+    values(&pair.standby, standby.name(), TABLE).await;
+}
+
+/// A subscription in a database of its own, switched off.
 async fn subscribe(pair: &Pair, standby: Standby) {
+    make_database(pair, standby).await;
     let name = standby.name();
-    values(&pair.standby, "postgres", &format!("CREATE DATABASE {name}")).await;
-    values(&pair.standby, name, TABLE).await;
     let synchronous = if standby == Standby::NativeOn { ", synchronous_commit = on" } else { "" };
     let port = pair.primary.port();
     let subscription = format!(
@@ -94,8 +106,13 @@ fn commits(pair: &Pair, count: usize) -> Vec<f64> {
 /// One turn: only this standby is connected, caught up and waited for.
 async fn turn(pair: &Pair, relay: &mut Relay, standby: Standby, count: usize) -> Vec<f64> {
     let name = standby.name();
+    let mut bare = None;
     match standby {
         Standby::Nobody => {}
+        Standby::Bare => {
+            let ports = (pair.primary.port(), pair.standby.port());
+            bare = Some(block_in_place(|| BareStandby::start(ports.0, ports.1, name)));
+        }
         Standby::Relay => {
             relay.start_again().await;
             relay.wait_state("streaming").await;
@@ -113,15 +130,14 @@ async fn turn(pair: &Pair, relay: &mut Relay, standby: Standby, count: usize) ->
     match standby {
         Standby::Nobody => {}
         Standby::Relay => drop(relay.stop().await),
+        Standby::Bare => bare.into_iter().for_each(BareStandby::end),
         Standby::NativeOn | Standby::NativeDefault => {
             values(&pair.standby, name, &format!("ALTER SUBSCRIPTION {name} DISABLE")).await;
-            let sql = format!("SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}'");
-            eventually("the subscription is gone", || async {
-                (value(&pair.primary, "postgres", &sql).await == "0").then_some(())
-            })
-            .await;
         }
     }
+    let sql = format!("SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}'");
+    eventually("the standby is gone", || async { (value(&pair.primary, "postgres", &sql).await == "0").then_some(()) })
+        .await;
     times
 }
 
@@ -135,7 +151,8 @@ pub async fn run(plan: &Plan, report: &mut Report) {
     let mut relay = Relay::start_with(&pair.config(""), &[("WALRELAY__LOG__LEVEL", "info")]).await;
     relay.wait_state("streaming").await;
     relay.stop().await;
-    let mut times: [Vec<f64>; 4] = Default::default();
+    make_database(&pair, Standby::Bare).await;
+    let mut times: [Vec<f64>; 5] = Default::default();
     for _ in 0..plan.rounds {
         for (at, standby) in Standby::ALL.into_iter().enumerate() {
             let count = if standby == Standby::NativeDefault { SLOW_COMMITS } else { plan.commits };
@@ -143,10 +160,11 @@ pub async fn run(plan: &Plan, report: &mut Report) {
         }
     }
     report.case("commit", "synchronous commit of one row after the other, ms a commit, the median of each round");
-    let [nobody, own, native_on, native_default] = times;
+    let [nobody, own, native_on, native_default, bare] = times;
     let peers = [
         ("native, synchronous_commit = on", native_on, Some(AIM)),
         ("native", native_default, None),
+        ("its bound: one thread, row and record", bare, Some(BOUND_AIM)),
         ("nobody", nobody, None),
     ];
     for (name, peer, aim) in peers {

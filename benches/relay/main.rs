@@ -12,6 +12,7 @@ mod harness;
 
 mod apply;
 mod backlog;
+mod bare_standby;
 mod commit;
 mod comparison;
 mod copy;
