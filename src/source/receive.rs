@@ -15,6 +15,9 @@ const BUSY_BYTES: usize = 192 * 1024;
 const BEHIND_BUSY_BYTES: usize = 16 * 1024;
 /// Behind is who receives a transaction this long after its commit.
 const BEHIND_AFTER: Duration = Duration::from_millis(100);
+/// Rows of an open transaction are nobody's loss if they come a little later. But where a commit came fresh within this time, the next
+/// one may be among them.
+const LULL: Duration = Duration::from_secs(1);
 /// The window in which a cold reader counts.
 const WINDOW: Duration = Duration::from_millis(10);
 /// While hot, this long after the last read we look anyway: keepalives must be seen.
@@ -42,6 +45,8 @@ pub struct ReceivePolicy {
     is_near: bool,
     is_hot: bool,
     is_behind: bool,
+    /// When a transaction was received soon after its commit.
+    last_fresh: Option<Instant>,
     window_start: Instant,
     window_bytes: usize,
     last_read: Instant,
@@ -56,6 +61,7 @@ impl ReceivePolicy {
             is_near,
             is_hot: false,
             is_behind: false,
+            last_fresh: None,
             window_start: now,
             window_bytes: 0,
             last_read: now,
@@ -63,8 +69,16 @@ impl ReceivePolicy {
     }
 
     /// The newest transaction that begins in what was read was sent this long after its commit, by the primary's own clock.
-    pub fn sent_after_commit(&mut self, age: Duration) {
+    pub fn sent_after_commit(&mut self, age: Duration, now: Instant) {
         self.is_behind = age >= BEHIND_AFTER;
+        if !self.is_behind {
+            self.last_fresh = Some(now);
+        }
+    }
+
+    /// What was read ends with rows of a transaction that is still open.
+    pub fn sent_before_commit(&mut self, now: Instant) {
+        self.is_behind = self.last_fresh.is_none_or(|fresh| now.duration_since(fresh) >= LULL);
     }
 
     /// A read brought `bytes`. Returns the low-water mark to set, if it changes.
@@ -142,7 +156,7 @@ mod tests {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
-        policy.sent_after_commit(Duration::from_secs(5));
+        policy.sent_after_commit(Duration::from_secs(5), start);
         assert_eq!(policy.read(10 * 1024, at(1)), None);
         assert_eq!(policy.read(10 * 1024, at(2)), Some(HOT_BYTES));
         assert_eq!(policy.look_at(), Some(at(22)));
@@ -153,15 +167,31 @@ mod tests {
         assert_eq!(policy.rest(300_000), None);
         policy.is_near = true;
         // The last one of the backlog, then a fresh one: eager again.
-        policy.sent_after_commit(Duration::from_millis(2));
+        policy.sent_after_commit(Duration::from_millis(2), at(24));
         assert_eq!(policy.read(20 * 1024, at(24)), Some(1));
         assert_eq!(policy.rest(20 * 1024), None);
         assert_eq!(policy.read(20 * 1024, at(25)), None);
         // A commit alone is never held back, however old it says it is.
-        policy.sent_after_commit(Duration::from_secs(5));
+        policy.sent_after_commit(Duration::from_secs(5), at(25));
         for second in 1..10 {
             assert_eq!(policy.read(200, at(second * 1000)), None);
         }
+    }
+
+    #[test]
+    fn rows_of_an_open_transaction_are_gathered_unless_commits_come_between_them() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
+        policy.sent_before_commit(at(1));
+        assert_eq!(policy.read(20 * 1024, at(1)), Some(HOT_BYTES));
+        assert_eq!((policy.rest(300_000), policy.look_at()), (Some(REST), Some(at(21))));
+        policy.sent_after_commit(Duration::from_millis(2), at(2));
+        assert_eq!(policy.rest(300_000), None);
+        policy.sent_before_commit(at(500));
+        assert_eq!(policy.rest(300_000), None);
+        policy.sent_before_commit(at(1_100));
+        assert_eq!(policy.rest(300_000), Some(REST));
     }
 
     #[test]

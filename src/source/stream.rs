@@ -219,8 +219,10 @@ impl Stream {
             self.rest_until = Some(now + self.gather);
         }
         let read = copy_data_of(chunk)?;
-        if let Some(age) = read.sent_after_commit {
-            self.policy.sent_after_commit(age);
+        match read.sent {
+            Some(Sent::AfterCommit(age)) => self.policy.sent_after_commit(age, now),
+            Some(Sent::BeforeCommit) => self.policy.sent_before_commit(now),
+            None => {}
         }
         if let Some(low_water_bytes) = self.policy.read(size_bytes, now) {
             self.set_low_water(low_water_bytes);
@@ -311,8 +313,17 @@ struct Read {
     copy_data: Bytes,
     /// Whether a keepalive in it asks for a reply.
     wants_reply: bool,
-    /// Of the last transaction that begins in it.
-    sent_after_commit: Option<Duration>,
+    /// Of the last transaction in it that tells.
+    sent: Option<Sent>,
+}
+
+/// When, by the primary's clock, something of a transaction was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    /// So long after its commit.
+    AfterCommit(Duration),
+    /// It is still open.
+    BeforeCommit,
 }
 
 /// Whether the end of a transaction is still to come that begins with the first message and goes on in the last: the walsender sends it
@@ -325,29 +336,30 @@ fn lacks_its_end(first: frame::Frame<'_>, last: frame::Frame<'_>) -> bool {
     kind(first) == Some(b'B') && matches!(kind(last), Some(b'B' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T'))
 }
 
-/// How long after its commit a Begin message was sent (int64 commit LSN, int64 commit time behind the tag), by the primary's
-/// clock; `None` for any other message.
+/// What a Begin message tells (int64 commit LSN, int64 commit time behind the tag), or a Stream Start; `None` for any other message.
 #[inline]
-fn sent_after_commit(body: &[u8]) -> Option<Duration> {
-    if body.get(replication::XLOG_DATA_HEADER_BYTES) != Some(&b'B') {
-        return None;
+fn sent(body: &[u8]) -> Option<Sent> {
+    match body.get(replication::XLOG_DATA_HEADER_BYTES) {
+        Some(b'B') => {}
+        Some(b'S') if body.first() == Some(&b'w') => return Some(Sent::BeforeCommit),
+        _ => return None,
     }
     let Ok(ReplicationMessage::XLogData { time, payload, .. }) = replication::parse(body) else { return None };
     let committed = payload.get(9..).and_then(<[u8]>::first_chunk::<8>).map(|bytes| i64::from_be_bytes(*bytes))?;
-    Some(Duration::from_micros(u64::try_from(time.0.saturating_sub(committed)).unwrap_or(0)))
+    Some(Sent::AfterCommit(Duration::from_micros(u64::try_from(time.0.saturating_sub(committed)).unwrap_or(0))))
 }
 
 /// The `CopyData` of a chunk. Any other message is a notice (logged, or an error if the server says that it skips changes), or
 /// ends the stream.
 fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
     let mut wants_reply = false;
-    let mut last_sent_after_commit = None;
+    let mut last_sent = None;
     let mut other_messages_bytes = 0;
     for message in frame::frames(&chunk) {
         let message = message.map_err(SourceError::wire("reading the replication stream"))?;
         match (message.tag, message.body) {
             (b'd', [b'k', .., 1]) => wants_reply = true,
-            (b'd', body) => last_sent_after_commit = sent_after_commit(body).or(last_sent_after_commit),
+            (b'd', body) => last_sent = sent(body).or(last_sent),
             (b'S', _) => other_messages_bytes += message.body.len() + frame::HEADER_BYTES,
             (b'N', body) => {
                 notice(&ServerError::parse(body))?;
@@ -362,7 +374,7 @@ fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
         }
     }
     if other_messages_bytes == 0 {
-        return Ok(Read { copy_data: chunk, wants_reply, sent_after_commit: last_sent_after_commit });
+        return Ok(Read { copy_data: chunk, wants_reply, sent: last_sent });
     }
     // Rare: leave the other messages out.
     let mut copy_data = Vec::with_capacity(chunk.len() - other_messages_bytes);
@@ -371,7 +383,7 @@ fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
         copy_data.put_u32(message.body.len() as u32 + 4);
         copy_data.put_slice(message.body);
     }
-    Ok(Read { copy_data: copy_data.into(), wants_reply, sent_after_commit: last_sent_after_commit })
+    Ok(Read { copy_data: copy_data.into(), wants_reply, sent: last_sent })
 }
 
 /// From 18 on a missing publication is only a warning inside the stream, and its changes are left out: fatal for a standby.
@@ -432,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_begin_tells_how_long_ago_it_was_committed() {
+    fn a_begin_tells_how_long_ago_it_was_committed_and_a_stream_that_it_is_open() {
         let message = |sent: i64, tag: u8, committed: i64| {
             let mut body = vec![b'w'];
             body.extend([0, 0, sent].into_iter().flat_map(i64::to_be_bytes));
@@ -441,11 +453,12 @@ mod tests {
             body.extend([0; 4]);
             body
         };
-        assert_eq!(sent_after_commit(&message(5_000, b'B', 2_000)), Some(Duration::from_millis(3)));
+        assert_eq!(sent(&message(5_000, b'B', 2_000)), Some(Sent::AfterCommit(Duration::from_millis(3))));
         // A clock that was set back.
-        assert_eq!(sent_after_commit(&message(2_000, b'B', 5_000)), Some(Duration::ZERO));
-        assert_eq!(sent_after_commit(&message(5_000, b'C', 2_000)), None);
-        assert_eq!(sent_after_commit(&message(5_000, b'B', 2_000)[..30]), None);
+        assert_eq!(sent(&message(2_000, b'B', 5_000)), Some(Sent::AfterCommit(Duration::ZERO)));
+        assert_eq!(sent(&message(5_000, b'S', 2_000)), Some(Sent::BeforeCommit));
+        assert_eq!(sent(&message(5_000, b'C', 2_000)), None);
+        assert_eq!(sent(&message(5_000, b'B', 2_000)[..30]), None);
     }
 
     #[test]
