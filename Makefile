@@ -3,7 +3,7 @@ SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 # Tests mostly wait for their servers; those with a broker have a Java machine each.
 TEST_THREADS ?= 3
-KAFKA_TEST_THREADS ?= 2
+KAFKA_TEST_THREADS ?= 3
 
 .PHONY: help demo demo-kafka check test bench build clean-servers
 

@@ -24,6 +24,16 @@ pub(super) async fn is_inside(feed: &Feed, rows: u64) -> Value {
     .await
 }
 
+/// Parts that the relay has told of, by its log.
+pub(super) fn parts_told(relay: &Relay) -> usize {
+    relay.log().matches("a part of a large transaction is in Kafka").count()
+}
+
+/// Waits until it tells of one more than so many: sooner than a reader of the topic would see it, and the rest is still to come.
+pub(super) async fn tells_of_more(relay: &Relay, told: usize) {
+    eventually("one more part of the large transaction", || async { (parts_told(relay) > told).then_some(()) }).await;
+}
+
 /// The rows of the large transaction, each once and in order, counted through; returns the parts seen.
 fn check_rows(records: &[Record]) -> Vec<u64> {
     let mut parts: Vec<u64> = Vec::new();

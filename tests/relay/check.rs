@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use walrelay::throwaway::Server;
 
-use super::harness::{Pair, Relay, major_versions, try_run, value, values};
+use super::harness::{Pair, Relay, major_versions, oldest_and_newest, try_run, value, values};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
@@ -380,7 +380,7 @@ async fn a_server_that_is_away_is_another_exit_code() {
 /// All pipelines into one server are counted together, whichever way they reach it, and beside what others hold there.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_all_pipelines_need_of_a_standby_is_counted() {
-    for major in major_versions().into_iter().filter(|major| [14, 18].contains(major)) {
+    for major in oldest_and_newest() {
         let mut pair = Pair::start(major).await;
         let origins = if major < 18 { "max_replication_slots" } else { "max_active_replication_origins" };
         set(&mut pair.standby, &[("max_connections", "12"), (origins, "6")]).await;

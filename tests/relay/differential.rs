@@ -5,7 +5,7 @@
 use walrelay::throwaway::{Options, Server};
 use walrelay::wire::sql::SqlClient;
 
-use super::harness::{Pair, Relay, Rows, client, eventually, major_versions, start_server, value, values};
+use super::harness::{Pair, Relay, Rows, client, eventually, oldest_and_newest, start_server, value, values};
 use super::random_work::{Dice, SHAPES, alike_schema, columns, schema, statement};
 
 const WRITERS: usize = 3;
@@ -115,7 +115,7 @@ async fn content(server: &Server) -> Vec<(String, Rows)> {
 async fn the_native_subscription_and_the_relay_end_alike() {
     let mut dice = Dice::new();
     // The oldest and the newest say enough: most of the time goes into native's copies.
-    for major in major_versions().into_iter().filter(|major| [14, 18].contains(major)) {
+    for major in oldest_and_newest() {
         let pair = Pair::start(major).await;
         let native = start_server(major, Options::default()).await;
         values(&native, "postgres", "CREATE DATABASE shop").await;

@@ -6,7 +6,7 @@ mod pair;
 mod relay;
 mod sql;
 
-pub use pair::{Pair, major_versions, server, start_server};
+pub use pair::{Pair, major_versions, oldest_and_newest, server, start_server};
 pub use relay::Relay;
 pub use sql::{Rows, client, rows, try_run, value, values};
 

@@ -12,6 +12,11 @@ pub fn major_versions() -> Vec<u32> {
     text.split_whitespace().map(|major| major.parse().unwrap()).collect()
 }
 
+/// Of those the oldest and the newest: for what is long and the same to all.
+pub fn oldest_and_newest() -> Vec<u32> {
+    major_versions().into_iter().filter(|major| [14, 18].contains(major)).collect()
+}
+
 /// A server of a major version with the given options.
 pub async fn start_server(major: u32, options: Options) -> Server {
     let programs = find_major(major, Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();

@@ -10,7 +10,7 @@ use walrelay::sink::worker::Worker;
 
 use super::depth::{batch, begin, receipt, send};
 use super::{Replay, outcome};
-use crate::harness::{Pair, client, eventually, major_versions};
+use crate::harness::{Pair, client, eventually, oldest_and_newest};
 use crate::random_work::{Dice, SHAPES, columns, schema, statement};
 
 const CONNECTIONS: usize = 4;
@@ -21,7 +21,7 @@ const USED: &str = "SELECT count(*) FROM pg_replication_origin_status WHERE loca
 #[tokio::test(flavor = "multi_thread")]
 async fn random_work_ends_alike_on_several_connections_without_a_fallback() {
     let mut dice = Dice::new();
-    for major in major_versions() {
+    for major in oldest_and_newest() {
         let mut replay = Replay::unlike(Pair::start(major).await, &schema(false), &schema(true)).await;
         replay.apply_connections = CONNECTIONS;
         let mut worker = replay.worker().await;

@@ -4,14 +4,13 @@
 use walrelay::model::Retry;
 
 use super::Replay;
-use crate::harness::{Pair, major_versions};
+use crate::harness::{Pair, major_versions, oldest_and_newest};
 use crate::random_work::{Dice, SHAPES, alike_schema, columns, schema, statement};
 
 /// Every version with values as text, the oldest and the newest in binary form too.
 fn forms() -> impl Iterator<Item = (u32, bool)> {
-    let versions = major_versions();
-    let ends: Vec<u32> = versions.iter().copied().filter(|major| [14, 18].contains(major)).collect();
-    versions.into_iter().map(|major| (major, false)).chain(ends.into_iter().map(|major| (major, true)))
+    let as_text = major_versions().into_iter().map(|major| (major, false));
+    as_text.chain(oldest_and_newest().into_iter().map(|major| (major, true)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
