@@ -1,7 +1,7 @@
 # walrelay: `make demo` tells the story on throw-away servers, `make test` proves it on real ones. Both bring what they need.
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
-# Tests mostly wait for their servers; those with a broker have a Java machine each.
+# Three with servers fill two processors; those with a broker have a Java machine each, and wait more.
 TEST_THREADS ?= 3
 KAFKA_TEST_THREADS ?= 3
 

@@ -66,7 +66,7 @@ impl Record {
 
 /// By the parser that the library itself holds, optimized: tests read hundreds of megabytes.
 fn json(bytes: &[u8]) -> Value {
-    let text = String::from_utf8_lossy(bytes);
+    let text = std::str::from_utf8(bytes).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(bytes)));
     text.parse().unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
