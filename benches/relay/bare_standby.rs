@@ -11,6 +11,7 @@ use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
 use walrelay::decode::{Context, Message, Value, decode};
 use walrelay::model::{Lsn, Positions, Timestamp};
+use walrelay::wire::frame;
 use walrelay::wire::replication::{ReplicationMessage, parse, status_update};
 
 /// Room for what one read brings.
@@ -116,14 +117,14 @@ impl Session {
             Self { socket, outgoing: BytesMut::new(), incoming: BytesMut::new(), read: vec![0; READ_BYTES] };
         let parameters = [("user", "postgres")].into_iter().chain(parameters.iter().copied());
         frontend::startup_message(parameters, &mut session.outgoing).unwrap();
-        assert!(session.exchange(b'Z'), "the server has closed the connection");
+        session.await_message(b'Z');
         session
     }
 
     /// Runs a simple query up to a message of this kind.
     fn query(&mut self, sql: &str, until: u8) {
         frontend::query(sql, &mut self.outgoing).unwrap();
-        assert!(self.exchange(until), "the server has closed the connection");
+        self.await_message(until);
     }
 
     fn prepare(&mut self) {
@@ -131,7 +132,12 @@ impl Session {
             frontend::parse(name, sql, [], &mut self.outgoing).unwrap();
         }
         frontend::sync(&mut self.outgoing);
-        assert!(self.exchange(b'Z'), "the server has closed the connection");
+        self.await_message(b'Z');
+    }
+
+    /// Before anybody would end it.
+    fn await_message(&mut self, tag: u8) {
+        assert!(self.exchange(tag), "the server has closed the connection");
     }
 
     /// Runs a prepared statement with the next write.
@@ -174,13 +180,9 @@ impl Session {
     /// The next message, its tag and its body; `None`: the connection was shut down.
     fn message(&mut self) -> Option<(u8, BytesMut)> {
         loop {
-            if let Some((tag, rest)) = self.incoming.split_first()
-                && let Some(length) = rest.first_chunk::<4>().map(|length| u32::from_be_bytes(*length) as usize)
-                && rest.len() >= length
-            {
-                let tag = *tag;
-                let mut message = self.incoming.split_to(1 + length);
-                return Some((tag, message.split_off(5)));
+            if let Some(size) = frame::size_bytes(&self.incoming).unwrap().filter(|size| *size <= self.incoming.len()) {
+                let mut message = self.incoming.split_to(size);
+                return Some((message[0], message.split_off(frame::HEADER_BYTES)));
             }
             match self.socket.read(&mut self.read) {
                 Ok(0) => return None,

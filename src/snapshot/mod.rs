@@ -53,7 +53,7 @@ use begin::{Beginning, Unfinished};
 use locks::{Locked, Wanted};
 use plan::PageRange;
 use store::{CopyState, TableState};
-use worker::{Sessions, TableWork, Work};
+use worker::{Finished, Sessions, TableWork, Work};
 
 pub use agreement::{Agreement, agreement};
 pub use coming::plan_coming;
@@ -294,8 +294,11 @@ impl Imported {
         if !tables.is_empty() {
             tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
             let queue = Mutex::new(queue);
-            let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, progress, cancel };
-            work_off(work, workers).await?;
+            let work = Work { pipeline: pipeline.clone(), snapshot_lsn, tables, queue, progress };
+            if let Some(Finished { standby, tables }) = work_off(work, workers).await? {
+                let analyzing = worker::analyze(standby, tables);
+                tokio::spawn(cancel.run_until_cancelled_owned(analyzing).in_current_span());
+            }
         }
         Ok(outcome(&store::load(&standby, &pipeline).await?))
     }
@@ -322,17 +325,26 @@ fn schedule(
     (tables, queue.into_iter().map(|(_, index, range)| (index, range)).collect())
 }
 
-/// Runs the workers. The first error ends them all: their sessions are dropped, and what they had not committed is gone.
-async fn work_off(work: Work, workers: Vec<Sessions>) -> Result<(), SnapshotError> {
+/// Runs the workers; returns all tables, with a session to gather their statistics. That begins when nothing is left to copy, for it
+/// reads the tables again, and is not waited for: the rows are there, and streaming may begin. The first error ends all workers: their
+/// sessions are dropped, and what they had not committed is gone.
+async fn work_off(work: Work, workers: Vec<Sessions>) -> Result<Option<Finished>, SnapshotError> {
     let work = Arc::new(work);
     let mut running = JoinSet::new();
     for sessions in workers {
         running.spawn(worker::run(sessions, Arc::clone(&work)).in_current_span());
     }
+    let mut all: Option<Finished> = None;
     while let Some(ended) = running.join_next().await {
-        ended.map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
+        let mut finished =
+            ended.map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
+        if let Some(earlier) = all.take() {
+            finished.tables.extend(earlier.tables);
+            worker::close(earlier.standby).await;
+        }
+        all = Some(finished);
     }
-    Ok(())
+    Ok(all)
 }
 
 async fn until_cancelled<T>(

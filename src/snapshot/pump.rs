@@ -1,15 +1,16 @@
-//! Passes one COPY straight through: the primary's CopyData messages are the standby's, byte for byte, since the frame is the
-//! same in both directions. Reading overlaps with writing; at most a few chunks lie between. Looks into no row.
+//! Passes one COPY straight through: the rows that the primary sends, a message each, are the standby's byte for byte, many to a
+//! message. Reading overlaps with writing; at most a few chunks lie between. Looks into no row.
 
 use std::time::Instant;
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
 use crate::source::ReceivePolicy;
-use crate::wire::{Connection, ServerError, WireError, frame};
+use crate::wire::frame::{self, Frame};
+use crate::wire::{Connection, ServerError, WireError};
 
 use super::error::Side;
 use super::progress::CopyProgress;
@@ -19,6 +20,9 @@ use super::progress::CopyProgress;
 const CHUNKS_BETWEEN: usize = 4;
 /// What may stay unwritten before more is taken.
 const UNWRITTEN_LIMIT_BYTES: usize = 256 * 1024;
+/// Rows go to the standby in messages of about so many bytes, unless one is larger: its backend takes a message in more time than it
+/// takes a short row of it (`CopyGetData` in `src/backend/commands/copyfromparse.c`), and what it holds at once stays in its cache.
+const MESSAGE_BYTES: usize = 32 * 1024;
 /// The end of a binary COPY is sent as a message of its own: a field count of -1.
 const BINARY_TRAILER: &[u8] = &[0xff, 0xff];
 
@@ -30,7 +34,7 @@ pub(super) type Failure = (Side, WireError);
 pub(super) struct Passed {
     /// By the standby's command tag.
     pub(super) rows: u64,
-    /// CopyData, frames included.
+    /// CopyData as the primary sends it, frames included.
     pub(super) bytes: u64,
 }
 
@@ -73,6 +77,7 @@ async fn begin(connection: &mut Connection, sql: &str, expected: u8) -> Result<(
 
 /// What the reader hands on. The end is said, so that a reader that failed is never taken for one that ended.
 enum Piece {
+    /// Whole messages, rows among them.
     Data(Bytes),
     End,
 }
@@ -87,39 +92,18 @@ async fn read(
     let mut policy = ReceivePolicy::new(true, None, Instant::now());
     loop {
         let chunk = read_chunk(from, &mut policy).await?;
-        let run = Run::at_start_of(&chunk)?;
-        if run.bytes > 0 {
-            passed.rows += run.rows;
-            passed.bytes += run.bytes as u64;
-            let data = chunk.slice(..run.bytes);
-            sender.send(Piece::Data(data)).await.map_err(|_| WireError::Closed)?;
-            progress.add(run.rows, run.bytes as u64);
+        let found = look_through(&chunk)?;
+        if found.data.bytes > 0 {
+            passed.rows += found.data.rows;
+            passed.bytes += found.data.bytes;
+            sender.send(Piece::Data(chunk)).await.map_err(|_| WireError::Closed)?;
+            progress.add(found.data.rows, found.data.bytes);
         }
-        for message in frame::frames(&chunk[run.bytes..]) {
-            let message = message?;
-            match message.tag {
-                b'c' | b'C' | b'N' | b'S' => {}
-                b'E' => return Err(WireError::Server(Box::new(ServerError::parse(message.body)))),
-                b'Z' => {
-                    // The last read may have been a large one: the next answer on this connection will be small.
-                    set_low_water(from, 1);
-                    sender.send(Piece::End).await.map_err(|_| WireError::Closed)?;
-                    return Ok(passed);
-                }
-                b'd' => {
-                    // Data after a notice: rare, so it is copied together anew.
-                    let mut data = bytes::BytesMut::with_capacity(message.body.len() + frame::HEADER_BYTES);
-                    data.put_u8(b'd');
-                    data.put_u32(message.body.len() as u32 + 4);
-                    data.put_slice(message.body);
-                    let run = Run::at_start_of(&data)?;
-                    passed.rows += run.rows;
-                    passed.bytes += run.bytes as u64;
-                    progress.add(run.rows, run.bytes as u64);
-                    sender.send(Piece::Data(data.freeze())).await.map_err(|_| WireError::Closed)?;
-                }
-                tag => return Err(WireError::Unexpected { tag, during: "reading a COPY" }),
-            }
+        if found.is_ready {
+            // The last read may have been a large one: the next answer on this connection will be small.
+            set_low_water(from, 1);
+            sender.send(Piece::End).await.map_err(|_| WireError::Closed)?;
+            return Ok(passed);
         }
     }
 }
@@ -169,8 +153,8 @@ async fn write(to: &mut Connection, mut receiver: mpsc::Receiver<Piece>) -> Resu
                 }
             }
             piece = receiver.recv(), if !receiver.is_closed() || !receiver.is_empty() => match piece {
-                Some(Piece::Data(data)) => {
-                    to.outgoing().put_slice(&data);
+                Some(Piece::Data(chunk)) => {
+                    join_rows(&chunk, to.outgoing())?;
                     to.drain_outgoing(UNWRITTEN_LIMIT_BYTES).await?;
                 }
                 Some(Piece::End) => {
@@ -185,27 +169,61 @@ async fn write(to: &mut Connection, mut receiver: mpsc::Receiver<Piece>) -> Resu
     }
 }
 
-/// The CopyData messages at the start of a chunk of whole messages.
+/// What is in a chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Run {
-    bytes: usize,
+struct Found {
     /// The server sends each row as one message (`CopySendEndOfRow` in `src/backend/commands/copyto.c`).
-    rows: u64,
+    data: Passed,
+    /// Whether the server has ended the COPY and waits for the next query.
+    is_ready: bool,
 }
 
-impl Run {
-    fn at_start_of(chunk: &[u8]) -> Result<Self, WireError> {
-        let mut run = Run::default();
-        for message in frame::frames(chunk) {
-            let message = message?;
-            if message.tag != b'd' {
-                break;
+/// Counts the rows of a chunk of whole messages; a server's error in it is ours.
+fn look_through(chunk: &[u8]) -> Result<Found, WireError> {
+    let mut found = Found::default();
+    for message in frame::frames(chunk) {
+        let message = message?;
+        match message.tag {
+            b'd' => {
+                found.data.bytes += (message.body.len() + frame::HEADER_BYTES) as u64;
+                found.data.rows += u64::from(message.body != BINARY_TRAILER);
             }
-            run.bytes += message.body.len() + frame::HEADER_BYTES;
-            run.rows += u64::from(message.body != BINARY_TRAILER);
+            b'c' | b'C' | b'N' | b'S' => {}
+            b'Z' => found.is_ready = true,
+            b'E' => return Err(WireError::Server(Box::new(ServerError::parse(message.body)))),
+            tag => return Err(WireError::Unexpected { tag, during: "reading a COPY" }),
         }
-        Ok(run)
     }
+    Ok(found)
+}
+
+/// Puts the rows of a chunk of whole messages behind what goes out, in as few messages as [`MESSAGE_BYTES`] allows.
+fn join_rows(chunk: &[u8], outgoing: &mut BytesMut) -> Result<(), WireError> {
+    let mut start = None;
+    for message in frame::frames(chunk) {
+        let Frame { tag: b'd', body } = message? else { continue };
+        if let Some(begun) = start
+            && outgoing.len() - begun + body.len() > MESSAGE_BYTES
+        {
+            end_message(outgoing, begun);
+            start = None;
+        }
+        if start.is_none() {
+            start = Some(outgoing.len());
+            outgoing.put_slice(b"d\0\0\0\0");
+        }
+        outgoing.put_slice(body);
+    }
+    if let Some(begun) = start {
+        end_message(outgoing, begun);
+    }
+    Ok(())
+}
+
+/// Fills in the length of the message that begins there.
+fn end_message(outgoing: &mut BytesMut, begun: usize) {
+    let length = (outgoing.len() - begun - 1) as u32;
+    outgoing[begun + 1..begun + frame::HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 
 /// `COPY 42` → 42.
@@ -218,21 +236,49 @@ fn row_count(tag: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
+    fn data(body: &[u8]) -> Vec<u8> {
+        let mut message = vec![b'd'];
+        message.put_u32(body.len() as u32 + 4);
+        message.put_slice(body);
+        message
+    }
+
+    /// Looks through a chunk of these messages and joins its rows behind what was there.
+    fn check(messages: &[Vec<u8>], (bytes, rows, is_ready): (u64, u64, bool), joined: &[Vec<u8>]) {
+        let chunk = messages.concat();
+        let found = look_through(&chunk).unwrap();
+        assert_eq!(found, Found { data: Passed { rows, bytes }, is_ready }, "{chunk:?}");
+        let mut outgoing = BytesMut::from(&b"X\0\0\0\x04"[..]);
+        join_rows(&chunk, &mut outgoing).unwrap();
+        assert_eq!(outgoing[5..], joined.concat(), "{chunk:?}");
+    }
+
     #[test]
-    fn a_run_ends_before_the_first_message_that_is_no_data() {
-        let row = b"d\0\0\0\x06ab";
-        let trailer = b"d\0\0\0\x06\xff\xff";
-        let done = b"c\0\0\0\x04";
-        for (chunk, bytes, rows) in [
-            (vec![], 0, 0),
-            (row.to_vec(), 7, 1),
-            ([&row[..], &row[..], &trailer[..]].concat(), 21, 2),
-            ([&row[..], &done[..], &row[..]].concat(), 7, 1),
-            (done.to_vec(), 0, 0),
+    fn rows_are_counted_and_joined_whatever_stands_between_them() {
+        let row = data(b"ab");
+        let notice = b"N\0\0\0\x05\0".to_vec();
+        let [done, ready] = [b"c\0\0\0\x04".to_vec(), b"Z\0\0\0\x05I".to_vec()];
+        check(&[], (0, 0, false), &[]);
+        check(std::slice::from_ref(&row), (7, 1, false), std::slice::from_ref(&row));
+        check(&[row.clone(), notice, row.clone()], (14, 2, false), &[data(b"abab")]);
+        check(&[row.clone(), data(BINARY_TRAILER), done.clone(), ready.clone()], (14, 1, true), &[data(b"ab\xff\xff")]);
+        check(&[done, ready], (0, 0, true), &[]);
+        // A row that is no shorter than a message goes alone.
+        let [long, short] = [vec![b'x'; MESSAGE_BYTES], vec![b'y'; 3]];
+        let alone = [&short, &long, &short].map(|body| data(body));
+        check(&alone, (MESSAGE_BYTES as u64 + 21, 3, false), &alone);
+    }
+
+    #[test]
+    fn what_is_torn_or_unknown_is_refused() {
+        for (chunk, text) in [
+            (&b"d\0\0\0\x09ab"[..], "torn"),
+            (b"?\0\0\0\x04", "'?'"),
+            (b"E\0\0\0\x1eSERROR\0C57014\0Mcancelled\0\0", "57014"),
         ] {
-            assert_eq!(Run::at_start_of(&chunk).unwrap(), Run { bytes, rows }, "{chunk:?}");
+            let error = look_through(chunk).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
         }
-        assert!(Run::at_start_of(b"d\0\0\0\x09ab").is_err());
     }
 
     #[test]

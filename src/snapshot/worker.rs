@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres_protocol::escape::escape_literal;
 use postgres_protocol::message::frontend;
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
 use crate::model::{Lsn, PipelineName, QualifiedName};
 use crate::wire::{Connection, QueryResult, WireError};
@@ -53,7 +51,6 @@ pub(super) struct Work {
     pub(super) tables: Vec<TableWork>,
     pub(super) queue: Mutex<VecDeque<(usize, Option<PageRange>)>>,
     pub(super) progress: Arc<CopyProgress>,
-    pub(super) cancel: CancellationToken,
 }
 
 impl Work {
@@ -68,20 +65,24 @@ pub(super) struct Sessions {
     pub(super) standby: Connection,
 }
 
-/// Copies until nothing is left. The statistics of the tables it finished are gathered in a task of their own, which the copy
-/// does not wait for: the rows are there, and streaming may begin.
-pub(super) async fn run(mut sessions: Sessions, work: Arc<Work>) -> Result<(), SnapshotError> {
-    let mut finished = Vec::new();
+/// What a worker leaves.
+pub(super) struct Finished {
+    pub(super) standby: Connection,
+    /// Those of which it brought the last piece.
+    pub(super) tables: Vec<QualifiedName>,
+}
+
+/// Copies until nothing is left.
+pub(super) async fn run(mut sessions: Sessions, work: Arc<Work>) -> Result<Finished, SnapshotError> {
+    let mut tables = Vec::new();
     while let Some((index, range)) = work.next() {
         let table = &work.tables[index];
         if copy_piece(&mut sessions, table, range, &work).await? {
-            finished.push(table.published.name.clone());
+            tables.push(table.published.name.clone());
         }
     }
     close(sessions.primary).await;
-    let analyzing = analyze(sessions.standby, finished);
-    tokio::spawn(work.cancel.clone().run_until_cancelled_owned(analyzing).in_current_span());
-    Ok(())
+    Ok(Finished { standby: sessions.standby, tables })
 }
 
 /// Returns whether this piece was the table's last.
@@ -165,7 +166,7 @@ async fn copy_empty_rows(
 }
 
 /// Statistics for the standby's own planner. A failure is only noted: autovacuum gathers them too.
-async fn analyze(mut standby: Connection, tables: Vec<QualifiedName>) {
+pub(super) async fn analyze(mut standby: Connection, tables: Vec<QualifiedName>) {
     let mut commands = vec![
         "SELECT pg_catalog.pg_advisory_unlock_all()".to_owned(),
         format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'"),
@@ -182,7 +183,7 @@ async fn analyze(mut standby: Connection, tables: Vec<QualifiedName>) {
 }
 
 /// Says goodbye, so that the server logs no lost connection. Nothing depends on it.
-async fn close(mut connection: Connection) {
+pub(super) async fn close(mut connection: Connection) {
     frontend::terminate(connection.outgoing());
     if let Err(error) = connection.flush().await {
         tracing::debug!(%error, "a copy session was lost at its end");

@@ -329,19 +329,23 @@ enum Sent {
 /// Whether the end of a transaction is still to come that begins with the first message and goes on in the last: the walsender sends it
 /// message by message, and each of them would wake us. Not asked in the middle of a large one, which comes at its own pace.
 fn lacks_its_end(first: frame::Frame<'_>, last: frame::Frame<'_>) -> bool {
-    let kind = |message: frame::Frame<'_>| match message.body.first() {
-        Some(b'w') => message.body.get(replication::XLOG_DATA_HEADER_BYTES).copied(),
-        _ => None,
-    };
-    kind(first) == Some(b'B') && matches!(kind(last), Some(b'B' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T'))
+    let begins = kind(first.body) == Some(b'B');
+    begins && matches!(kind(last.body), Some(b'B' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T'))
+}
+
+/// The kind of pgoutput's message in a CopyData; `None` for a keepalive.
+#[inline]
+fn kind(body: &[u8]) -> Option<u8> {
+    let is_xlog_data = body.first() == Some(&b'w');
+    body.get(replication::XLOG_DATA_HEADER_BYTES).copied().filter(|_| is_xlog_data)
 }
 
 /// What a Begin message tells (int64 commit LSN, int64 commit time behind the tag), or a Stream Start; `None` for any other message.
 #[inline]
 fn sent(body: &[u8]) -> Option<Sent> {
-    match body.get(replication::XLOG_DATA_HEADER_BYTES) {
-        Some(b'B') => {}
-        Some(b'S') if body.first() == Some(&b'w') => return Some(Sent::BeforeCommit),
+    match kind(body)? {
+        b'B' => {}
+        b'S' => return Some(Sent::BeforeCommit),
         _ => return None,
     }
     let Ok(ReplicationMessage::XLogData { time, payload, .. }) = replication::parse(body) else { return None };

@@ -15,15 +15,6 @@ pub(super) async fn progress(feed: &Feed) -> Value {
     feed.progress().await.into_iter().find(|(key, _)| key == "walrelay.shop.feed1").unwrap().1
 }
 
-/// Waits until a part is committed that ends behind so many changes.
-pub(super) async fn is_inside(feed: &Feed, rows: u64) -> Value {
-    eventually(&format!("a part that ends behind {rows} changes"), || async {
-        let record = progress(feed).await;
-        record["inside"]["rows"].as_u64().is_some_and(|found| found > rows).then_some(record)
-    })
-    .await
-}
-
 /// Parts that the relay has told of, by its log.
 pub(super) fn parts_told(relay: &Relay) -> usize {
     relay.log().matches("a part of a large transaction is in Kafka").count()
@@ -76,9 +67,13 @@ async fn a_large_transaction_goes_out_in_parts_each_row_once_through_crashes() {
         ROWS + 2
     );
     let writing = feed.in_background(&sql);
-    let mut seen = 0;
+    let (mut seen, mut told) = (0, 0);
     for round in 0..3 {
-        let record = is_inside(&feed, seen).await;
+        tells_of_more(&relay, told).await;
+        relay.kill9();
+        told = parts_told(&relay);
+        let record = progress(&feed).await;
+        assert!(record["inside"]["rows"].as_u64().is_some_and(|rows| rows > seen), "{record}, {seen} changes before");
         seen = record["inside"]["rows"].as_u64().unwrap();
         assert_eq!(record["version"], 2, "{record}");
         let sql = format!(
@@ -90,7 +85,6 @@ async fn a_large_transaction_goes_out_in_parts_each_row_once_through_crashes() {
             "t",
             "confirmed beyond what is in Kafka; before: {before}"
         );
-        relay.kill9();
         // Other settings change how many records a change becomes, and how large they are; not how many changes were sent.
         let more = ["\nschemas_value = true", "\ntombstones = false\ncontext_headers = true", ""][round];
         relay.rewrite_config(&feed.config("initial_copy = false\nmemory_limit = \"32MB\"", &format!("{SINK}{more}")));
@@ -174,8 +168,9 @@ async fn at_least_once_needs_no_parts_and_finishes_those_that_were_begun() {
     let mut relay = feed.relay_with("initial_copy = false\nmemory_limit = \"32MB\"", SINK).await;
     let insert = format!("INSERT INTO big SELECT i, repeat('r', 90) FROM generate_series(1, {ROWS}) i");
     let writing = feed.in_background(&insert);
-    let inside = is_inside(&feed, 0).await["inside"]["rows"].as_u64().unwrap();
+    tells_of_more(&relay, 0).await;
     relay.kill9();
+    let inside = progress(&feed).await["inside"]["rows"].as_u64().unwrap();
     let sink = format!("{SINK}\ndelivery = \"at_least_once\"");
     relay.rewrite_config(&feed.config("initial_copy = false\nmemory_limit = \"32MB\"", &sink));
     relay.start_again().await;

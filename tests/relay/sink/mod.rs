@@ -27,7 +27,7 @@ use walrelay::sink::{AnySink, Batch, Commit, Receipt, SinkError};
 use walrelay::snapshot::{Agreement, agreement};
 use walrelay::wire::sql::SqlClient;
 
-use super::harness::{Pair, client};
+use super::harness::{Pair, client, major_versions, oldest_and_newest};
 
 /// What a replication session sets, so that values are printed alike everywhere.
 const FORMS: &str = "SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET timezone = 'UTC'; \
@@ -35,6 +35,12 @@ const FORMS: &str = "SET datestyle = ISO; SET intervalstyle = postgres; SET extr
 
 /// Of the tests' own sessions.
 const SEARCH_PATH: &str = "SET search_path = public, odd";
+
+/// Every version with values as text, the oldest and the newest in binary form too.
+fn forms() -> impl Iterator<Item = (u32, bool)> {
+    let as_text = major_versions().into_iter().map(|major| (major, false));
+    as_text.chain(oldest_and_newest().into_iter().map(|major| (major, true)))
+}
 
 /// A primary and a standby with a sink between them, and no relay.
 pub struct Replay {

@@ -10,7 +10,7 @@ use walrelay::wire::sql::SqlClient;
 
 use super::Replay;
 use super::depth::{batch, send};
-use crate::harness::{Pair, client, eventually, major_versions};
+use crate::harness::{Pair, client, eventually, oldest_and_newest};
 
 /// Rows of a table at first: thirty times what the standby keeps in memory.
 const ROWS: u32 = 60_000;
@@ -85,9 +85,9 @@ async fn all_equal(replay: &Replay) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_end_as_they_do_without() {
-    let majors = major_versions();
     // Each takes long, and what is sent is the same to all.
-    let (oldest, newest) = (majors[0], majors[majors.len() - 1]);
+    let ends = oldest_and_newest();
+    let (oldest, newest) = (ends[0], ends[ends.len() - 1]);
     for (major, connections, is_binary) in [(oldest, 4, true), (newest, 1, true), (newest, 4, false)] {
         let mut replay = replay(major, Options::default()).await.in_form(is_binary).await;
         replay.apply_connections = connections;

@@ -3,15 +3,9 @@
 
 use walrelay::model::Retry;
 
-use super::Replay;
-use crate::harness::{Pair, major_versions, oldest_and_newest};
+use super::{Replay, forms};
+use crate::harness::Pair;
 use crate::random_work::{Dice, SHAPES, alike_schema, columns, schema, statement};
-
-/// Every version with values as text, the oldest and the newest in binary form too.
-fn forms() -> impl Iterator<Item = (u32, bool)> {
-    let as_text = major_versions().into_iter().map(|major| (major, false));
-    as_text.chain(oldest_and_newest().into_iter().map(|major| (major, true)))
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_work_over_many_shapes_ends_alike_without_a_fallback() {
