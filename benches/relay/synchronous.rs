@@ -11,13 +11,14 @@ use super::comparison::{Comparison, Kind, each};
 use super::database::RUN;
 use super::harness::distance::proxy;
 use super::harness::{eventually, value, values};
+use super::measure::median;
 use super::peer::{Origin, Peer, attach, prepare};
 use super::physical;
 use super::plan::{Plan, setting};
 use super::program::output;
 use super::report::Report;
 use super::stage::{Load, Stage, read_load};
-use super::usage::Meter;
+use super::usage::{Meter, Usage};
 
 const LEVELS: [&str; 3] = ["remote_write", "on", "remote_apply"];
 const CLIENTS: [usize; 3] = [1, 8, 32];
@@ -94,8 +95,8 @@ impl Between {
     }
 }
 
-/// The measurements of each standby, level and number of clients, a number a round, and whether it was disturbed.
-type Cells = BTreeMap<(&'static str, &'static str, usize), Vec<(Load, bool)>>;
+/// The measurements of each standby, level and number of clients, one a round.
+type Cells = BTreeMap<(&'static str, &'static str, usize), Vec<(Load, Usage)>>;
 
 struct Scene {
     stage: Stage,
@@ -155,9 +156,9 @@ impl Scene {
             let mut command = self.stage.load("simple-update", clients, plan.cell_seconds, folder.path(), level);
             let meter = Meter::start(running, own);
             let printed = output(&mut command);
-            let is_disturbed = meter.stop(own).is_disturbed();
+            let usage = meter.stop(own);
             let load = read_load(&printed, folder.path());
-            out.entry((standby.title(), level, clients)).or_default().push((load, is_disturbed));
+            out.entry((standby.title(), level, clients)).or_default().push((load, usage));
         }
         self.list("").await;
     }
@@ -206,7 +207,13 @@ pub async fn run(plan: &Plan, report: &mut Report) {
             }
         }
         compare(report, between, &cells);
-        report.section(matrix(between, &cells));
+        report.section(format!(
+            "## Synchronous commit{}\n\nMedians: tps, p50 / p99 in ms.\n\n{}\n\
+             µs of processor time a transaction (primary + standby + walrelay), and how much of the machine was idle.\n\n{}",
+            between.title(),
+            matrix(between, &cells, speed),
+            matrix(between, &cells, cost)
+        ));
     }
 }
 
@@ -218,7 +225,8 @@ fn compare(report: &mut Report, between: Between, cells: &Cells) {
         let case = format!("c {level} {clients}{}", between.title());
         let of =
             |who: &'static str, value: fn(&Load) -> f64| each(&cells[&(who, level, clients)], |(load, _)| value(load));
-        let disturbed = |who: &'static str| cells[&(who, level, clients)].iter().filter(|(_, is)| *is).count();
+        let disturbed =
+            |who: &'static str| cells[&(who, level, clients)].iter().filter(|(_, usage)| usage.is_disturbed()).count();
         let mut line = |measure: &str, unit, kind, value: fn(&Load) -> f64, peer: &'static str, aim| {
             let alone = Comparison::absolute(&case, measure, unit, of(own, value), Some(aim));
             report.compare(alone.against(kind, peer, of(peer, value), disturbed(own) + disturbed(peer)));
@@ -236,26 +244,33 @@ fn compare(report: &mut Report, between: Between, cells: &Cells) {
     }
 }
 
-/// Every cell: TPS, p50 / p99.
-fn matrix(between: Between, cells: &Cells) -> String {
-    let mut text = format!("## Synchronous commit{}\n\nMedians: tps, p50 / p99 in ms.\n\n", between.title());
+/// TPS, p50 / p99.
+fn speed(cells: &[(Load, Usage)]) -> String {
+    let middle = |value: fn(&Load) -> f64| median(cells.iter().map(|(load, _)| value(load)));
+    let (tps, p50, p99) = (middle(|load| load.tps), middle(|load| load.p50_ms), middle(|load| load.p99_ms));
+    format!("{tps:.0}, {p50:.2} / {p99:.1}")
+}
+
+/// Whose processors a transaction took, and what was left of them.
+fn cost(cells: &[(Load, Usage)]) -> String {
+    let middle =
+        |value: fn(&Usage) -> f64| median(cells.iter().map(|(load, usage)| value(usage) / load.transactions)) * 1e6;
+    let idle = median(cells.iter().map(|(_, usage)| usage.idle)) * 100.0;
+    let (primary, target, own) =
+        (middle(|usage| usage.primary_s), middle(|usage| usage.target_s), middle(|usage| usage.own_s));
+    format!("{primary:.0} + {target:.0} + {own:.0}, {idle:.0} %")
+}
+
+/// A line for each standby and level, a column for each number of clients.
+fn matrix(between: Between, cells: &Cells, show: fn(&[(Load, Usage)]) -> String) -> String {
     let clients = if between == Between::Nothing { &CLIENTS[..] } else { &[1, 32] };
     let heads: Vec<String> = clients.iter().map(|count| format!("{count} client(s)")).collect();
-    let _ = writeln!(text, "| standby | synchronous_commit | {} |", heads.join(" | "));
+    let mut text = format!("| standby | synchronous_commit | {} |\n", heads.join(" | "));
     let _ = writeln!(text, "| --- | --- | {} |", vec!["---"; clients.len()].join(" | "));
     for standby in STANDBYS {
         for level in LEVELS {
-            let row: Vec<String> = clients
-                .iter()
-                .filter_map(|count| cells.get(&(standby.title(), level, *count)))
-                .map(|loads| {
-                    let middle =
-                        |value: fn(&Load) -> f64| super::measure::median(loads.iter().map(|(load, _)| value(load)));
-                    let (tps, p50, p99) =
-                        (middle(|load| load.tps), middle(|load| load.p50_ms), middle(|load| load.p99_ms));
-                    format!("{tps:.0}, {p50:.2} / {p99:.1}")
-                })
-                .collect();
+            let found = clients.iter().filter_map(|count| cells.get(&(standby.title(), level, *count)));
+            let row: Vec<String> = found.map(|cells| show(cells)).collect();
             if !row.is_empty() {
                 let _ = writeln!(text, "| {} | {level} | {} |", standby.title(), row.join(" | "));
             }

@@ -17,12 +17,14 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Usage {
     /// Every process of the primary's cluster, walsender included.
     pub primary_s: f64,
-    /// Every process of the target's cluster.
+    /// Every process of the target's cluster, and of a further one.
     pub target_s: f64,
     /// walrelay.
     pub own_s: f64,
-    /// The part of the machine that none of us used.
+    /// The part of the machine that others used.
     pub foreign: f64,
+    /// The part of the machine that nobody used.
+    pub idle: f64,
 }
 
 impl Usage {
@@ -77,9 +79,11 @@ impl Meter {
         let known = clusters_s.iter().sum::<f64>() + own_s + programs_s + bench_cpu_s() - self.bench_s;
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
         let whole = self.began.elapsed().as_secs_f64() * processors;
-        let foreign = ((machine_cpu_s() - self.machine_s - known) / whole).max(0.0);
-        let of = |at: usize| clusters_s.get(at).copied().unwrap_or(0.0);
-        Usage { primary_s: of(0), target_s: of(1), own_s, foreign }
+        let machine_s = machine_cpu_s() - self.machine_s;
+        let foreign = ((machine_s - known) / whole).max(0.0);
+        let idle = (1.0 - machine_s / whole).max(0.0);
+        let (primary_s, target_s) = (clusters_s.iter().take(1).sum(), clusters_s.iter().skip(1).sum());
+        Usage { primary_s, target_s, own_s, foreign, idle }
     }
 }
 
