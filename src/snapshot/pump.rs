@@ -20,8 +20,8 @@ use super::progress::CopyProgress;
 const CHUNKS_BETWEEN: usize = 4;
 /// What may stay unwritten before more is taken.
 const UNWRITTEN_LIMIT_BYTES: usize = 256 * 1024;
-/// Rows go to the standby in messages of about so many bytes, unless one is larger: its backend takes a message in more time than it
-/// takes a short row of it (`CopyGetData` in `src/backend/commands/copyfromparse.c`), and what it holds at once stays in its cache.
+/// Rows go to the standby in messages of at most so many bytes, unless one is larger: its backend pays for each message
+/// (`CopyGetData` in `src/backend/commands/copyfromparse.c`), and what it holds at once stays in its cache.
 const MESSAGE_BYTES: usize = 32 * 1024;
 /// The end of a binary COPY is sent as a message of its own: a field count of -1.
 const BINARY_TRAILER: &[u8] = &[0xff, 0xff];
