@@ -170,6 +170,7 @@ async fn turn(pair: &Pair, plan: &Plan, copier: Copier, set: &Set) -> Turn {
 async fn open(plan: &Plan) -> Pair {
     let pair = pair(plan.major).await;
     values(&pair.standby, "postgres", "CREATE DATABASE bare").await;
+    // The first set's table is one of the second's.
     let created = SETS[1..].iter().flat_map(|set| set.tables.iter().map(move |name| (set, *name)));
     for (set, name) in created {
         let table = "(id bigint NOT NULL, a int, b bigint, at timestamptz, amount float8, filler text)";

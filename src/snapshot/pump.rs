@@ -202,28 +202,13 @@ fn join_rows(chunk: &[u8], outgoing: &mut BytesMut) -> Result<(), WireError> {
     let mut start = None;
     for message in frame::frames(chunk) {
         let Frame { tag: b'd', body } = message? else { continue };
-        if let Some(begun) = start
-            && outgoing.len() - begun + body.len() > MESSAGE_BYTES
-        {
-            end_message(outgoing, begun);
-            start = None;
+        if let Some(full) = start.take_if(|start| outgoing.len() - *start + body.len() > MESSAGE_BYTES) {
+            frame::end(full, outgoing)?;
         }
-        if start.is_none() {
-            start = Some(outgoing.len());
-            outgoing.put_slice(b"d\0\0\0\0");
-        }
+        start.get_or_insert_with(|| frame::begin(b'd', outgoing));
         outgoing.put_slice(body);
     }
-    if let Some(begun) = start {
-        end_message(outgoing, begun);
-    }
-    Ok(())
-}
-
-/// Fills in the length of the message that begins there.
-fn end_message(outgoing: &mut BytesMut, begun: usize) {
-    let length = (outgoing.len() - begun - 1) as u32;
-    outgoing[begun + 1..begun + frame::HEADER_BYTES].copy_from_slice(&length.to_be_bytes());
+    start.map_or(Ok(()), |last| frame::end(last, outgoing))
 }
 
 /// `COPY 42` → 42.

@@ -1,6 +1,8 @@
 //! Backend messages as frames: a tag, an int32 length that counts itself, a body. Pure and total over any bytes; a length is
 //! only believed once the bytes are there, and never beyond the limit.
 
+use bytes::{BufMut, BytesMut};
+
 use super::WireError;
 
 /// Tag and length.
@@ -39,6 +41,24 @@ pub fn whole_messages_bytes(bytes: &[u8]) -> Result<usize, WireError> {
         end += size;
     }
     Ok(end)
+}
+
+/// Begins a message behind what is there; its body follows. Returns where it begins, for [`end`].
+#[inline]
+pub fn begin(tag: u8, out: &mut BytesMut) -> usize {
+    let start = out.len();
+    out.put_u8(tag);
+    out.put_u32(0);
+    start
+}
+
+/// Ends the message that begins at `start`: its length is what has been appended since.
+#[inline]
+pub fn end(start: usize, out: &mut BytesMut) -> Result<(), WireError> {
+    let length = out.len() - start - 1;
+    let written = i32::try_from(length).map_err(|_| WireError::Length { tag: out[start], length })?;
+    out[start + 1..start + HEADER_BYTES].copy_from_slice(&written.to_be_bytes());
+    Ok(())
 }
 
 /// Walks the messages of a chunk that holds whole ones only; a torn one at the end is an error.
@@ -110,6 +130,17 @@ mod tests {
         check(b"d\0\0", Err("torn"));
         check(b"d\0\0\0\x03", Err("length 3"));
         check(b"d\xff\xff\xff\xff", Err("length 4294967295"));
+    }
+
+    #[test]
+    fn a_message_gets_its_length_when_its_body_is_there() {
+        let mut out = BytesMut::from(&b"1\0\0\0\x04"[..]);
+        for body in [&b""[..], b"ab"] {
+            let start = begin(b'd', &mut out);
+            out.put_slice(body);
+            end(start, &mut out).unwrap();
+        }
+        check(&out, Ok(&[(b'1', 0), (b'd', 0), (b'd', 2)]));
     }
 
     proptest! {

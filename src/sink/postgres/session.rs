@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::decode::Value;
 use crate::model::Lsn;
-use crate::wire::{Connection, OwnedMessage, ServerError, WireError};
+use crate::wire::{Connection, OwnedMessage, ServerError, WireError, frame};
 
 use super::super::{Batch, Receipt};
 use super::change::{Failure, Purpose, Sent};
@@ -146,14 +146,9 @@ impl Pipelined {
         write: impl FnOnce(&mut BytesMut) -> Result<(), E>,
     ) -> Result<(), E> {
         let outgoing = self.connection.outgoing();
-        let start = outgoing.len();
-        outgoing.put_u8(b'd');
-        outgoing.put_u32(0);
+        let start = frame::begin(b'd', outgoing);
         write(outgoing)?;
-        let length = i32::try_from(outgoing.len() - start - 1)
-            .map_err(|_| WireError::Length { tag: b'd', length: outgoing.len() - start })?;
-        outgoing[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
-        Ok(())
+        Ok(frame::end(start, outgoing)?)
     }
 
     /// Ends the COPY under way.
@@ -379,9 +374,7 @@ pub(super) fn bind<'a>(
     out: &mut BytesMut,
 ) -> Result<(), WireError> {
     let is_too_long = || WireError::Length { tag: b'B', length: usize::MAX };
-    let start = out.len();
-    out.put_u8(b'B');
-    out.put_u32(0);
+    let start = frame::begin(b'B', out);
     out.put_u8(0);
     out.put_slice(statement.as_bytes());
     out.put_u8(0);
@@ -406,9 +399,7 @@ pub(super) fn bind<'a>(
         }
     }
     out.put_u16(0);
-    let length = i32::try_from(out.len() - start - 1).map_err(|_| is_too_long())?;
-    out[start + 1..start + 5].copy_from_slice(&length.to_be_bytes());
-    Ok(())
+    frame::end(start, out)
 }
 
 #[cfg(test)]
