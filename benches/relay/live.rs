@@ -20,8 +20,8 @@ const CLIENTS: [usize; 2] = [8, 32];
 const FOLLOWERS: [Option<Peer>; 4] = [None, Some(Peer::Native), Some(Peer::Relay), Some(Peer::RelayNoDelay)];
 /// Between two heartbeats.
 const BEAT_EVERY: Duration = Duration::from_millis(100);
-/// Between two looks for one.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Between two looks for one: what they cost the target counts as its own, and the more the later it comes.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Our cost of a transaction over native's, at most.
 const CPU_AIM: f64 = 0.8;
 /// 99th percentile of the age of a row when it appears, at most.

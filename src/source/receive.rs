@@ -110,6 +110,11 @@ impl ReceivePolicy {
         None
     }
 
+    /// The low-water mark while the socket is left alone, or as the last read left it: nobody is woken for what he would not read yet.
+    pub fn low_water(&self, is_resting: bool) -> Option<u32> {
+        self.is_enabled.then_some(if is_resting || self.is_hot { HOT_BYTES } else { 1 })
+    }
+
     /// How long the socket may be left alone after a read of `bytes`, whose buffer may then be small.
     pub fn rest(&self, bytes: usize) -> Option<Duration> {
         (self.is_near && self.is_hot && self.is_behind && bytes < FULL_BYTES).then_some(REST)
@@ -140,8 +145,10 @@ mod tests {
         let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
         assert_eq!(policy.read(100 * 1024, at(1)), None);
         assert_eq!(policy.look_at(), None);
+        assert_eq!((policy.low_water(true), policy.low_water(false)), (Some(HOT_BYTES), Some(1)));
         assert_eq!(policy.read(100 * 1024, at(2)), Some(HOT_BYTES));
         assert_eq!(policy.look_at(), Some(at(7)));
+        assert_eq!(policy.low_water(false), Some(HOT_BYTES));
         assert_eq!(policy.read(600 * 1024, at(6)), Some(HOT_BYTES));
         assert_eq!(policy.read(100, at(9)), Some(1));
         assert_eq!(policy.look_at(), None);
@@ -200,5 +207,6 @@ mod tests {
         let mut policy = ReceivePolicy::new(false, None, start);
         assert_eq!(policy.read(10 << 20, start), None);
         assert_eq!(policy.look_at(), None);
+        assert_eq!((policy.low_water(true), policy.low_water(false)), (None, None));
     }
 }

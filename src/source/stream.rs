@@ -191,7 +191,7 @@ impl Stream {
                     self.policy.looked(Instant::now());
                     self.set_low_water(1);
                 }
-                () = moment(rest_until) => self.rest_until = None,
+                () = moment(rest_until) => self.rest(None),
                 chunk = self.connection.exchange(may_read, lacks_its_end) => {
                     let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
                     if let Some(copy_data) = self.received(chunk)? {
@@ -215,9 +215,6 @@ impl Stream {
             }
         }
         let size_bytes = chunk.len();
-        if !self.gather.is_zero() && size_bytes < SHORT_READ_BYTES {
-            self.rest_until = Some(now + self.gather);
-        }
         let read = copy_data_of(chunk)?;
         match read.sent {
             Some(Sent::AfterCommit(age)) => self.policy.sent_after_commit(age, now),
@@ -228,13 +225,23 @@ impl Stream {
             self.set_low_water(low_water_bytes);
         }
         if let Some(rest) = self.policy.rest(size_bytes) {
-            self.rest_until = Some(now + rest);
             self.make_small();
+            self.rest(Some(now + rest));
+        } else if !self.gather.is_zero() && size_bytes < SHORT_READ_BYTES {
+            self.rest(Some(now + self.gather));
         }
         if read.wants_reply {
             self.put_status(false);
         }
         Ok((!read.copy_data.is_empty()).then_some(read.copy_data))
+    }
+
+    /// Leaves the socket alone until then, or no longer. Each arrival would wake this process, at the walsender's cost too.
+    fn rest(&mut self, until: Option<Instant>) {
+        self.rest_until = until;
+        if let Some(low_water_bytes) = self.policy.low_water(until.is_some()) {
+            self.set_low_water(low_water_bytes);
+        }
     }
 
     fn set_low_water(&mut self, bytes: u32) {
