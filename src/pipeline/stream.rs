@@ -163,6 +163,10 @@ impl Flow<'_> {
                 outcome = self.worker.outcome() => match outcome? {
                     Outcome::Durable(durable) => self.durable(durable).await?,
                     Outcome::Applied(receipt) => {
+                        // Receipts of what came meanwhile go along with the promise.
+                        if let Some(chunk) = self.stream.resume(may_take)? {
+                            self.take(chunk)?;
+                        }
                         self.promise(&receipt).await?;
                         self.receipt(receipt);
                     }
@@ -343,6 +347,9 @@ impl Flow<'_> {
         let first_commit_time = batch.transactions.first().map(|first| first.commit_time);
         self.under_way.begin(now, first_commit_time, batch.size_bytes(), batch.ahead.is_some());
         self.worker.begin(batch).await;
+        if self.batching.is_waited_for() && !self.batching.is_hurried() {
+            self.stream.pause();
+        }
     }
 
     /// When the idle position, if there is one and nothing is under way, is to be recorded.

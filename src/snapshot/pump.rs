@@ -101,7 +101,7 @@ async fn read(
         }
         if found.is_ready {
             // The last read may have been a large one: the next answer on this connection will be small.
-            set_low_water(from, 1);
+            from.set_receive_low_water(1);
             sender.send(Piece::End).await.map_err(|_| WireError::Closed)?;
             return Ok(passed);
         }
@@ -111,28 +111,18 @@ async fn read(
 /// One read, gathered by the kernel while much arrives: the primary's backend sends page by page, and each wake-up of ours is
 /// at its cost.
 async fn read_chunk(from: &mut Connection, policy: &mut ReceivePolicy) -> Result<Bytes, WireError> {
-    if let Some(look_at) = policy.look_at() {
-        if let Ok(chunk) = timeout_at(look_at.into(), from.read_chunk()).await {
-            return note(from, policy, chunk?);
+    let chunk = loop {
+        from.set_receive_low_water(policy.low_water(false));
+        match policy.look_at() {
+            None => break from.read_chunk().await?,
+            Some(look_at) => match timeout_at(look_at.into(), from.read_chunk()).await {
+                Ok(chunk) => break chunk?,
+                Err(_) => policy.looked(Instant::now()),
+            },
         }
-        policy.looked(Instant::now());
-        set_low_water(from, 1);
-    }
-    let chunk = from.read_chunk().await?;
-    note(from, policy, chunk)
-}
-
-fn note(from: &mut Connection, policy: &mut ReceivePolicy, chunk: Bytes) -> Result<Bytes, WireError> {
-    if let Some(low_water_bytes) = policy.read(chunk.len(), Instant::now()) {
-        set_low_water(from, low_water_bytes);
-    }
+    };
+    policy.read(chunk.len(), Instant::now());
     Ok(chunk)
-}
-
-fn set_low_water(connection: &mut Connection, bytes: u32) {
-    if let Err(error) = connection.set_receive_low_water(bytes) {
-        tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
-    }
 }
 
 /// Writes until the end was said, then waits for the standby's word; returns the rows it took. Between chunks it looks for an

@@ -4,6 +4,7 @@ mod error;
 mod identity;
 mod passing_publications;
 mod publication;
+mod read;
 mod receive;
 mod slot;
 mod standby_names;

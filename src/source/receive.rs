@@ -81,38 +81,36 @@ impl ReceivePolicy {
         self.is_behind = self.last_fresh.is_none_or(|fresh| now.duration_since(fresh) >= LULL);
     }
 
-    /// A read brought `bytes`. Returns the low-water mark to set, if it changes.
-    pub fn read(&mut self, bytes: usize, now: Instant) -> Option<u32> {
+    /// A read brought `bytes`.
+    pub fn read(&mut self, bytes: usize, now: Instant) {
         self.last_read = now;
         if !self.is_enabled {
-            return None;
+            return;
         }
         let busy_bytes = if self.is_behind { BEHIND_BUSY_BYTES } else { BUSY_BYTES };
         if self.is_hot {
-            if bytes >= busy_bytes {
-                // The look at the time-out may have lowered it.
-                return Some(HOT_BYTES);
+            self.is_hot = bytes >= busy_bytes;
+            if !self.is_hot {
+                self.looked(now);
             }
-            self.is_hot = false;
-            self.window_start = now;
-            self.window_bytes = 0;
-            return Some(1);
+            return;
         }
         if now.duration_since(self.window_start) > WINDOW {
             self.window_start = now;
             self.window_bytes = 0;
         }
         self.window_bytes += bytes;
-        if self.window_bytes >= busy_bytes {
-            self.is_hot = true;
-            return Some(HOT_BYTES);
-        }
-        None
+        self.is_hot = self.window_bytes >= busy_bytes;
     }
 
-    /// The low-water mark while the socket is left alone, or as the last read left it: nobody is woken for what he would not read yet.
-    pub fn low_water(&self, is_resting: bool) -> Option<u32> {
-        self.is_enabled.then_some(if is_resting || self.is_hot { HOT_BYTES } else { 1 })
+    /// Whether much is coming.
+    pub fn is_hot(&self) -> bool {
+        self.is_hot
+    }
+
+    /// The low-water mark: nobody is woken for little while much is coming, or for what he would not read yet.
+    pub fn low_water(&self, is_resting: bool) -> u32 {
+        if self.is_hot || self.is_enabled && is_resting { HOT_BYTES } else { 1 }
     }
 
     /// How long the socket may be left alone after a read of `bytes`, whose buffer may then be small.
@@ -138,23 +136,27 @@ impl ReceivePolicy {
 mod tests {
     use super::*;
 
+    /// Compares the low-water mark after a read.
+    fn check(policy: &mut ReceivePolicy, bytes: usize, now: Instant, expected: u32) {
+        policy.read(bytes, now);
+        assert_eq!(policy.low_water(false), expected, "{bytes} bytes");
+    }
+
     #[test]
     fn a_flood_makes_it_hot_and_a_short_read_cold() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
-        assert_eq!(policy.read(100 * 1024, at(1)), None);
-        assert_eq!(policy.look_at(), None);
-        assert_eq!((policy.low_water(true), policy.low_water(false)), (Some(HOT_BYTES), Some(1)));
-        assert_eq!(policy.read(100 * 1024, at(2)), Some(HOT_BYTES));
+        check(&mut policy, 100 * 1024, at(1), 1);
+        assert_eq!((policy.look_at(), policy.low_water(true)), (None, HOT_BYTES));
+        check(&mut policy, 100 * 1024, at(2), HOT_BYTES);
         assert_eq!(policy.look_at(), Some(at(7)));
-        assert_eq!(policy.low_water(false), Some(HOT_BYTES));
-        assert_eq!(policy.read(600 * 1024, at(6)), Some(HOT_BYTES));
-        assert_eq!(policy.read(100, at(9)), Some(1));
+        check(&mut policy, 600 * 1024, at(6), HOT_BYTES);
+        check(&mut policy, 100, at(9), 1);
         assert_eq!(policy.look_at(), None);
         // A trickle never makes it hot.
         for millisecond in 10..500 {
-            assert_eq!(policy.read(10 * 1024, at(millisecond)), None);
+            check(&mut policy, 10 * 1024, at(millisecond), 1);
         }
     }
 
@@ -164,24 +166,24 @@ mod tests {
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
         policy.sent_after_commit(Duration::from_secs(5), start);
-        assert_eq!(policy.read(10 * 1024, at(1)), None);
-        assert_eq!(policy.read(10 * 1024, at(2)), Some(HOT_BYTES));
+        check(&mut policy, 10 * 1024, at(1), 1);
+        check(&mut policy, 10 * 1024, at(2), HOT_BYTES);
         assert_eq!(policy.look_at(), Some(at(22)));
         policy.looked(at(22));
-        assert_eq!(policy.read(150 * 1024, at(22)), Some(HOT_BYTES));
+        check(&mut policy, 150 * 1024, at(22), HOT_BYTES);
         assert_eq!((policy.rest(300_000), policy.rest(FULL_BYTES)), (Some(REST), None));
         policy.is_near = false;
         assert_eq!(policy.rest(300_000), None);
         policy.is_near = true;
         // The last one of the backlog, then a fresh one: eager again.
         policy.sent_after_commit(Duration::from_millis(2), at(24));
-        assert_eq!(policy.read(20 * 1024, at(24)), Some(1));
+        check(&mut policy, 20 * 1024, at(24), 1);
         assert_eq!(policy.rest(20 * 1024), None);
-        assert_eq!(policy.read(20 * 1024, at(25)), None);
+        check(&mut policy, 20 * 1024, at(25), 1);
         // A commit alone is never held back, however old it says it is.
         policy.sent_after_commit(Duration::from_secs(5), at(25));
         for second in 1..10 {
-            assert_eq!(policy.read(200, at(second * 1000)), None);
+            check(&mut policy, 200, at(second * 1000), 1);
         }
     }
 
@@ -191,7 +193,7 @@ mod tests {
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
         policy.sent_before_commit(at(1));
-        assert_eq!(policy.read(20 * 1024, at(1)), Some(HOT_BYTES));
+        check(&mut policy, 20 * 1024, at(1), HOT_BYTES);
         assert_eq!((policy.rest(300_000), policy.look_at()), (Some(REST), Some(at(21))));
         policy.sent_after_commit(Duration::from_millis(2), at(2));
         assert_eq!(policy.rest(300_000), None);
@@ -205,8 +207,8 @@ mod tests {
     fn a_disabled_policy_never_touches_the_socket() {
         let start = Instant::now();
         let mut policy = ReceivePolicy::new(false, None, start);
-        assert_eq!(policy.read(10 << 20, start), None);
+        check(&mut policy, 10 << 20, start, 1);
         assert_eq!(policy.look_at(), None);
-        assert_eq!((policy.low_water(true), policy.low_water(false)), (None, None));
+        assert_eq!(policy.low_water(true), 1);
     }
 }

@@ -1,6 +1,5 @@
 //! The replication stream: chunks of whole messages come out, positions go in. A consumer without room stops the reading but never
-//! the status messages. Interprets nothing but keepalives' wish for a reply, how long ago a transaction was committed, and the
-//! server's own notices and errors.
+//! the status messages. Interprets nothing but what `read` tells of a chunk.
 //!
 //! No task of its own: whoever asks for the next chunk drives it, so that between the primary's socket and the sink's, and back, nobody
 //! has to be woken.
@@ -20,9 +19,10 @@ use tokio::time::{Interval, timeout};
 
 use crate::backoff::{every, moment};
 use crate::model::{Lsn, Positions, SlotName, Timestamp};
-use crate::wire::replication::{self, ReplicationMessage};
-use crate::wire::{Connection, ServerError, WireError, frame};
+use crate::wire::replication;
+use crate::wire::{Connection, ServerError, WireError};
 
+use super::read::{Sent, copy_data_of, lacks_its_end};
 use super::receive::RESTING_BUFFER_BYTES;
 use super::{ReceivePolicy, SourceError};
 
@@ -35,6 +35,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const RECEIPT_LOOK: Duration = Duration::from_millis(10);
 /// So many looks in vain, and there is none until more arrives.
 const RECEIPT_LOOKS: u32 = 5;
+/// A consumer that is at work for longer than this is told of what comes: receipts are waited for.
+const PAUSE_LIMIT: Duration = RECEIPT_LOOK;
 /// A read of more is no trickle: resting after it would hold up a backlog.
 const SHORT_READ_BYTES: usize = 64 * 1024;
 /// Without any message for this long we ask for one.
@@ -43,6 +45,9 @@ const PING_AFTER: Duration = Duration::from_secs(30);
 const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// How long a clean end may take to be answered.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What is being done, for errors.
+const READING: &str = "reading the replication stream";
 
 /// What to ask for in START_REPLICATION.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +115,8 @@ pub struct Stream {
     /// How long the socket is left alone after a short read, so that the next one finds more.
     gather: Duration,
     rest_until: Option<Instant>,
+    /// Whether that is a pause.
+    is_paused: bool,
     /// Whether the socket's buffer was made small.
     is_small: bool,
 }
@@ -149,6 +156,7 @@ impl Stream {
             receipt_look: None,
             gather: Duration::ZERO,
             rest_until: None,
+            is_paused: false,
             is_small: false,
         })
     }
@@ -157,6 +165,28 @@ impl Stream {
     /// commits sent, and the walsender wakes nobody.
     pub fn gather_for(&mut self, gather: Duration) {
         self.gather = gather;
+    }
+
+    /// The consumer is at work until it resumes: what comes meanwhile wakes nobody, unless that takes long. Not in a flood, which the
+    /// kernel gathers anyway; nor under TLS, where nothing could be had in one breath afterwards.
+    pub fn pause(&mut self) {
+        if self.rest_until.is_none() && !self.policy.is_hot() && self.connection.can_receive_now() {
+            self.rest_until = Some(Instant::now() + PAUSE_LIMIT);
+            self.is_paused = true;
+        }
+    }
+
+    /// Ends a pause, if there is one; for a consumer that `has_room`, with what came meanwhile.
+    pub fn resume(&mut self, has_room: bool) -> Result<Option<Bytes>, SourceError> {
+        if !std::mem::take(&mut self.is_paused) {
+            return Ok(None);
+        }
+        self.rest_until = None;
+        if !has_room {
+            return Ok(None);
+        }
+        let chunk = self.connection.receive_now().map_err(SourceError::wire(READING))?;
+        chunk.map_or(Ok(None), |chunk| self.received(chunk))
     }
 
     /// The walsender's process, as `pg_stat_replication` names it.
@@ -180,6 +210,7 @@ impl Stream {
         loop {
             let (look_at, rest_until) = (self.policy.look_at(), self.rest_until);
             let may_read = has_room && rest_until.is_none();
+            self.connection.set_receive_low_water(self.policy.low_water(!may_read));
             tokio::select! {
                 biased;
                 _ = self.receipt_looks.tick(), if self.receipt_look.is_some() => self.look_for_receipt(),
@@ -187,13 +218,10 @@ impl Stream {
                     let ping = self.check_silence(!has_room)?;
                     self.put_status(ping);
                 }
-                () = moment(look_at), if has_room => {
-                    self.policy.looked(Instant::now());
-                    self.set_low_water(1);
-                }
-                () = moment(rest_until) => self.rest(None),
+                () = moment(look_at), if has_room => self.policy.looked(Instant::now()),
+                () = moment(rest_until) => (self.rest_until, self.is_paused) = (None, false),
                 chunk = self.connection.exchange(may_read, lacks_its_end) => {
-                    let chunk = chunk.map_err(SourceError::wire("reading the replication stream"))?;
+                    let chunk = chunk.map_err(SourceError::wire(READING))?;
                     if let Some(copy_data) = self.received(chunk)? {
                         return Ok(copy_data);
                     }
@@ -221,33 +249,17 @@ impl Stream {
             Some(Sent::BeforeCommit) => self.policy.sent_before_commit(now),
             None => {}
         }
-        if let Some(low_water_bytes) = self.policy.read(size_bytes, now) {
-            self.set_low_water(low_water_bytes);
-        }
+        self.policy.read(size_bytes, now);
         if let Some(rest) = self.policy.rest(size_bytes) {
             self.make_small();
-            self.rest(Some(now + rest));
+            self.rest_until = Some(now + rest);
         } else if !self.gather.is_zero() && size_bytes < SHORT_READ_BYTES {
-            self.rest(Some(now + self.gather));
+            self.rest_until = Some(now + self.gather);
         }
         if read.wants_reply {
             self.put_status(false);
         }
         Ok((!read.copy_data.is_empty()).then_some(read.copy_data))
-    }
-
-    /// Leaves the socket alone until then, or no longer. Each arrival would wake this process, at the walsender's cost too.
-    fn rest(&mut self, until: Option<Instant>) {
-        self.rest_until = until;
-        if let Some(low_water_bytes) = self.policy.low_water(until.is_some()) {
-            self.set_low_water(low_water_bytes);
-        }
-    }
-
-    fn set_low_water(&mut self, bytes: u32) {
-        if let Err(error) = self.connection.set_receive_low_water(bytes) {
-            tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
-        }
     }
 
     fn make_small(&mut self) {
@@ -298,7 +310,7 @@ impl Stream {
     /// The last positions, CopyDone and Terminate; then what is still under way is read and thrown away, so that the socket's
     /// end does not overtake the status message. Of no use to a stream that is lost already; that is no fault.
     pub async fn finish(mut self) {
-        self.set_low_water(1);
+        self.connection.set_receive_low_water(1);
         self.put_status(false);
         self.connection.outgoing().put_slice(b"c\0\0\0\x04X\0\0\0\x04");
         let ended = timeout(END_TIMEOUT, async {
@@ -312,98 +324,6 @@ impl Stream {
             Err(_) => tracing::debug!("the primary did not end the stream in time; closing it"),
         }
     }
-}
-
-/// What one read brought.
-#[derive(Debug)]
-struct Read {
-    copy_data: Bytes,
-    /// Whether a keepalive in it asks for a reply.
-    wants_reply: bool,
-    /// Of the last transaction in it that tells.
-    sent: Option<Sent>,
-}
-
-/// When, by the primary's clock, something of a transaction was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    /// So long after its commit.
-    AfterCommit(Duration),
-    /// It is still open.
-    BeforeCommit,
-}
-
-/// Whether the end of a transaction is still to come that begins with the first message and goes on in the last: the walsender sends it
-/// message by message, and each of them would wake us. Not asked in the middle of a large one, which comes at its own pace.
-fn lacks_its_end(first: frame::Frame<'_>, last: frame::Frame<'_>) -> bool {
-    let begins = kind(first.body) == Some(b'B');
-    begins && matches!(kind(last.body), Some(b'B' | b'O' | b'R' | b'Y' | b'I' | b'U' | b'D' | b'T'))
-}
-
-/// The kind of pgoutput's message in a CopyData; `None` for a keepalive.
-#[inline]
-fn kind(body: &[u8]) -> Option<u8> {
-    let is_xlog_data = body.first() == Some(&b'w');
-    body.get(replication::XLOG_DATA_HEADER_BYTES).copied().filter(|_| is_xlog_data)
-}
-
-/// What a Begin message tells (int64 commit LSN, int64 commit time behind the tag), or a Stream Start; `None` for any other message.
-#[inline]
-fn sent(body: &[u8]) -> Option<Sent> {
-    match kind(body)? {
-        b'B' => {}
-        b'S' => return Some(Sent::BeforeCommit),
-        _ => return None,
-    }
-    let Ok(ReplicationMessage::XLogData { time, payload, .. }) = replication::parse(body) else { return None };
-    let committed = payload.get(9..).and_then(<[u8]>::first_chunk::<8>).map(|bytes| i64::from_be_bytes(*bytes))?;
-    Some(Sent::AfterCommit(Duration::from_micros(u64::try_from(time.0.saturating_sub(committed)).unwrap_or(0))))
-}
-
-/// The `CopyData` of a chunk. Any other message is a notice (logged, or an error if the server says that it skips changes), or
-/// ends the stream.
-fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
-    let mut wants_reply = false;
-    let mut last_sent = None;
-    let mut other_messages_bytes = 0;
-    for message in frame::frames(&chunk) {
-        let message = message.map_err(SourceError::wire("reading the replication stream"))?;
-        match (message.tag, message.body) {
-            (b'd', [b'k', .., 1]) => wants_reply = true,
-            (b'd', body) => last_sent = sent(body).or(last_sent),
-            (b'S', _) => other_messages_bytes += message.body.len() + frame::HEADER_BYTES,
-            (b'N', body) => {
-                notice(&ServerError::parse(body))?;
-                other_messages_bytes += body.len() + frame::HEADER_BYTES;
-            }
-            (b'E', body) => {
-                let source = WireError::Server(Box::new(ServerError::parse(body)));
-                return Err(SourceError::Wire { context: "streaming from the primary".to_owned(), source });
-            }
-            (b'c' | b'C' | b'Z', _) => return Err(SourceError::Ended),
-            (tag, _) => return Err(SourceError::Protocol(format!("a message '{}' in the stream", tag as char))),
-        }
-    }
-    if other_messages_bytes == 0 {
-        return Ok(Read { copy_data: chunk, wants_reply, sent: last_sent });
-    }
-    // Rare: leave the other messages out.
-    let mut copy_data = Vec::with_capacity(chunk.len() - other_messages_bytes);
-    for message in frame::frames(&chunk).flatten().filter(|message| message.tag == b'd') {
-        copy_data.put_u8(b'd');
-        copy_data.put_u32(message.body.len() as u32 + 4);
-        copy_data.put_slice(message.body);
-    }
-    Ok(Read { copy_data: copy_data.into(), wants_reply, sent: last_sent })
-}
-
-/// From 18 on a missing publication is only a warning inside the stream, and its changes are left out: fatal for a standby.
-fn notice(notice: &ServerError) -> Result<(), SourceError> {
-    if notice.message.contains("publication") && notice.severity == "WARNING" {
-        return Err(SourceError::Skipping(notice.to_string()));
-    }
-    tracing::info!(notice = %notice, "the primary says");
-    Ok(())
 }
 
 #[cfg(test)]
@@ -429,60 +349,5 @@ mod tests {
                 )
             );
         }
-    }
-
-    /// Builds a chunk of messages, keeps the CopyData of it, and compares.
-    fn check(messages: &[(u8, &[u8])], expected: Result<(&[&[u8]], bool), &str>) {
-        let chunk = |messages: &[(u8, &[u8])]| {
-            let mut bytes = Vec::new();
-            for (tag, body) in messages {
-                bytes.put_u8(*tag);
-                bytes.put_u32(body.len() as u32 + 4);
-                bytes.put_slice(body);
-            }
-            Bytes::from(bytes)
-        };
-        let result = copy_data_of(chunk(messages));
-        match (result, expected) {
-            (Ok(Read { copy_data, wants_reply, .. }), Ok((bodies, expected_reply))) => {
-                let expected: Vec<(u8, &[u8])> = bodies.iter().map(|body| (b'd', *body)).collect();
-                assert_eq!(copy_data, chunk(&expected));
-                assert_eq!(wants_reply, expected_reply);
-            }
-            (Err(error), Err(text)) => assert!(error.to_string().contains(text), "{error}"),
-            (result, expected) => panic!("{result:?} instead of {expected:?}"),
-        }
-    }
-
-    #[test]
-    fn a_begin_tells_how_long_ago_it_was_committed_and_a_stream_that_it_is_open() {
-        let message = |sent: i64, tag: u8, committed: i64| {
-            let mut body = vec![b'w'];
-            body.extend([0, 0, sent].into_iter().flat_map(i64::to_be_bytes));
-            body.push(tag);
-            body.extend([7, committed].into_iter().flat_map(i64::to_be_bytes));
-            body.extend([0; 4]);
-            body
-        };
-        assert_eq!(sent(&message(5_000, b'B', 2_000)), Some(Sent::AfterCommit(Duration::from_millis(3))));
-        // A clock that was set back.
-        assert_eq!(sent(&message(2_000, b'B', 5_000)), Some(Sent::AfterCommit(Duration::ZERO)));
-        assert_eq!(sent(&message(5_000, b'S', 2_000)), Some(Sent::BeforeCommit));
-        assert_eq!(sent(&message(5_000, b'C', 2_000)), None);
-        assert_eq!(sent(&message(5_000, b'B', 2_000)[..30]), None);
-    }
-
-    #[test]
-    fn only_copy_data_goes_on() {
-        let asking = b"k\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\x01".as_slice();
-        let quiet = b"k\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0".as_slice();
-        check(&[(b'd', b"w1"), (b'd', quiet)], Ok((&[b"w1", quiet], false)));
-        check(&[(b'd', asking), (b'd', b"w1")], Ok((&[asking, b"w1"], true)));
-        check(&[(b'd', b"w1"), (b'S', b"TimeZone\0UTC\0"), (b'd', b"w2")], Ok((&[b"w1", b"w2"], false)));
-        check(&[(b'd', b"w1"), (b'N', b"SNOTICE\0Mhello\0\0"), (b'd', b"w2")], Ok((&[b"w1", b"w2"], false)));
-        check(&[(b'C', b"COPY 0\0")], Err("ended the replication stream"));
-        check(&[(b'N', b"SWARNING\0VWARNING\0C01000\0Mskipped loading publication \"p\"\0\0")], Err("skips changes"));
-        check(&[(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0")], Err("57P01"));
-        check(&[(b'?', b"")], Err("message '?'"));
     }
 }

@@ -95,6 +95,7 @@ pub struct Connection {
     read_size_bytes: usize,
     /// Reads are at least this large: while the kernel gathers, one read takes what it gathered.
     read_floor_bytes: usize,
+    low_water_bytes: u32,
     outgoing: BytesMut,
     /// Why the last write failed, while the server's last words are awaited.
     write_failure: Option<WireError>,
@@ -127,6 +128,7 @@ impl Connection {
             limit_bytes: START_LIMIT_BYTES,
             read_size_bytes: READ_BYTES,
             read_floor_bytes: READ_BYTES,
+            low_water_bytes: 1,
             outgoing: BytesMut::new(),
             write_failure: None,
             parameters: HashMap::new(),
@@ -169,10 +171,15 @@ impl Connection {
         &mut self.outgoing
     }
 
-    /// `SO_RCVLOWAT`, and reads that take as much; only the latter on a Unix socket.
-    pub fn set_receive_low_water(&mut self, bytes: u32) -> io::Result<()> {
+    /// `SO_RCVLOWAT`, and reads that take as much; only the latter on a Unix socket, or where the kernel refuses it.
+    pub fn set_receive_low_water(&mut self, bytes: u32) {
+        if std::mem::replace(&mut self.low_water_bytes, bytes) == bytes {
+            return;
+        }
         self.read_floor_bytes = if bytes as usize > READ_BYTES { READ_LIMIT_BYTES } else { READ_BYTES };
-        self.transport.set_receive_low_water(bytes)
+        if let Err(error) = self.transport.set_receive_low_water(bytes) {
+            tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
+        }
     }
 
     /// The kernel's buffer for what the server has sent and nobody has read, bytes; of TCP only.

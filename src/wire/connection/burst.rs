@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::super::WireError;
 use super::super::frame::{self, Frame};
-use super::Connection;
+use super::{Connection, READ_BYTES};
 
 /// A read shorter than this may be the beginning of a unit that is still being written.
 const BURST_BYTES: usize = 16 * 1024;
@@ -34,7 +34,7 @@ impl Connection {
             }
             let mut end = ready!(self.poll_whole(context))?;
             let mut began = None;
-            while end < BURST_BYTES && !self.transport.gives_records() {
+            while end < BURST_BYTES && self.can_receive_now() {
                 let mut whole = frame::frames(&self.incoming[..end]).flatten();
                 let first = whole.next();
                 let is_whole = !first.is_some_and(|first| lacks(first, whole.last().unwrap_or(first)));
@@ -43,7 +43,7 @@ impl Connection {
                 }
                 // The writer may be waiting for this very processor.
                 std::thread::yield_now();
-                if self.receive_now() {
+                if self.fill_now() {
                     end = frame::whole_messages_bytes(&self.incoming)?;
                 }
             }
@@ -52,8 +52,21 @@ impl Connection {
         .await
     }
 
+    /// A run of whole messages of what was read or is there, without waiting; `None` where that makes none, and under TLS.
+    pub fn receive_now(&mut self) -> Result<Option<Bytes>, WireError> {
+        self.incoming.reserve(READ_BYTES);
+        self.fill_now();
+        let end = frame::whole_messages_bytes(&self.incoming)?;
+        Ok((end > 0).then(|| self.incoming.split_to(end).freeze()))
+    }
+
+    /// Whether `receive_now` reads.
+    pub fn can_receive_now(&self) -> bool {
+        !self.transport.gives_records()
+    }
+
     /// Reads what is there without waiting and without the runtime; whether that is anything.
-    fn receive_now(&mut self) -> bool {
+    fn fill_now(&mut self) -> bool {
         let room = self.incoming.spare_capacity_mut();
         let Some(count) = self.transport.receive_now(room) else { return false };
         // SAFETY: `count` bytes of the spare capacity were just initialised by the read.
