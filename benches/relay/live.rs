@@ -143,6 +143,7 @@ fn compare(report: &mut Report, clients: usize, turns: &[Vec<Turn>; 4]) {
     report.compare(line("source TPS", "tps", Kind::Rate, tps, own, ("native", native), Some(1.0)));
     report.compare(line("source TPS", "tps", Kind::Rate, tps, own, ("nobody", nobody), None));
     report.compare(line("CPU a transaction", "µs", Kind::Share, cpu, own, ("native", native), Some(CPU_AIM)));
+    report.compare(line("CPU a transaction", "µs", Kind::Share, cpu, own, ("nobody", nobody), None));
     let eager_name = "CPU a transaction, batch_delay = 0";
     let following: fn(&Turn) -> f64 = Turn::following_us;
     let name = "of it walsender, target, walrelay";

@@ -347,7 +347,7 @@ impl Flow<'_> {
         let first_commit_time = batch.transactions.first().map(|first| first.commit_time);
         self.under_way.begin(now, first_commit_time, batch.size_bytes(), batch.ahead.is_some());
         self.worker.begin(batch).await;
-        if self.batching.is_waited_for() && !self.batching.is_hurried() {
+        if !self.batching.is_hurried() {
             self.stream.pause();
         }
     }

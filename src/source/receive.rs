@@ -32,7 +32,10 @@ const BEHIND_HOT_TIMEOUT: Duration = Duration::from_millis(20);
 /// buffer is not full by then, and stays the dear way for ever.
 const REST: Duration = Duration::from_millis(10);
 /// The kernel's receive buffer, once there was a rest.
-pub(super) const RESTING_BUFFER_BYTES: usize = 64 * 1024;
+const RESTING_BUFFER_BYTES: usize = 64 * 1024;
+/// The same when no longer behind: in a small one little is left of the window, and then the kernel wakes us whatever the mark is. The
+/// buffer that once was set grows by itself no more.
+const LIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// A read of so much is no trickle: a rest after it would throttle it.
 const FULL_BYTES: usize = 1024 * 1024;
 /// Over a longer round trip a small buffer would throttle, and messages gather by themselves.
@@ -45,6 +48,7 @@ pub struct ReceivePolicy {
     is_near: bool,
     is_hot: bool,
     is_behind: bool,
+    has_rested: bool,
     /// When a transaction was received soon after its commit.
     last_fresh: Option<Instant>,
     window_start: Instant,
@@ -61,6 +65,7 @@ impl ReceivePolicy {
             is_near,
             is_hot: false,
             is_behind: false,
+            has_rested: false,
             last_fresh: None,
             window_start: now,
             window_bytes: 0,
@@ -113,9 +118,16 @@ impl ReceivePolicy {
         if self.is_hot || self.is_enabled && is_resting { HOT_BYTES } else { 1 }
     }
 
-    /// How long the socket may be left alone after a read of `bytes`, whose buffer may then be small.
-    pub fn rest(&self, bytes: usize) -> Option<Duration> {
-        (self.is_near && self.is_hot && self.is_behind && bytes < FULL_BYTES).then_some(REST)
+    /// How long the socket may be left alone after a read of `bytes`.
+    pub fn rest(&mut self, bytes: usize) -> Option<Duration> {
+        let rest = (self.is_near && self.is_hot && self.is_behind && bytes < FULL_BYTES).then_some(REST);
+        self.has_rested |= rest.is_some();
+        rest
+    }
+
+    /// How large the kernel's receive buffer should be; `None` while it may make of it what it likes.
+    pub fn buffer_bytes(&self) -> Option<usize> {
+        self.has_rested.then_some(if self.is_behind { RESTING_BUFFER_BYTES } else { LIVE_BUFFER_BYTES })
     }
 
     /// When the low-water mark must be lowered to 1 to see what has gathered; `None` while cold.
@@ -172,13 +184,14 @@ mod tests {
         policy.looked(at(22));
         check(&mut policy, 150 * 1024, at(22), HOT_BYTES);
         assert_eq!((policy.rest(300_000), policy.rest(FULL_BYTES)), (Some(REST), None));
+        assert_eq!(policy.buffer_bytes(), Some(RESTING_BUFFER_BYTES));
         policy.is_near = false;
         assert_eq!(policy.rest(300_000), None);
         policy.is_near = true;
         // The last one of the backlog, then a fresh one: eager again.
         policy.sent_after_commit(Duration::from_millis(2), at(24));
         check(&mut policy, 20 * 1024, at(24), 1);
-        assert_eq!(policy.rest(20 * 1024), None);
+        assert_eq!((policy.rest(20 * 1024), policy.buffer_bytes()), (None, Some(LIVE_BUFFER_BYTES)));
         check(&mut policy, 20 * 1024, at(25), 1);
         // A commit alone is never held back, however old it says it is.
         policy.sent_after_commit(Duration::from_secs(5), at(25));
@@ -193,6 +206,7 @@ mod tests {
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut policy = ReceivePolicy::new(true, Some(Duration::from_micros(40)), start);
         policy.sent_before_commit(at(1));
+        assert_eq!(policy.buffer_bytes(), None);
         check(&mut policy, 20 * 1024, at(1), HOT_BYTES);
         assert_eq!((policy.rest(300_000), policy.look_at()), (Some(REST), Some(at(21))));
         policy.sent_after_commit(Duration::from_millis(2), at(2));

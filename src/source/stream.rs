@@ -23,7 +23,6 @@ use crate::wire::replication;
 use crate::wire::{Connection, ServerError, WireError};
 
 use super::read::{Sent, copy_data_of, lacks_its_end};
-use super::receive::RESTING_BUFFER_BYTES;
 use super::{ReceivePolicy, SourceError};
 
 /// A status message goes out at least this often: a primary that newly lists us releases its waiters only when one arrives.
@@ -117,8 +116,6 @@ pub struct Stream {
     rest_until: Option<Instant>,
     /// Whether that is a pause.
     is_paused: bool,
-    /// Whether the socket's buffer was made small.
-    is_small: bool,
 }
 
 impl Stream {
@@ -157,7 +154,6 @@ impl Stream {
             gather: Duration::ZERO,
             rest_until: None,
             is_paused: false,
-            is_small: false,
         })
     }
 
@@ -251,24 +247,17 @@ impl Stream {
         }
         self.policy.read(size_bytes, now);
         if let Some(rest) = self.policy.rest(size_bytes) {
-            self.make_small();
             self.rest_until = Some(now + rest);
         } else if !self.gather.is_zero() && size_bytes < SHORT_READ_BYTES {
             self.rest_until = Some(now + self.gather);
+        }
+        if let Some(buffer_bytes) = self.policy.buffer_bytes() {
+            self.connection.set_receive_buffer(buffer_bytes);
         }
         if read.wants_reply {
             self.put_status(false);
         }
         Ok((!read.copy_data.is_empty()).then_some(read.copy_data))
-    }
-
-    fn make_small(&mut self) {
-        if std::mem::replace(&mut self.is_small, true) {
-            return;
-        }
-        if let Err(error) = self.connection.set_receive_buffer(RESTING_BUFFER_BYTES) {
-            tracing::debug!(%error, "SO_RCVBUF could not be set; the primary spends more on sending");
-        }
     }
 
     /// Tells the receipt of what had been received at the last look already.

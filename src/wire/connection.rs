@@ -6,7 +6,6 @@ mod burst;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -96,6 +95,8 @@ pub struct Connection {
     /// Reads are at least this large: while the kernel gathers, one read takes what it gathered.
     read_floor_bytes: usize,
     low_water_bytes: u32,
+    /// The kernel's, where it was set.
+    receive_buffer_bytes: Option<usize>,
     outgoing: BytesMut,
     /// Why the last write failed, while the server's last words are awaited.
     write_failure: Option<WireError>,
@@ -129,6 +130,7 @@ impl Connection {
             read_size_bytes: READ_BYTES,
             read_floor_bytes: READ_BYTES,
             low_water_bytes: 1,
+            receive_buffer_bytes: None,
             outgoing: BytesMut::new(),
             write_failure: None,
             parameters: HashMap::new(),
@@ -183,8 +185,13 @@ impl Connection {
     }
 
     /// The kernel's buffer for what the server has sent and nobody has read, bytes; of TCP only.
-    pub fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
-        self.transport.set_receive_buffer(bytes)
+    pub fn set_receive_buffer(&mut self, bytes: usize) {
+        if self.receive_buffer_bytes.replace(bytes) == Some(bytes) {
+            return;
+        }
+        if let Err(error) = self.transport.set_receive_buffer(bytes) {
+            tracing::debug!(%error, "SO_RCVBUF could not be set; the primary spends more on sending");
+        }
     }
 
     /// The round trip to the server, as the kernel measured it; `None` on a Unix socket.
