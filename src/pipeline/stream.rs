@@ -159,15 +159,17 @@ impl Flow<'_> {
             let (idle_due, wake_due) = (self.idle_due(), self.flush_due().into_iter().chain(self.follow_due()).min());
             tokio::select! {
                 biased;
-                // 1. What is durable is confirmed before anything else.
+                // 1. What is durable is confirmed before anything else, and with it what came meanwhile.
                 outcome = self.worker.outcome() => match outcome? {
-                    Outcome::Durable(durable) => self.durable(durable).await?,
+                    Outcome::Durable(durable) => {
+                        let resumed = self.resume(may_take);
+                        self.durable(durable).await?;
+                        resumed?;
+                    }
                     Outcome::Applied(receipt) => {
-                        // Receipts of what came meanwhile go along with the promise.
-                        if let Some(chunk) = self.stream.resume(may_take)? {
-                            self.take(chunk)?;
-                        }
+                        let resumed = self.resume(may_take);
                         self.promise(&receipt).await?;
+                        resumed?;
                         self.receipt(receipt);
                     }
                     // There is room for the next one.
@@ -217,6 +219,13 @@ impl Flow<'_> {
     fn may_take(&self) -> bool {
         let has_room = self.waiting.len() < WAITING_LIMIT && self.waiting.size_bytes() < WAITING_BYTES_LIMIT;
         has_room && !self.assembler.must_wait()
+    }
+
+    /// Takes what came while the sink was at work, so that its receipts go along with the promise: only from memory to memory, and a
+    /// fault in it is for after the promise.
+    fn resume(&mut self, may_take: bool) -> Result<(), PipelineError> {
+        let is_quick = may_take && !self.budget.is_over();
+        self.stream.resume(is_quick)?.map_or(Ok(()), |chunk| self.take(chunk))
     }
 
     fn take(&mut self, chunk: Bytes) -> Result<(), PipelineError> {

@@ -117,7 +117,7 @@ async fn read_chunk(from: &mut Connection, policy: &mut ReceivePolicy) -> Result
             None => break from.read_chunk().await?,
             Some(look_at) => match timeout_at(look_at.into(), from.read_chunk()).await {
                 Ok(chunk) => break chunk?,
-                Err(_) => policy.looked(Instant::now()),
+                Err(_) => policy.cool(Instant::now()),
             },
         }
     };

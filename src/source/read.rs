@@ -10,7 +10,7 @@ use crate::wire::{ServerError, WireError, frame};
 
 use super::SourceError;
 
-/// It.
+/// What it brought.
 #[derive(Debug)]
 pub(super) struct Read {
     pub(super) copy_data: Bytes,

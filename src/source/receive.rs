@@ -31,10 +31,10 @@ const BEHIND_HOT_TIMEOUT: Duration = Duration::from_millis(20);
 /// the walsender's messages join its queue instead of going out one by one: half of its CPU for single-row transactions. A larger
 /// buffer is not full by then, and stays the dear way for ever.
 const REST: Duration = Duration::from_millis(10);
-/// The kernel's receive buffer, once there was a rest.
+/// The kernel's receive buffer while there are rests.
 const RESTING_BUFFER_BYTES: usize = 64 * 1024;
-/// The same when no longer behind: in a small one little is left of the window, and then the kernel wakes us whatever the mark is. The
-/// buffer that once was set grows by itself no more.
+/// The same when no longer behind: in a small one little is left of the window, and then the kernel wakes us whatever the mark is. A
+/// buffer that once was set grows by itself no more, and has at most `net.core.rmem_max`.
 const LIVE_BUFFER_BYTES: usize = 1024 * 1024;
 /// A read of so much is no trickle: a rest after it would throttle it.
 const FULL_BYTES: usize = 1024 * 1024;
@@ -48,7 +48,8 @@ pub struct ReceivePolicy {
     is_near: bool,
     is_hot: bool,
     is_behind: bool,
-    has_rested: bool,
+    /// The kernel's receive buffer, once there was a rest.
+    buffer_bytes: Option<usize>,
     /// When a transaction was received soon after its commit.
     last_fresh: Option<Instant>,
     window_start: Instant,
@@ -65,7 +66,7 @@ impl ReceivePolicy {
             is_near,
             is_hot: false,
             is_behind: false,
-            has_rested: false,
+            buffer_bytes: None,
             last_fresh: None,
             window_start: now,
             window_bytes: 0,
@@ -78,6 +79,7 @@ impl ReceivePolicy {
         self.is_behind = age >= BEHIND_AFTER;
         if !self.is_behind {
             self.last_fresh = Some(now);
+            self.buffer_bytes = self.buffer_bytes.map(|_| LIVE_BUFFER_BYTES);
         }
     }
 
@@ -94,9 +96,8 @@ impl ReceivePolicy {
         }
         let busy_bytes = if self.is_behind { BEHIND_BUSY_BYTES } else { BUSY_BYTES };
         if self.is_hot {
-            self.is_hot = bytes >= busy_bytes;
-            if !self.is_hot {
-                self.looked(now);
+            if bytes < busy_bytes {
+                self.cool(now);
             }
             return;
         }
@@ -114,20 +115,22 @@ impl ReceivePolicy {
     }
 
     /// The low-water mark: nobody is woken for little while much is coming, or for what he would not read yet.
-    pub fn low_water(&self, is_resting: bool) -> u32 {
-        if self.is_hot || self.is_enabled && is_resting { HOT_BYTES } else { 1 }
+    pub fn low_water(&self, is_left_alone: bool) -> u32 {
+        if self.is_hot || self.is_enabled && is_left_alone { HOT_BYTES } else { 1 }
     }
 
     /// How long the socket may be left alone after a read of `bytes`.
     pub fn rest(&mut self, bytes: usize) -> Option<Duration> {
         let rest = (self.is_near && self.is_hot && self.is_behind && bytes < FULL_BYTES).then_some(REST);
-        self.has_rested |= rest.is_some();
+        if rest.is_some() {
+            self.buffer_bytes = Some(RESTING_BUFFER_BYTES);
+        }
         rest
     }
 
     /// How large the kernel's receive buffer should be; `None` while it may make of it what it likes.
     pub fn buffer_bytes(&self) -> Option<usize> {
-        self.has_rested.then_some(if self.is_behind { RESTING_BUFFER_BYTES } else { LIVE_BUFFER_BYTES })
+        self.buffer_bytes
     }
 
     /// When the low-water mark must be lowered to 1 to see what has gathered; `None` while cold.
@@ -136,8 +139,8 @@ impl ReceivePolicy {
         self.is_hot.then(|| self.last_read + limit)
     }
 
-    /// The time-out came: lower the mark to 1. The next read decides whether it stays hot; an empty wait means cold.
-    pub fn looked(&mut self, now: Instant) {
+    /// A read was short, or none came in time. The next one decides whether it gets hot again.
+    pub fn cool(&mut self, now: Instant) {
         self.is_hot = false;
         self.window_start = now;
         self.window_bytes = 0;
@@ -181,7 +184,7 @@ mod tests {
         check(&mut policy, 10 * 1024, at(1), 1);
         check(&mut policy, 10 * 1024, at(2), HOT_BYTES);
         assert_eq!(policy.look_at(), Some(at(22)));
-        policy.looked(at(22));
+        policy.cool(at(22));
         check(&mut policy, 150 * 1024, at(22), HOT_BYTES);
         assert_eq!((policy.rest(300_000), policy.rest(FULL_BYTES)), (Some(REST), None));
         assert_eq!(policy.buffer_bytes(), Some(RESTING_BUFFER_BYTES));

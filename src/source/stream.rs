@@ -36,8 +36,8 @@ const RECEIPT_LOOK: Duration = Duration::from_millis(10);
 const RECEIPT_LOOKS: u32 = 5;
 /// A consumer that is at work for longer than this is told of what comes: receipts are waited for.
 const PAUSE_LIMIT: Duration = RECEIPT_LOOK;
-/// A read of more is no trickle: resting after it would hold up a backlog.
-const SHORT_READ_BYTES: usize = 64 * 1024;
+/// A read of more is no trickle: resting after it would hold up a backlog. Less than one read takes at most.
+const SHORT_READ_BYTES: usize = 48 * 1024;
 /// Without any message for this long we ask for one.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Without any message for this long the connection is taken as lost.
@@ -61,7 +61,7 @@ pub struct StreamOptions {
     pub binary: bool,
     /// Logical messages too.
     pub messages: bool,
-    /// Whether `SO_RCVLOWAT` is used while much arrives.
+    /// Whether `SO_RCVLOWAT` is used.
     pub adaptive_receive: bool,
 }
 
@@ -98,6 +98,14 @@ struct ReceiptLook {
     in_vain: u32,
 }
 
+/// The socket is left alone.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    until: Instant,
+    /// Whether it ends when the consumer resumes.
+    is_pause: bool,
+}
+
 /// A started stream.
 pub struct Stream {
     connection: Connection,
@@ -113,9 +121,9 @@ pub struct Stream {
     receipt_look: Option<ReceiptLook>,
     /// How long the socket is left alone after a short read, so that the next one finds more.
     gather: Duration,
-    rest_until: Option<Instant>,
-    /// Whether that is a pause.
-    is_paused: bool,
+    rest: Option<Rest>,
+    /// Whether the last read was short.
+    is_calm: bool,
 }
 
 impl Stream {
@@ -152,8 +160,8 @@ impl Stream {
             receipt_looks: every(RECEIPT_LOOK),
             receipt_look: None,
             gather: Duration::ZERO,
-            rest_until: None,
-            is_paused: false,
+            rest: None,
+            is_calm: true,
         })
     }
 
@@ -163,25 +171,23 @@ impl Stream {
         self.gather = gather;
     }
 
-    /// The consumer is at work until it resumes: what comes meanwhile wakes nobody, unless that takes long. Not in a flood, which the
-    /// kernel gathers anyway; nor under TLS, where nothing could be had in one breath afterwards.
+    /// The consumer is at work until it resumes: what comes meanwhile wakes nobody, unless that takes long. Not where much comes; nor
+    /// under TLS, where nothing could be had in one breath afterwards.
     pub fn pause(&mut self) {
-        if self.rest_until.is_none() && !self.policy.is_hot() && self.connection.can_receive_now() {
-            self.rest_until = Some(Instant::now() + PAUSE_LIMIT);
-            self.is_paused = true;
+        if self.rest.is_none() && self.is_calm && !self.policy.is_hot() && self.connection.can_take_now() {
+            self.rest = Some(Rest { until: Instant::now() + PAUSE_LIMIT, is_pause: true });
         }
     }
 
     /// Ends a pause, if there is one; for a consumer that `has_room`, with what came meanwhile.
     pub fn resume(&mut self, has_room: bool) -> Result<Option<Bytes>, SourceError> {
-        if !std::mem::take(&mut self.is_paused) {
-            return Ok(None);
-        }
-        self.rest_until = None;
-        if !has_room {
-            return Ok(None);
-        }
-        let chunk = self.connection.receive_now().map_err(SourceError::wire(READING))?;
+        let ended = self.rest.take_if(|rest| rest.is_pause);
+        if ended.is_some() && has_room { self.take_now() } else { Ok(None) }
+    }
+
+    /// What is there, without a pass of the runtime.
+    fn take_now(&mut self) -> Result<Option<Bytes>, SourceError> {
+        let chunk = self.connection.take_now().map_err(SourceError::wire(READING))?;
         chunk.map_or(Ok(None), |chunk| self.received(chunk))
     }
 
@@ -204,9 +210,13 @@ impl Stream {
     /// primary is told meanwhile how far we are. Cancel safe.
     pub async fn next(&mut self, has_room: bool) -> Result<Bytes, SourceError> {
         loop {
-            let (look_at, rest_until) = (self.policy.look_at(), self.rest_until);
+            let (look_at, rest_until) = (self.policy.look_at(), self.rest.map(|rest| rest.until));
             let may_read = has_room && rest_until.is_none();
+            // In this order: a mark enlarges a buffer that was never set.
             self.connection.set_receive_low_water(self.policy.low_water(!may_read));
+            if let Some(buffer_bytes) = self.policy.buffer_bytes() {
+                self.connection.set_receive_buffer(buffer_bytes);
+            }
             tokio::select! {
                 biased;
                 _ = self.receipt_looks.tick(), if self.receipt_look.is_some() => self.look_for_receipt(),
@@ -214,8 +224,14 @@ impl Stream {
                     let ping = self.check_silence(!has_room)?;
                     self.put_status(ping);
                 }
-                () = moment(look_at), if has_room => self.policy.looked(Instant::now()),
-                () = moment(rest_until) => (self.rest_until, self.is_paused) = (None, false),
+                () = moment(look_at), if has_room => self.policy.cool(Instant::now()),
+                () = moment(rest_until) => {
+                    self.rest = None;
+                    // A flood is read in larger pieces. (A kernel before 4.18 does not tell of what was there before the mark was lowered.)
+                    if has_room && !self.policy.is_hot() && let Some(copy_data) = self.take_now()? {
+                        return Ok(copy_data);
+                    }
+                }
                 chunk = self.connection.exchange(may_read, lacks_its_end) => {
                     let chunk = chunk.map_err(SourceError::wire(READING))?;
                     if let Some(copy_data) = self.received(chunk)? {
@@ -246,14 +262,10 @@ impl Stream {
             None => {}
         }
         self.policy.read(size_bytes, now);
-        if let Some(rest) = self.policy.rest(size_bytes) {
-            self.rest_until = Some(now + rest);
-        } else if !self.gather.is_zero() && size_bytes < SHORT_READ_BYTES {
-            self.rest_until = Some(now + self.gather);
-        }
-        if let Some(buffer_bytes) = self.policy.buffer_bytes() {
-            self.connection.set_receive_buffer(buffer_bytes);
-        }
+        self.is_calm = size_bytes < SHORT_READ_BYTES;
+        let gather = (self.is_calm && !self.gather.is_zero()).then_some(self.gather);
+        let rest = self.policy.rest(size_bytes).or(gather);
+        self.rest = rest.map(|rest| Rest { until: now + rest, is_pause: false });
         if read.wants_reply {
             self.put_status(false);
         }

@@ -85,6 +85,27 @@ async fn commits_that_bring_nothing_to_the_standby_do_not_hang() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_does_not_wait_for_a_standby_that_is_at_work() {
+    for major in major_versions() {
+        let pair = Pair::start(major).await;
+        pair.on_both(TABLES).await;
+        let relay = pair.relay("").await;
+        pair.wait_for_standbys("FIRST 1 (standby1)").await;
+        let holder = client(&pair.standby, "shop").await;
+        holder.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        pair.on_primary("SET synchronous_commit = local; INSERT INTO orders VALUES (1, 'held')").await;
+        for id in 2..5 {
+            let commit = format!("SET synchronous_commit = remote_write; INSERT INTO orders VALUES ({id}, 'received')");
+            let ran = tokio::time::timeout(Duration::from_secs(10), pair.on_primary(&commit)).await;
+            assert!(ran.is_ok(), "{major}: remote_write waits for the standby's lock");
+        }
+        relay.wait("standby1", "the lock", |report| report["waiting_for"] == "a lock on the standby").await;
+        holder.batch_execute("COMMIT").await.unwrap();
+        pair.equal_after_catching_up(&["orders"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fast_shutdown_of_the_primary_completes_and_the_relay_comes_back_with_it() {
     for major in major_versions() {
         let mut pair = Pair::start(major).await;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::super::WireError;
 use super::super::frame::{self, Frame};
-use super::{Connection, READ_BYTES};
+use super::{Connection, FLOOD_BYTES, READ_BYTES};
 
 /// A read shorter than this may be the beginning of a unit that is still being written.
 const BURST_BYTES: usize = 16 * 1024;
@@ -34,7 +34,7 @@ impl Connection {
             }
             let mut end = ready!(self.poll_whole(context))?;
             let mut began = None;
-            while end < BURST_BYTES && self.can_receive_now() {
+            while end < BURST_BYTES && self.can_take_now() {
                 let mut whole = frame::frames(&self.incoming[..end]).flatten();
                 let first = whole.next();
                 let is_whole = !first.is_some_and(|first| lacks(first, whole.last().unwrap_or(first)));
@@ -43,7 +43,7 @@ impl Connection {
                 }
                 // The writer may be waiting for this very processor.
                 std::thread::yield_now();
-                if self.fill_now() {
+                if self.fill_now() > 0 {
                     end = frame::whole_messages_bytes(&self.incoming)?;
                 }
             }
@@ -52,25 +52,32 @@ impl Connection {
         .await
     }
 
-    /// A run of whole messages of what was read or is there, without waiting; `None` where that makes none, and under TLS.
-    pub fn receive_now(&mut self) -> Result<Option<Bytes>, WireError> {
-        self.incoming.reserve(READ_BYTES);
-        self.fill_now();
+    /// A run of whole messages of what is there, of 64 KiB and a little more at most, without waiting; `None` where that makes none. Not
+    /// under TLS (`can_take_now`).
+    pub fn take_now(&mut self) -> Result<Option<Bytes>, WireError> {
+        loop {
+            if self.incoming.capacity() - self.incoming.len() < READ_BYTES / 2 {
+                self.incoming.reserve(READ_BYTES);
+            }
+            if self.fill_now() == 0 || self.incoming.len() >= FLOOD_BYTES {
+                break;
+            }
+        }
         let end = frame::whole_messages_bytes(&self.incoming)?;
         Ok((end > 0).then(|| self.incoming.split_to(end).freeze()))
     }
 
-    /// Whether `receive_now` reads.
-    pub fn can_receive_now(&self) -> bool {
+    /// Whether `take_now` reads.
+    pub fn can_take_now(&self) -> bool {
         !self.transport.gives_records()
     }
 
-    /// Reads what is there without waiting and without the runtime; whether that is anything.
-    fn fill_now(&mut self) -> bool {
+    /// Reads what is there and has room, without waiting and without the runtime; how many bytes that is.
+    fn fill_now(&mut self) -> usize {
         let room = self.incoming.spare_capacity_mut();
-        let Some(count) = self.transport.receive_now(room) else { return false };
+        let Some(count) = self.transport.receive_now(room) else { return 0 };
         // SAFETY: `count` bytes of the spare capacity were just initialised by the read.
         unsafe { self.incoming.set_len(self.incoming.len() + count) };
-        true
+        count
     }
 }

@@ -73,6 +73,27 @@ async fn a_chunk_holds_whole_messages_however_they_arrive() {
 }
 
 #[tokio::test]
+async fn what_is_there_is_taken_without_waiting_and_a_torn_tail_stays() {
+    let (mut connection, mut peer) = pair();
+    let take = |connection: &mut Connection| connection.take_now().unwrap().map_or(0, |chunk| chunk.len());
+    assert_eq!(take(&mut connection), 0);
+    let (short, long) = (message(b'd', b"short"), message(b'd', &[7; 20_000]));
+    peer.write_all(&[&short[..], &long[..5]].concat()).await.unwrap();
+    assert_eq!(take(&mut connection), short.len());
+    assert_eq!(take(&mut connection), 0);
+    peer.write_all(&long[5..]).await.unwrap();
+    assert_eq!(take(&mut connection), long.len());
+    // More than one read may take: the rest comes later.
+    peer.write_all(&long.repeat(8)).await.unwrap();
+    let first = take(&mut connection);
+    assert!((3 * long.len()..8 * long.len()).contains(&first), "{first}");
+    assert_eq!(first + take(&mut connection) + take(&mut connection), 8 * long.len());
+    drop(peer);
+    assert_eq!(take(&mut connection), 0);
+    assert!(matches!(connection.read_chunk().await, Err(WireError::Closed)));
+}
+
+#[tokio::test]
 async fn a_read_that_is_given_up_loses_nothing() {
     let (mut connection, mut peer) = pair();
     let bytes = message(b'd', b"whole");
