@@ -10,6 +10,7 @@ use crate::config::kafka::{ApplyMeans, OnOversized};
 use crate::model::Lsn;
 
 use super::fault::Fault;
+use super::headway::Headway;
 use super::producer::{Outgoing, Producer, TopicHandle};
 use super::topics::{Topics, listed};
 use crate::sink::SinkError;
@@ -84,20 +85,26 @@ impl Carrier {
 
     /// Hands a record over as it is.
     pub(super) fn produce(&self, handle: TopicHandle, record: Outgoing<'_>) -> Result<(), SinkError> {
+        let mut headway = Headway::new();
         loop {
             match self.producer.produce(handle, record, self.deadline) {
                 Ok(()) => return Ok(()),
-                Err(fault) if fault.code == Some(Code::QueueFull) => self.refuse_vanished()?,
+                Err(fault) if fault.code == Some(Code::QueueFull) => self.look(&mut headway)?,
                 Err(fault) => return Err(self.failed(fault, "handing a record to the Kafka client")),
             }
         }
     }
 
     /// The client waits for a topic as long as a transaction may take, and longer where there is none: one that somebody deleted
-    /// is seen here.
-    pub(super) fn refuse_vanished(&self) -> Result<(), SinkError> {
+    /// is seen here. So is a client that makes no headway although the brokers answer: another one begins anew.
+    pub(super) fn look(&self, headway: &mut Headway) -> Result<(), SinkError> {
         let names: Vec<&str> = self.list.iter().map(|(name, _)| name.as_str()).collect();
-        let vanished = self.topics.vanished(&names);
+        let answer = self.topics.vanished(&names);
+        if headway.is_lost(self.producer.waiting(), answer.is_some()) {
+            let context = "the brokers answer, but the Kafka client has delivered nothing for half a minute: another one begins anew";
+            return Err(Fault::from(Code::OperationTimedOut).that_passes(context.to_owned()));
+        }
+        let vanished = answer.unwrap_or_default();
         if vanished.is_empty() {
             return Ok(());
         }

@@ -14,6 +14,7 @@ mod client;
 mod copy;
 mod debezium;
 mod fault;
+mod headway;
 mod mark;
 mod open;
 mod opening;

@@ -167,19 +167,23 @@ impl Producer {
     /// Waits until little is left to send, before a flush. A client that flushes does nothing but ask the time while a batch of the
     /// partition is on its way; so it is told to for a moment now and then, and full batches go by themselves.
     fn drain(&self, deadline: Instant) {
-        // SAFETY: the client is alive.
-        let waiting = || unsafe { native::rd_kafka_outq_len(self.native()) };
-        let (mut left, mut fell) = (waiting(), Instant::now());
+        let (mut left, mut fell) = (self.waiting(), Instant::now());
         let may_wait = |fell: Instant| fell.elapsed() < DRAIN_STILL_LIMIT && Instant::now() < deadline;
         while left > FLUSHED_RECORDS && may_wait(fell) && !self.halt.is_halted() {
             self.send_what_waits();
             std::thread::sleep(DRAIN_PAUSE);
-            let now = waiting();
+            let now = self.waiting();
             if now < left {
                 fell = Instant::now();
             }
             left = now;
         }
+    }
+
+    /// Records that are not delivered yet, and events that nobody took.
+    pub(super) fn waiting(&self) -> i32 {
+        // SAFETY: the client is alive.
+        unsafe { native::rd_kafka_outq_len(self.native()) }
     }
 
     /// Has the client send batches that are not full, and waits for a moment.

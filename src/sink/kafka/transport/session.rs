@@ -16,6 +16,7 @@ use crate::model::{Applied, Durable, FeedReport, Lsn, Progress, QualifiedName};
 
 use super::carrier::Carrier;
 use super::catalog::Catalog;
+use super::headway::Headway;
 use super::open::Opened;
 use super::opening::Opening;
 use super::parts::Inside;
@@ -230,12 +231,13 @@ impl Session {
     pub(super) fn commit(&mut self) -> Result<(), SinkError> {
         if self.is_exactly_once() {
             let deadline = Instant::now() + self.timeout;
+            let mut headway = Headway::new();
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 match self.carrier.producer.commit(left.min(STILL_LIMIT)) {
                     Ok(()) => break,
                     Err(fault) if fault.is_retriable() && left > STILL_LIMIT && !self.carrier.producer.is_halted() => {
-                        self.carrier.refuse_vanished()?;
+                        self.carrier.look(&mut headway)?;
                     }
                     Err(fault) => return Err(self.carrier.failed(fault, "committing a Kafka transaction")),
                 }
@@ -264,11 +266,12 @@ impl Session {
     }
 
     fn flush(&self) -> Result<(), SinkError> {
+        let mut headway = Headway::new();
         loop {
             match self.carrier.producer.flush(STILL_LIMIT) {
                 Ok(()) => return Ok(()),
                 Err(fault) if fault.code == Some(Code::OperationTimedOut) && !self.carrier.producer.is_halted() => {
-                    self.carrier.refuse_vanished()?;
+                    self.carrier.look(&mut headway)?;
                 }
                 Err(fault) => return Err(self.carrier.failed(fault, "waiting for the delivery of records")),
             }

@@ -122,12 +122,10 @@ impl Topics {
         self.create(&missing, create.partitions, create.replication_factor, &settings)
     }
 
-    /// Which of the topics that were known are gone, or were made anew with fewer partitions. Where the brokers do not answer,
-    /// nothing is said.
-    pub(super) fn vanished(&self, names: &[&str]) -> Vec<String> {
+    /// Which of the topics that were known are gone, or were made anew with fewer partitions. `None` where the brokers do not answer.
+    pub(super) fn vanished(&self, names: &[&str]) -> Option<Vec<String>> {
         let all = self.sink.progress_topic.as_str();
-        let Ok(reader) = self.reader() else { return Vec::new() };
-        let Ok(metadata) = reader.fetch_metadata(None, ANSWER_LIMIT) else { return Vec::new() };
+        let metadata = self.reader().ok()?.fetch_metadata(None, ANSWER_LIMIT).ok()?;
         let count = |name: &str| {
             metadata.topics().iter().find(|topic| topic.name() == name).map(|topic| topic.partitions().len())
         };
@@ -136,7 +134,7 @@ impl Topics {
             (None, Some(_)) => true,
             (_, None) => false,
         };
-        names.iter().chain(&[all]).filter(is_gone).map(|name| (*name).to_owned()).collect()
+        Some(names.iter().chain(&[all]).filter(is_gone).map(|name| (*name).to_owned()).collect())
     }
 
     /// Whether a topic takes less by now than it did when it was looked up: as it was told, and as it is.
