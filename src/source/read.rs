@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::wire::replication::{self, ReplicationMessage};
 use crate::wire::{ServerError, WireError, frame};
 
 use super::SourceError;
+
+/// What is being done, for errors.
+pub(super) const READING: &str = "reading the replication stream";
 
 /// What it brought.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ pub(super) fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
     let mut last_sent = None;
     let mut other_messages_bytes = 0;
     for message in frame::frames(&chunk) {
-        let message = message.map_err(SourceError::wire("reading the replication stream"))?;
+        let message = message.map_err(SourceError::wire(READING))?;
         match (message.tag, message.body) {
             (b'd', [b'k', .., 1]) => wants_reply = true,
             (b'd', body) => last_sent = sent(body).or(last_sent),
@@ -84,13 +87,13 @@ pub(super) fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
         return Ok(Read { copy_data: chunk, wants_reply, sent: last_sent });
     }
     // Rare: leave the other messages out.
-    let mut copy_data = Vec::with_capacity(chunk.len() - other_messages_bytes);
+    let mut copy_data = BytesMut::with_capacity(chunk.len() - other_messages_bytes);
     for message in frame::frames(&chunk).flatten().filter(|message| message.tag == b'd') {
-        copy_data.put_u8(b'd');
-        copy_data.put_u32(message.body.len() as u32 + 4);
+        let start = frame::begin(b'd', &mut copy_data);
         copy_data.put_slice(message.body);
+        frame::end(start, &mut copy_data).map_err(SourceError::wire(READING))?;
     }
-    Ok(Read { copy_data: copy_data.into(), wants_reply, sent: last_sent })
+    Ok(Read { copy_data: copy_data.freeze(), wants_reply, sent: last_sent })
 }
 
 /// From 18 on a missing publication is only a warning inside the stream, and its changes are left out: fatal for a standby.

@@ -22,7 +22,7 @@ use crate::model::{Lsn, Positions, SlotName, Timestamp};
 use crate::wire::replication;
 use crate::wire::{Connection, ServerError, WireError};
 
-use super::read::{Sent, copy_data_of, lacks_its_end};
+use super::read::{READING, Sent, copy_data_of, lacks_its_end};
 use super::{ReceivePolicy, SourceError};
 
 /// A status message goes out at least this often: a primary that newly lists us releases its waiters only when one arrives.
@@ -44,9 +44,6 @@ const PING_AFTER: Duration = Duration::from_secs(30);
 const SILENT_AFTER: Duration = Duration::from_secs(60);
 /// How long a clean end may take to be answered.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What is being done, for errors.
-const READING: &str = "reading the replication stream";
 
 /// What to ask for in START_REPLICATION.
 #[derive(Clone, Debug, PartialEq, Eq)]

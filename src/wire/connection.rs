@@ -371,9 +371,7 @@ impl Connection {
     /// chunks must not keep a large buffer for each.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<(), WireError>> {
         let size_bytes = self.read_size_bytes.max(self.read_floor_bytes);
-        if self.incoming.capacity() - self.incoming.len() < size_bytes / 2 {
-            self.incoming.reserve(size_bytes);
-        }
+        self.make_room(size_bytes);
         let room = self.incoming.spare_capacity_mut();
         let room_bytes = room.len().min(size_bytes);
         let mut buffer = ReadBuf::uninit(&mut room[..room_bytes]);
@@ -404,6 +402,13 @@ impl Connection {
             self.read_size_bytes = (self.read_size_bytes / 2).max(READ_BYTES);
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Room for a read of `size_bytes`, or of half as much where that is left of the last buffer.
+    fn make_room(&mut self, size_bytes: usize) {
+        if self.incoming.capacity() - self.incoming.len() < size_bytes / 2 {
+            self.incoming.reserve(size_bytes);
+        }
     }
 
     /// A server that ends a session says why and closes; a write may notice the end before the words are read. Reads what is

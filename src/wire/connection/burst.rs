@@ -56,10 +56,10 @@ impl Connection {
     /// under TLS (`can_take_now`).
     pub fn take_now(&mut self) -> Result<Option<Bytes>, WireError> {
         loop {
-            if self.incoming.capacity() - self.incoming.len() < READ_BYTES / 2 {
-                self.incoming.reserve(READ_BYTES);
-            }
-            if self.fill_now() == 0 || self.incoming.len() >= FLOOD_BYTES {
+            self.make_room(READ_BYTES);
+            let room_bytes = self.incoming.capacity() - self.incoming.len();
+            // A read that leaves room has taken all that is there.
+            if self.fill_now() < room_bytes || self.incoming.len() >= FLOOD_BYTES {
                 break;
             }
         }

@@ -85,7 +85,7 @@ impl Carrier {
 
     /// Hands a record over as it is.
     pub(super) fn produce(&self, handle: TopicHandle, record: Outgoing<'_>) -> Result<(), SinkError> {
-        let mut headway = Headway::new();
+        let mut headway = Headway::default();
         loop {
             match self.producer.produce(handle, record, self.deadline) {
                 Ok(()) => return Ok(()),

@@ -8,21 +8,16 @@ const LOOKS: u32 = 6;
 /// What the looks have seen.
 #[derive(Debug, Default)]
 pub(super) struct Headway {
-    /// Records that the client had not delivered at the last one; negative before it.
-    left: i32,
+    /// Records that the client had not delivered at the last one.
+    left: Option<i32>,
     in_vain: u32,
 }
 
 impl Headway {
-    /// Nothing was seen yet.
-    pub(super) fn new() -> Self {
-        Self { left: -1, in_vain: 0 }
-    }
-
     /// A look: so many records are left, and the brokers answer others, or not. Whether the client is given up.
     pub(super) fn is_lost(&mut self, left: i32, brokers_answer: bool) -> bool {
-        self.in_vain = if brokers_answer && left == self.left { self.in_vain + 1 } else { 0 };
-        self.left = left;
+        self.in_vain = if brokers_answer && self.left == Some(left) { self.in_vain + 1 } else { 0 };
+        self.left = Some(left);
         self.in_vain >= LOOKS
     }
 }
@@ -45,7 +40,7 @@ mod tests {
             (vec![(0, true); 7], true),
         ];
         for (looks, expected) in cases {
-            let mut headway = Headway::new();
+            let mut headway = Headway::default();
             let last = looks.iter().map(|(left, answer)| headway.is_lost(*left, *answer)).last();
             assert_eq!(last, Some(expected), "{looks:?}");
         }

@@ -231,7 +231,7 @@ impl Session {
     pub(super) fn commit(&mut self) -> Result<(), SinkError> {
         if self.is_exactly_once() {
             let deadline = Instant::now() + self.timeout;
-            let mut headway = Headway::new();
+            let mut headway = Headway::default();
             loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 match self.carrier.producer.commit(left.min(STILL_LIMIT)) {
@@ -266,7 +266,7 @@ impl Session {
     }
 
     fn flush(&self) -> Result<(), SinkError> {
-        let mut headway = Headway::new();
+        let mut headway = Headway::default();
         loop {
             match self.carrier.producer.flush(STILL_LIMIT) {
                 Ok(()) => return Ok(()),
