@@ -179,11 +179,9 @@ impl Stream {
     /// Ends a pause, if there is one; for a consumer that `has_room`, with what came meanwhile.
     pub fn resume(&mut self, has_room: bool) -> Result<Option<Bytes>, SourceError> {
         let ended = self.rest.take_if(|rest| rest.is_pause);
-        if ended.is_some() && has_room { self.take_now() } else { Ok(None) }
-    }
-
-    /// What is there, without a pass of the runtime.
-    fn take_now(&mut self) -> Result<Option<Bytes>, SourceError> {
+        if ended.is_none() || !has_room {
+            return Ok(None);
+        }
         let chunk = self.connection.take_now().map_err(SourceError::wire(READING))?;
         chunk.map_or(Ok(None), |chunk| self.received(chunk))
     }
@@ -222,13 +220,7 @@ impl Stream {
                     self.put_status(ping);
                 }
                 () = moment(look_at), if has_room => self.policy.cool(Instant::now()),
-                () = moment(rest_until) => {
-                    self.rest = None;
-                    // A flood is read in larger pieces. (A kernel before 4.18 does not tell of what was there before the mark was lowered.)
-                    if has_room && !self.policy.is_hot() && let Some(copy_data) = self.take_now()? {
-                        return Ok(copy_data);
-                    }
-                }
+                () = moment(rest_until) => self.rest = None,
                 chunk = self.connection.exchange(may_read, lacks_its_end) => {
                     let chunk = chunk.map_err(SourceError::wire(READING))?;
                     if let Some(copy_data) = self.received(chunk)? {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
 use crate::config::ServerUrl;
 
@@ -95,6 +95,8 @@ pub struct Connection {
     /// Reads are at least this large: while the kernel gathers, one read takes what it gathered.
     read_floor_bytes: usize,
     low_water_bytes: u32,
+    /// Until the next read: what is there was kept from the runtime by a mark that has been lowered since.
+    is_mark_lowered: bool,
     /// The kernel's, where it was set.
     receive_buffer_bytes: Option<usize>,
     outgoing: BytesMut,
@@ -130,6 +132,7 @@ impl Connection {
             read_size_bytes: READ_BYTES,
             read_floor_bytes: READ_BYTES,
             low_water_bytes: 1,
+            is_mark_lowered: false,
             receive_buffer_bytes: None,
             outgoing: BytesMut::new(),
             write_failure: None,
@@ -175,9 +178,11 @@ impl Connection {
 
     /// `SO_RCVLOWAT`, and reads that take as much; only the latter on a Unix socket, or where the kernel refuses it.
     pub fn set_receive_low_water(&mut self, bytes: u32) {
-        if std::mem::replace(&mut self.low_water_bytes, bytes) == bytes {
+        let before = std::mem::replace(&mut self.low_water_bytes, bytes);
+        if before == bytes {
             return;
         }
+        self.is_mark_lowered = bytes < before;
         self.read_floor_bytes = if bytes as usize > READ_BYTES { READ_LIMIT_BYTES } else { READ_BYTES };
         if let Err(error) = self.transport.set_receive_low_water(bytes) {
             tracing::debug!(%error, "SO_RCVLOWAT could not be set; reading stays eager");
@@ -374,20 +379,16 @@ impl Connection {
         self.make_room(size_bytes);
         let room = self.incoming.spare_capacity_mut();
         let room_bytes = room.len().min(size_bytes);
-        let mut buffer = ReadBuf::uninit(&mut room[..room_bytes]);
-        ready!(Pin::new(&mut self.transport).poll_read(context, &mut buffer))?;
-        // TLS gives one record of 16 KiB at a time: take those that are there. An error now comes again at the next read.
-        let mut before = 0;
-        while self.transport.gives_records() && buffer.remaining() > 0 && buffer.filled().len() > before {
-            before = buffer.filled().len();
-            if !matches!(Pin::new(&mut self.transport).poll_read(context, &mut buffer), Poll::Ready(Ok(()))) {
-                break;
-            }
+        let room = &mut room[..room_bytes];
+        // The runtime knows nothing yet of what a mark kept from it, and a kernel before 4.18 would not tell it.
+        let is_mark_lowered = std::mem::take(&mut self.is_mark_lowered);
+        let mut filled = is_mark_lowered.then(|| self.transport.receive_now(room)).flatten().unwrap_or(0);
+        if filled == 0 {
+            filled = ready!(self.transport.poll_receive(context, room))?;
         }
-        let mut filled = buffer.filled().len();
         if filled >= FLOOD_BYTES {
             // Reading opens the window, and what the sender had queued behind it comes at once.
-            while let Some(count) = self.transport.receive_now(&mut room[filled..room_bytes]) {
+            while let Some(count) = self.transport.receive_now(&mut room[filled..]) {
                 filled += count;
             }
         }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -104,6 +104,25 @@ impl Transport {
     /// Whether one read gives at most one TLS record, however much is there.
     pub(super) fn gives_records(&self) -> bool {
         matches!(self, Transport::Tls(_))
+    }
+
+    /// Reads what arrives into `room`, at the end of the stream nothing. TLS gives one record of 16 KiB at a time: takes those that are
+    /// there. (An error of a later one comes again at the next read.)
+    pub(super) fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        room: &mut [MaybeUninit<u8>],
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = ReadBuf::uninit(room);
+        ready!(Pin::new(&mut *self).poll_read(context, &mut buffer))?;
+        let mut before = 0;
+        while self.gives_records() && buffer.remaining() > 0 && buffer.filled().len() > before {
+            before = buffer.filled().len();
+            if !matches!(Pin::new(&mut *self).poll_read(context, &mut buffer), Poll::Ready(Ok(()))) {
+                break;
+            }
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
     }
 
     /// Reads more of what is there into `room`, past the runtime's own account of readiness (which stays right: it only looks

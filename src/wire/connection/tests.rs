@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::*;
@@ -91,6 +92,23 @@ async fn what_is_there_is_taken_without_waiting_and_a_torn_tail_stays() {
     drop(peer);
     assert_eq!(take(&mut connection), 0);
     assert!(matches!(connection.read_chunk().await, Err(WireError::Closed)));
+}
+
+#[tokio::test]
+async fn what_a_mark_kept_back_is_read_at_once_when_the_mark_is_lowered() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut peer, _) = listener.accept().await.unwrap();
+    let mut connection = Connection::new(Transport::Plain(Socket::Tcp(ours)), "test".to_owned());
+    let bytes = message(b'd', b"kept back");
+    for _ in 0..3 {
+        connection.set_receive_low_water(1_000);
+        peer.write_all(&bytes).await.unwrap();
+        assert!(timeout(Duration::from_millis(5), connection.read_chunk()).await.is_err());
+        connection.set_receive_low_water(1);
+        // Without a pass of the runtime.
+        assert_eq!(connection.read_chunk().now_or_never().unwrap().unwrap(), bytes);
+    }
 }
 
 #[tokio::test]
