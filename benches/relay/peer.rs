@@ -201,6 +201,16 @@ impl Attached {
         assert_ne!(report["state"], "failed", "walrelay has stopped: {}", report["last_error"]);
     }
 
+    /// Until walrelay knows that the primary waits for it: it asks once a second, and gathers until then. Others need not know.
+    pub async fn knows_listed(&self) {
+        let Some(relay) = &self.relay else { return };
+        let name = self.peer.links()[0].0;
+        eventually("walrelay knows that it is listed", || async {
+            relay.report(name).await.filter(|report| report["sync_state"] == "sync").map(|_| ())
+        })
+        .await;
+    }
+
     /// CPU of the walsenders that serve it.
     pub async fn walsender_s(&self, pair: &Pair) -> f64 {
         let names: Vec<String> = self.peer.links().iter().map(|(name, _)| format!("'{name}'")).collect();

@@ -12,7 +12,7 @@ use super::database::RUN;
 use super::harness::distance::proxy;
 use super::harness::{eventually, value, values};
 use super::measure::median;
-use super::peer::{Origin, Peer, attach, prepare};
+use super::peer::{Attached, Origin, Peer, attach, prepare};
 use super::physical;
 use super::plan::{Plan, setting};
 use super::program::output;
@@ -146,11 +146,22 @@ impl Scene {
         values(target, "postgres", "SELECT pg_reload_conf()").await;
     }
 
-    async fn cells(&self, plan: &Plan, between: Between, standby: Standby, own: Option<u32>, out: &mut Cells) {
+    async fn cells(
+        &self,
+        plan: &Plan,
+        between: Between,
+        standby: Standby,
+        attached: Option<&Attached>,
+        out: &mut Cells,
+    ) {
         let pair = &self.stage.pair;
         let servers = [&pair.primary, &pair.standby, &self.physical];
         let running = if standby == Standby::Physical { &servers[..] } else { &servers[..2] };
         self.list(standby.name()).await;
+        if let Some(attached) = attached {
+            attached.knows_listed().await;
+        }
+        let own = attached.and_then(Attached::process_id);
         for (level, clients) in between.cells(standby) {
             let folder = tempfile::tempdir().unwrap();
             let mut command = self.stage.load("simple-update", clients, plan.cell_seconds, folder.path(), level);
@@ -181,7 +192,7 @@ impl Scene {
                 let origin = Origin { database: RUN, port };
                 prepare(&self.stage.pair, plan, origin, peer).await;
                 let (attached, _) = attach(&self.stage.pair, plan, origin, peer).await;
-                self.cells(plan, between, standby, attached.process_id(), out).await;
+                self.cells(plan, between, standby, Some(&attached), out).await;
                 // At remote_write and for a subscription that is not durable, the last rows come after the last commit.
                 self.stage.wait_applied(standby.name()).await;
                 attached.must_live().await;
