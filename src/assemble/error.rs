@@ -98,7 +98,8 @@ impl AssembleError {
     pub fn retry(&self) -> Retry {
         match self {
             AssembleError::Wire(error) => error.retry(),
-            AssembleError::Spool(error) => error.retry(),
+            // The next attempt opens the folder anew, and says what it lacks.
+            AssembleError::Spool(_) => Retry::Later,
             _ => Retry::Never,
         }
     }
@@ -121,11 +122,6 @@ impl SpoolError {
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
-    }
-
-    /// A full disk may get room again; rights and paths need a person.
-    pub fn retry(&self) -> Retry {
-        if self.is_full() { Retry::Later } else { Retry::Never }
     }
 
     fn is_full(&self) -> bool {

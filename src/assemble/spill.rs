@@ -157,7 +157,6 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("\"/spool/standby1\" cannot be used: writing a file: No space left on device"), "{text}");
         assert!(text.contains("make room there"), "{text}");
-        assert_eq!(error.retry(), crate::model::Retry::Later);
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::StorageFull);
         assert_eq!(file.size_bytes(), 0);
     }

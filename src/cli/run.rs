@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -10,6 +11,9 @@ use crate::daemon::{self, DaemonError};
 use crate::telemetry;
 
 use super::{Exit, complain, configuration};
+
+/// What still runs when every pipeline has ended is given so long.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Run the daemon until SIGTERM or SIGINT; SIGHUP reads the configuration again
 #[derive(Debug, Args)]
@@ -40,7 +44,10 @@ pub(super) fn run(args: &RunArgs) -> Exit {
             return Exit::Internal;
         }
     };
-    match runtime.block_on(daemon::run(config, args.config.as_deref(), environment, log_level)) {
+    let ended = runtime.block_on(daemon::run(config, args.config.as_deref(), environment, log_level));
+    // What is still written to a pipe that nobody reads is not waited for.
+    runtime.shutdown_timeout(END_LIMIT);
+    match ended {
         Ok(()) => Exit::Done,
         Err(error) => {
             complain(&error);

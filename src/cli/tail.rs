@@ -62,7 +62,7 @@ pub(super) fn run(args: &TailArgs) -> Exit {
             return Exit::Internal;
         }
     };
-    runtime.block_on(async {
+    let exit = runtime.block_on(async {
         let stop = CancellationToken::new();
         let Ok(mut wishes) = Wishes::listen() else { return Exit::Internal };
         let signals = stop.clone();
@@ -82,7 +82,10 @@ pub(super) fn run(args: &TailArgs) -> Exit {
                 Exit::of(&error)
             }
         }
-    })
+    });
+    // A reader that rests must not keep us.
+    runtime.shutdown_background();
+    exit
 }
 
 /// Standard output, up to a number of lines.

@@ -120,6 +120,10 @@ fn set(table: &mut Table, words: &[String], value: &str) {
         }
         [first, rest @ ..] => {
             let entry = table.entry(first.clone()).or_insert_with(|| Value::Table(Table::new()));
+            if !entry.is_table() {
+                // `create_topics = false` in the file, and a key of it here: the environment wins.
+                *entry = Value::Table(Table::new());
+            }
             if let Value::Table(inner) = entry {
                 set(inner, rest, value);
             }

@@ -317,7 +317,7 @@ impl<'a> Section<'a> {
 /// Whether the value of an unknown key might be a password, or hold one.
 fn may_be_secret(key: &str) -> bool {
     let key = key.to_lowercase();
-    let words = ["pass", "pwd", "secret", "token", "key", "cred", "url", "uri", "dsn", "conn"];
+    let words = ["pass", "pw", "secret", "token", "key", "cred", "url", "uri", "dsn", "conn"];
     words.iter().any(|word| key.contains(word)) || strsim::jaro_winkler(&key, "password") > 0.8
 }
 

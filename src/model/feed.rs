@@ -1,7 +1,8 @@
-//! What a feed of events has sent, and what of it a consumer should know of. Shared; plain counters that only grow.
+//! What a feed of events has sent, what of it a consumer should know of, and whether its brokers are away. Shared; the counters only
+//! grow.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A feed in numbers, since its pipeline started. Only what was committed counts; what is sent again after that counts again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,12 +30,13 @@ struct Counts {
     lossy_values: AtomicU64,
     dead_letters: AtomicU64,
     skipped_truncates: AtomicU64,
+    are_brokers_away: AtomicBool,
 }
 
 impl FeedCounts {
     /// So much more.
     pub fn add(&self, more: FeedReport) {
-        let Counts { records, bytes, lossy_values, dead_letters, skipped_truncates } = &*self.0;
+        let Counts { records, bytes, lossy_values, dead_letters, skipped_truncates, .. } = &*self.0;
         for (counter, more) in [
             (records, more.records),
             (bytes, more.bytes),
@@ -44,6 +46,16 @@ impl FeedCounts {
         ] {
             counter.fetch_add(more, Ordering::Relaxed);
         }
+    }
+
+    /// The brokers do not answer, and what is under way waits for them; or they do again.
+    pub fn set_brokers_away(&self, are_away: bool) {
+        self.0.are_brokers_away.store(are_away, Ordering::Relaxed);
+    }
+
+    /// Whether work waits for brokers that do not answer.
+    pub fn are_brokers_away(&self) -> bool {
+        self.0.are_brokers_away.load(Ordering::Relaxed)
     }
 
     /// All of them.

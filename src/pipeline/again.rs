@@ -1,5 +1,5 @@
-//! Tables of a running feed that are sent again (`walrelay resync`): where the stream must stand before their rows go out, and the
-//! copy itself. Asks for nothing by itself; what is asked for stands in the progress topic.
+//! Tables of a running feed that are sent again, because somebody asked for it (`walrelay resync`) or because their initial copy was cut
+//! off: where the stream must stand before their rows go out, and the copy itself. What is to be sent stands in the progress topic.
 //!
 //! ```text
 //! locks, snapshot at S ─▶ the stream goes on to S and no further ─▶ rows as of S ─▶ record "sent, as of S" ─▶ the stream goes on
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::model::{Lsn, QualifiedName, State};
 use crate::sink::kafka::transport::{CopiedTable, Opening};
-use crate::snapshot::{self, CopyProgress, KafkaCopy, PreparedKafka};
+use crate::snapshot::{self, CopyProgress, KafkaCopy, Part, PreparedKafka};
 use crate::source::{Publication, lists_standby, synchronous_standby_names};
 
 use super::PipelineError;
@@ -30,10 +30,17 @@ impl Again {
     pub(super) fn until(&self) -> Lsn {
         self.prepared.snapshot_lsn()
     }
+
+    /// Those of which a part was sent: of what comes before `until` consumers need to hear only what became of rows that they may hold.
+    pub(super) fn begun(&self, copied: &HashMap<QualifiedName, CopiedTable>) -> HashMap<QualifiedName, Lsn> {
+        let planned = self.prepared.planned().into_iter().map(|(table, _)| table);
+        let begun = planned.filter(|table| copied.get(table).is_some_and(CopiedTable::is_unfinished));
+        begun.map(|table| (table, self.until())).collect()
+    }
 }
 
 impl Attempt<'_> {
-    /// Locks and snapshot of the tables that are to be sent again, if there are any.
+    /// Locks and snapshot of the tables that are to be sent again, or whose initial copy was cut off, if there are any.
     pub(super) async fn prepare_again(
         &self,
         primary: &Primary,
@@ -41,16 +48,13 @@ impl Attempt<'_> {
         publication: &Publication,
         copied: &HashMap<QualifiedName, CopiedTable>,
     ) -> Result<Option<Again>, PipelineError> {
-        if !copied.values().any(|table| table.again) {
-            return Ok(None);
-        }
+        let mut asked_for = copied.values().any(|table| table.again);
         // The snapshot waits for running transactions, and those would wait for us.
-        let names = synchronous_standby_names(&primary.sql).await?;
-        if lists_standby(&names, self.name().as_str()) {
+        if asked_for && lists_standby(&synchronous_standby_names(&primary.sql).await?, self.name().as_str()) {
             tracing::warn!(
                 "tables are sent again once this pipeline does not stand in synchronous_standby_names, and starts anew"
             );
-            return Ok(None);
+            asked_for = false;
         }
         let progress = Arc::new(CopyProgress::default());
         let copy = KafkaCopy {
@@ -60,7 +64,7 @@ impl Attempt<'_> {
             tables: &publication.tables,
             identity: &primary.identity,
             earlier: copied,
-            again: true,
+            part: Part::Again { asked_for },
             smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
             progress: Arc::clone(&progress),
             cancel: self.stop.clone(),
@@ -72,10 +76,11 @@ impl Attempt<'_> {
                 Ok(prepared)
             })
             .await?;
-        if prepared.tables().is_empty() {
+        let tables = prepared.planned().len();
+        if tables == 0 {
             return Ok(None);
         }
-        tracing::info!(tables = prepared.tables().len(), lsn = %prepared.snapshot_lsn(), "tables will be sent again, as of here");
+        tracing::info!(tables, lsn = %prepared.snapshot_lsn(), "tables will be sent again, as of here");
         Ok(Some(Again { prepared, progress, opening: opening.clone() }))
     }
 
@@ -83,7 +88,8 @@ impl Attempt<'_> {
     pub(super) async fn send_again(&self, again: Again) -> Result<PipelineError, PipelineError> {
         let Again { prepared, progress, opening } = again;
         self.reporter.state(State::Copying);
-        let sent = self.reported(&progress, prepared.run(&opening)).await?;
-        Ok(PipelineError::NotYet(format!("the stream to go on: {} tables were sent again", sent.len())))
+        let tables = prepared.planned().len();
+        self.reported(&progress, prepared.run(&opening)).await?;
+        Ok(PipelineError::NotYet(format!("the stream to go on: {tables} tables were sent again")))
     }
 }

@@ -12,10 +12,10 @@ use crate::model::{Lsn, PrimaryIdentity, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::postgres::{self, Opening, PostgresSink, TableFilter, store};
 use crate::sink::stdout::StdoutSink;
-use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
+use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot, SnapshotError};
 use crate::source::{
-    self, Additions, Publication, SnapshotUse, SourceError, ensure_publication, identify, lists_standby, slot_facts,
-    synchronous_standby_names, timeline_switch_point,
+    self, Additions, Publication, SlotFacts, SnapshotUse, SourceError, ensure_publication, identify, lists_standby,
+    slot_facts, synchronous_standby_names, timeline_switch_point,
 };
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
@@ -38,6 +38,8 @@ pub(super) struct Attempt<'a> {
     pub(super) stop: &'a CancellationToken,
     pub(super) noticed: &'a Noticed,
     pub(super) refusals: &'a Refusals,
+    /// Whether an earlier one came to a stream.
+    pub(super) has_streamed: bool,
 }
 
 /// The sessions to the primary and who it is.
@@ -108,6 +110,12 @@ impl Attempt<'_> {
         let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
         let session = Session::replication(self.name().session_name("slot"));
         let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
+        if replication.parameter("in_hot_standby") == Some("on") {
+            return Err(PipelineError::NotYet(format!(
+                "the server {} that [primary] url leads to to be promoted: it is in recovery (a physical standby). Among several hosts,                  target_session_attrs=read-write in the url picks the primary",
+                replication.host()
+            )));
+        }
         let identity = identify(&mut replication).await?;
         refuse_wal_level(&sql).await?;
         Ok(Primary { sql, replication, identity })
@@ -149,8 +157,8 @@ impl Attempt<'_> {
         // Asked again after the record was read: a spare has waited meanwhile, and the primary went on.
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
-        let additions = self.additions(&primary, beginning).await?;
-        self.plan_coming(&primary, sink, additions).await?;
+        let wanted = self.additions(&primary, beginning).await?;
+        let additions = self.plan_coming(&primary, sink, wanted).await?;
         let publication = self.publication(&primary, additions).await?;
         let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
         let skip_until = ready.await?;
@@ -191,15 +199,22 @@ impl Attempt<'_> {
         Ok((ownership, Streaming { may_hurry: !is_same_server, ..streaming }))
     }
 
-    /// What is to come into a publication of ours must have its place on the standby: a start that is refused changes nothing.
+    /// What is to come into a publication of ours must have its place on the standby: a start that is refused changes nothing. One that
+    /// only follows a fault goes on with the tables that streamed before.
     async fn plan_coming(
         &self,
         primary: &Primary,
         sink: &SinkConfig,
         additions: Additions,
-    ) -> Result<(), PipelineError> {
+    ) -> Result<Additions, PipelineError> {
         let coming = self.coming(primary, additions).await?;
-        Ok(snapshot::plan_coming(&primary.sql, &sink.url, &self.settings.pipeline, &coming).await?)
+        match snapshot::plan_coming(&primary.sql, &sink.url, &self.settings.pipeline, &coming).await {
+            Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_))) if self.has_streamed => {
+                tracing::warn!(%error, "new tables wait for the next start; the others go on");
+                Ok(Additions::Later)
+            }
+            planned => Ok(planned.map(|()| additions)?),
+        }
     }
 
     /// The tables that are about to come into a publication of ours, and will be copied.
@@ -237,6 +252,13 @@ impl Attempt<'_> {
     ) -> Result<Beginning, PipelineError> {
         let slot_name = self.settings.pipeline.slot_name();
         let slot = slot_facts(&primary.sql, &slot_name).await?;
+        if let Some(process_id) = slot.as_ref().and_then(SlotFacts::maker) {
+            // An earlier start was cut off, and its walsender has not noticed.
+            return Err(PipelineError::NotYet(format!(
+                "the replication slot \"{slot_name}\" to be made: the walsender process {process_id} waits for the transactions that ran \
+                 when it began"
+            )));
+        }
         let current = primary.identity.timeline;
         let switch_point = match progress {
             Some(progress) if progress.timeline < current => {

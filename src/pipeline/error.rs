@@ -36,6 +36,11 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
+    /// Whether it is what a pipeline meets that has streamed before, while another server takes its standby's place.
+    pub(super) fn may_be_failover(&self) -> bool {
+        matches!(self, PipelineError::Sink(SinkError::TakesNoWrites(_)))
+    }
+
     /// Whether waiting may mend it.
     pub fn retry(&self) -> Retry {
         match self {

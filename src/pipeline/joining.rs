@@ -28,7 +28,7 @@ const SHOWN: usize = 5;
 /// Role of the session of a `walrelay resync` that waits for us.
 pub(super) const RESYNC_ROLE: &str = "resync";
 
-/// What an attempt of this pipeline was ended for: none is ended twice for the same.
+/// What an attempt of this pipeline was ended for: none is ended twice for the same, as long as it is there.
 #[derive(Debug, Default)]
 pub(super) struct Noticed {
     tables: Mutex<BTreeSet<QualifiedName>>,
@@ -37,9 +37,10 @@ pub(super) struct Noticed {
 }
 
 impl Noticed {
-    /// Those that are new to it.
+    /// Those that are new to it. One that is no longer found has joined or is gone, and may come again.
     fn take_new(&self, found: Vec<QualifiedName>) -> Vec<QualifiedName> {
         let mut noticed = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        noticed.retain(|table| found.contains(table));
         found.into_iter().filter(|table| noticed.insert(table.clone())).collect()
     }
 
@@ -163,5 +164,8 @@ mod tests {
         assert_eq!(noticed.take_new(vec![table("a")]), [table("a")]);
         assert_eq!(noticed.take_new(vec![table("a"), table("b")]), [table("b")]);
         assert_eq!(noticed.take_new(vec![table("a")]), []);
+        // It joined, was dropped, and was made again.
+        assert_eq!(noticed.take_new(vec![]), []);
+        assert_eq!(noticed.take_new(vec![table("a")]), [table("a")]);
     }
 }

@@ -124,10 +124,11 @@ pub fn start(settings: Settings) -> Running {
 async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     let (noticed, refusals) = (Noticed::default(), Refusals::default());
+    let mut has_streamed = false;
     while !stop.is_cancelled() {
         let began = tokio::time::Instant::now();
         let applied_before = reporter.transactions();
-        let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed, refusals: &refusals };
+        let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed, refusals: &refusals, has_streamed };
         let error = match Box::pin(attempt.run()).await {
             Ok(()) | Err(PipelineError::Stopped) => break,
             Err(error) => error,
@@ -135,6 +136,7 @@ async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationT
         if stop.is_cancelled() {
             break;
         }
+        has_streamed |= reporter.is_in_stream();
         if began.elapsed() > HEALTHY_AFTER || reporter.transactions() > applied_before {
             backoff.reset();
         }
@@ -143,7 +145,7 @@ async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationT
             reporter.interrupted();
             continue;
         }
-        if error.retry() == Retry::Never {
+        if error.retry() == Retry::Never && !(has_streamed && error.may_be_failover()) {
             tracing::error!(%error, "the pipeline stops: it needs a person");
             fail(reporter, &error);
             stop.cancelled().await;

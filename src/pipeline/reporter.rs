@@ -44,7 +44,6 @@ impl Reporter {
     }
 
     /// Where the sink counts what it sent to Kafka.
-    #[cfg(feature = "kafka")]
     pub(super) fn feed(&self) -> &FeedCounts {
         &self.feed
     }

@@ -272,7 +272,7 @@ impl Flow<'_> {
 
     /// Hands the sink what waits, if it has nothing to do, or if that may follow what it has to do.
     async fn dispatch(&mut self) {
-        if self.under_way.is_empty() && self.is_unread {
+        if self.under_way.is_empty() && self.is_unread && self.worker.is_ready() {
             let is_idle_overdue = self.idle_due().is_some_and(|due| due <= Instant::now());
             let is_free = self.waiting.is_empty() && !is_idle_overdue;
             if std::mem::take(&mut self.looks_next) || is_free {
@@ -364,7 +364,7 @@ impl Flow<'_> {
     /// When the idle position, if there is one and nothing is under way, is to be recorded.
     fn idle_due(&self) -> Option<Instant> {
         let is_idle = self.under_way.is_empty() && self.waiting.is_empty() && self.ledger.idle_position().is_some();
-        is_idle.then(|| self.idle.due(Instant::now()))
+        (is_idle && self.worker.is_ready()).then(|| self.idle.due(Instant::now()))
     }
 
     /// When what is applied is to be made durable, if that needs a flush and none is under way.
@@ -412,8 +412,13 @@ impl Flow<'_> {
 
     fn look_whether_caught_up(&self) {
         if self.reporter.current_state() == State::CatchingUp {
-            self.reporter.lags(self.lag_seconds(), self.ledger.positions().apply >= self.target);
+            self.reporter.lags(self.lag_seconds(), self.is_target_reached());
         }
+    }
+
+    /// Whether it has come to where the primary was at its beginning; not while rows are to be sent before it goes on.
+    fn is_target_reached(&self) -> bool {
+        self.until.is_none() && self.ledger.positions().apply >= self.target
     }
 
     /// Tells the primary what is promised since.
@@ -446,8 +451,13 @@ impl Flow<'_> {
             // What is written ahead might hold it.
             self.lead.make_way();
         }
-        self.reporter.waiting_for(waits_for_lock.then(|| "a lock on the standby".to_owned()));
-        self.reporter.lags(self.lag_seconds(), self.ledger.positions().apply >= self.target);
+        let waiting_for = match () {
+            () if waits_for_lock => Some("a lock on the standby"),
+            () if self.reporter.feed().are_brokers_away() => Some("the Kafka brokers, which do not answer"),
+            () => None,
+        };
+        self.reporter.waiting_for(waiting_for.map(str::to_owned));
+        self.reporter.lags(self.lag_seconds(), self.is_target_reached());
         let view = self.view.borrow().clone();
         self.show(&view);
     }

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::ack::Ledger;
@@ -78,7 +79,7 @@ async fn stream(
     let folder =
         tempfile::tempdir().map_err(|error| PipelineError::Refused(format!("no temporary folder: {error}")))?;
     let mut assembler = Assembler::new(MemoryBudget::new(MEMORY_LIMIT_BYTES), Spool::open(folder.path(), name)?);
-    let mut sink = StdoutSink::to(output);
+    let mut output = StdoutSink::to(output);
     let mut arrivals = Vec::new();
     loop {
         let chunk = tokio::select! {
@@ -95,8 +96,21 @@ async fn stream(
                     ledger.transaction(transaction.end_lsn);
                     let position = transaction.end_lsn;
                     let commit = Commit::Durable;
-                    let receipt =
-                        sink.apply(Batch { transactions: vec![transaction], position, commit, ahead: None })?;
+                    let batch = Batch { transactions: vec![transaction], position, commit, ahead: None };
+                    let mut printing = spawn_blocking(move || (output.apply(batch), output));
+                    // A reader may rest for as long as it likes: the primary hears of us meanwhile.
+                    let printed = tokio::select! {
+                        printed = &mut printing => printed,
+                        held = stream.next(false) => return Err(held.map_or_else(PipelineError::from, |_| PipelineError::Stopped)),
+                        () = stop.cancelled() => {
+                            stream.finish().await;
+                            return Ok(());
+                        }
+                    };
+                    let (receipt, unused) =
+                        printed.map_err(|error| PipelineError::Refused(format!("the output broke down: {error}")))?;
+                    output = unused;
+                    let receipt = receipt?;
                     ledger.applied(receipt.applied);
                     receipt.durable.into_iter().for_each(|durable| ledger.durable(durable));
                 }

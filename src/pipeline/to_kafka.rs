@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use crate::assemble::Spool;
 use crate::config::KafkaSink as SinkConfig;
-use crate::model::{Lsn, Progress, State};
+use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::kafka::transport::{CopiedTable, KafkaSink, Opening, Records, Start, mark_copied, read_records};
 use crate::sink::postgres::TableFilter;
-use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, PreparedKafka};
+use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, Part, PreparedKafka};
 use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
 
 use super::PipelineError;
@@ -39,15 +39,31 @@ impl Attempt<'_> {
         primary.identity = identify(&mut primary.replication).await?;
         let first_look = self.beginning(&mut primary, before.progress.as_ref(), wants_copy).await?;
         let additions = self.additions(&primary, first_look).await?;
-        self.plan_coming_events(&primary, sink, additions, &before).await?;
+        let coming = self.plan_coming_events(&primary, sink, additions, &before).await?;
         let publication = self.publication(&primary, additions).await?;
         let opening = self.kafka_opening(sink, &publication);
-        let (mut opened, records) = KafkaSink::open(opening.clone()).await?;
+        let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, records.progress.as_ref(), wants_copy).await?;
-        let copied = records.copied.clone();
-        let start = self.settle_kafka(&mut primary, &mut opened, beginning, records, &opening, &publication).await?;
-        let again = self.prepare_again(&primary, &opening, &publication, &copied).await?;
+        if beginning == Beginning::Fresh && records.has_finished() {
+            return Err(self.refuse_leftovers(sink));
+        }
+        let is_resumed = matches!(beginning, Beginning::Resume(_));
+        let part = if is_resumed { Part::Coming(&coming) } else { Part::Initial };
+        let copy_progress = Arc::new(CopyProgress::default());
+        let prepared = self.prepare_copy(&primary, &records, &publication, part, &copy_progress).await?;
+        let copy = prepared.map(|prepared| (prepared, copy_progress));
+        let progress = self.settle_kafka(&mut primary, &mut opened, beginning, &mut records, copy, &opening).await?;
+        let again = match is_resumed {
+            true => self.prepare_again(&primary, &opening, &publication, &records.copied).await?,
+            false => None,
+        };
+        let start = Start {
+            progress,
+            skip_until: records.skip_until(),
+            begun: again.as_ref().map(|again| again.begun(&records.copied)).unwrap_or_default(),
+            tables: publication.tables.clone(),
+        };
         let position = start.progress.lsn;
         opened.start(start).await?;
         let sink = AnySink::Kafka(Box::new(opened));
@@ -57,25 +73,21 @@ impl Attempt<'_> {
     }
 
     /// Records, where tables were copied before, those that are about to come into the publication: it alone does not tell a partition
-    /// that came with a new table from one of an old table, whose rows the stream has carried from the first on.
+    /// that came with a new table from one of an old table, whose rows the stream has carried from the first on. One that was copied
+    /// before and comes again is another under its name, or was missing for a time. Gives them.
     async fn plan_coming_events(
         &self,
         primary: &Primary,
         sink: &SinkConfig,
         additions: Additions,
         before: &Records,
-    ) -> Result<(), PipelineError> {
-        if before.copied.is_empty() {
-            return Ok(());
+    ) -> Result<Vec<QualifiedName>, PipelineError> {
+        let coming = self.coming(primary, additions).await?;
+        if !before.copied.is_empty() && !coming.is_empty() {
+            let planned = coming.iter().map(|table| (table.clone(), CopiedTable::default()));
+            mark_copied(sink, planned.collect()).await?;
         }
-        let coming = self.coming(primary, additions).await?.into_iter();
-        let planned = CopiedTable { snapshot_lsn: None, rows: 0, again: false };
-        let new = coming.filter(|table| !before.copied.contains_key(table)).map(|table| (table, planned));
-        let new: Vec<_> = new.collect();
-        if !new.is_empty() {
-            mark_copied(sink, new).await?;
-        }
-        Ok(())
+        Ok(coming)
     }
 
     /// A producer is taken over only from one that does not stream any more.
@@ -108,46 +120,53 @@ impl Attempt<'_> {
         }
     }
 
-    /// Makes what is missing: slot, record, copy. Returns where the stream begins.
+    /// Finished tables would lack what was committed between their snapshot and a new slot.
+    fn refuse_leftovers(&self, sink: &SinkConfig) -> PipelineError {
+        PipelineError::Refused(format!(
+            "tables of an earlier \"{name}\" were sent to Kafka (records in the topic \"{}\"), but its slot is gone: what was committed \
+             since is missing. Start over: walrelay drop {name}",
+            sink.progress_topic,
+            name = self.name()
+        ))
+    }
+
+    /// Locks for the initial copy, or for what is left of it; `None` where there is to be none.
+    async fn prepare_copy(
+        &self,
+        primary: &Primary,
+        records: &Records,
+        publication: &Publication,
+        part: Part<'_>,
+        progress: &Arc<CopyProgress>,
+    ) -> Result<Option<PreparedKafka>, PipelineError> {
+        if !self.settings.pipeline.initial_copy {
+            return Ok(None);
+        }
+        let copy = KafkaCopy {
+            pipeline: &self.settings.pipeline,
+            primary: &self.settings.primary,
+            publication: &publication.name,
+            tables: &publication.tables,
+            identity: &primary.identity,
+            earlier: &records.copied,
+            part,
+            smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
+            progress: Arc::clone(progress),
+            cancel: self.stop.clone(),
+        };
+        Ok(Some(self.reported(progress, snapshot::prepare_kafka(copy)).await?))
+    }
+
+    /// Makes what is missing: slot, record, copy. Returns where the stream begins; what was copied stands in `records` then.
     async fn settle_kafka(
         &self,
         primary: &mut Primary,
         opened: &mut KafkaSink,
         beginning: Beginning,
-        records: Records,
+        records: &mut Records,
+        copy: Option<(PreparedKafka, Arc<CopyProgress>)>,
         opening: &Opening,
-        publication: &Publication,
-    ) -> Result<Start, PipelineError> {
-        let is_fresh = beginning == Beginning::Fresh;
-        if is_fresh && !records.skip_until().is_empty() {
-            return Err(PipelineError::Refused(format!(
-                "tables of an earlier \"{name}\" were sent to Kafka (records in the topic \"{}\"), but its slot is gone: what was committed \
-                 since is missing. Start over: walrelay drop {name}",
-                opening.sink.progress_topic,
-                name = self.name()
-            )));
-        }
-        let copy_progress = Arc::new(CopyProgress::default());
-        let identity = primary.identity.clone();
-        let mut prepared = match self.settings.pipeline.initial_copy {
-            false => None,
-            true => {
-                let copy = KafkaCopy {
-                    pipeline: &self.settings.pipeline,
-                    primary: &self.settings.primary,
-                    publication: &publication.name,
-                    tables: &publication.tables,
-                    identity: &identity,
-                    earlier: &records.copied,
-                    again: false,
-                    smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
-                    progress: Arc::clone(&copy_progress),
-                    cancel: self.stop.clone(),
-                };
-                Some(self.reported(&copy_progress, snapshot::prepare_kafka(copy)).await?)
-            }
-        };
-        let planned = prepared.as_ref().map(PreparedKafka::tables).unwrap_or_default();
+    ) -> Result<Progress, PipelineError> {
         let (progress, exported) = match beginning {
             Beginning::Resume(_) => {
                 let kept = records.progress.clone().unwrap_or_else(|| self.record(primary, Lsn::ZERO));
@@ -157,28 +176,35 @@ impl Attempt<'_> {
             Beginning::Fresh => {
                 // At 0/0 while the slot is made: a start that is cut off here goes on instead of refusing.
                 opened.record(self.record(primary, Lsn::ZERO), Vec::new()).await?;
-                let snapshot = if prepared.is_some() { SnapshotUse::Export } else { SnapshotUse::Nothing };
+                let snapshot = if copy.is_some() { SnapshotUse::Export } else { SnapshotUse::Nothing };
                 let (lsn, name) = self.create_slot(primary, snapshot).await?;
                 (self.record(primary, lsn), name.map(|name| ExportedSnapshot { name, lsn }))
             }
         };
-        if let Some(prepared) = prepared.as_mut() {
-            self.reported(&copy_progress, async {
-                match &exported {
-                    Some(snapshot) => prepared.import(snapshot).await,
-                    None => prepared.import_own_snapshot().await,
-                }
-            })
-            .await?;
-        }
-        if !matches!(beginning, Beginning::Resume(_)) || !planned.is_empty() {
+        let is_recorded = matches!(beginning, Beginning::Resume(_));
+        let Some((mut prepared, shown)) = copy else {
+            if !is_recorded {
+                opened.record(progress.clone(), Vec::new()).await?;
+            }
+            return Ok(progress);
+        };
+        let import = async {
+            match &exported {
+                Some(snapshot) => prepared.import(snapshot).await,
+                None => prepared.import_own_snapshot().await,
+            }
+        };
+        self.reported(&shown, import).await?;
+        let (planned, snapshot_lsn) = (prepared.planned(), Some(prepared.snapshot_lsn()));
+        if !is_recorded || !planned.is_empty() {
             opened.record(progress.clone(), planned.clone()).await?;
         }
-        let mut skip_until = records.skip_until();
-        if let Some(prepared) = prepared.filter(|_| !planned.is_empty()) {
+        if !planned.is_empty() {
             self.reporter.state(State::Copying);
-            skip_until.extend(self.reported(&copy_progress, prepared.run(opening)).await?);
+            self.reported(&shown, prepared.run(opening)).await?;
         }
-        Ok(Start { progress, skip_until, tables: publication.tables.clone() })
+        let finished = planned.into_iter().map(|(table, copied)| (table, CopiedTable { snapshot_lsn, ..copied }));
+        records.copied.extend(finished);
+        Ok(progress)
     }
 }

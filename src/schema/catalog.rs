@@ -7,12 +7,14 @@ use crate::model::QualifiedName;
 
 use super::shape::{ShapeError, TableShape};
 
-/// The shape of a table `c` in schema `n`, as JSON. Names are those of `TableShape`.
+/// The shape of a table `c` in schema `n`, as JSON. Names are those of `TableShape`. An array of rows is no way for values where a column
+/// left NULL in it is refused.
 const SHAPE: &str = "pg_catalog.json_build_object(
   'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'kind', c.relkind, 'row_type_oid', c.reltype::int8,
   'row_array_type_oid', (SELECT t.typarray::int8 FROM pg_catalog.pg_type t WHERE t.oid = c.reltype AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type x ON x.oid = a.atttypid
-    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND x.typreceive = 0)), 'replica_identity', c.relreplident,
+    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND (x.typreceive = 0
+      OR x.typnotnull OR EXISTS (SELECT FROM pg_catalog.pg_type b WHERE b.oid = x.typbasetype AND b.typnotnull)))), 'replica_identity', c.relreplident,
   'columns', COALESCE((
     SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
       'name', a.attname, 'type_oid', a.atttypid::int8, 'type_name', pg_catalog.format_type(a.atttypid, a.atttypmod),
@@ -92,7 +94,8 @@ const SHAPE: &str = "pg_catalog.json_build_object(
     JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace WHERE p.relid <> c.oid), '[]'::json),
   'has_replica_actions', EXISTS (
     SELECT FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
-    WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = f.oid AND NOT g.tgisinternal AND g.tgenabled IN ('R', 'A'))
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = f.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0 AND g.tgconstraint = 0)
+       AND g.tgenabled IN ('R', 'A'))
        OR EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = f.oid AND w.ev_enabled IN ('R', 'A')))";
 
 /// Another text once anything is that the shape of a table `c` is made of: of the table and what is below it, which rows of the catalog
@@ -108,7 +111,8 @@ const FINGERPRINT: &str =
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', i.indexrelid, i.xmin), ',' ORDER BY i.indexrelid)
        FROM pg_catalog.pg_index i WHERE i.indrelid = family.oid),
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', g.oid, g.xmin), ',' ORDER BY g.oid)
-       FROM pg_catalog.pg_trigger g WHERE g.tgrelid = family.oid AND NOT g.tgisinternal AND g.tgenabled IN ('R', 'A')),
+       FROM pg_catalog.pg_trigger g WHERE g.tgrelid = family.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0 AND g.tgconstraint = 0)
+       AND g.tgenabled IN ('R', 'A')),
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.oid, w.xmin), ',' ORDER BY w.oid)
        FROM pg_catalog.pg_rewrite w WHERE w.ev_class = family.oid AND w.ev_enabled IN ('R', 'A'))),
     ';' ORDER BY family.oid) FROM family)))";

@@ -96,6 +96,9 @@ pub enum SinkError {
         /// Start of the transaction's commit record.
         commit_lsn: Lsn,
     },
+    /// The target is in recovery, or its transactions are read-only: a wrong url, or a failover that is not over.
+    #[error("{0}")]
+    TakesNoWrites(String),
     /// A refusal, with the remedy.
     #[error("{0}")]
     Refused(String),
@@ -118,6 +121,16 @@ pub enum SinkError {
         source: Box<dyn std::error::Error + Send + Sync>,
         /// Whether waiting may mend it.
         retry: Retry,
+    },
+    /// A property for the Kafka client that it does not take.
+    #[error(
+        "[pipeline.sink.client]: the Kafka client refuses \"{property}\": {reason} (librdkafka's CONFIGURATION.md lists its properties)"
+    )]
+    ClientProperty {
+        /// Its name.
+        property: String,
+        /// The client's words, without the value.
+        reason: String,
     },
     /// Standard output.
     #[error("writing to standard output: {0}")]

@@ -172,6 +172,11 @@ impl AnySink {
         }
     }
 
+    /// Whether a small batch may hold up its caller, who has others to answer: a pipe may have a reader that rests.
+    pub(in crate::sink) fn may_block(&self) -> bool {
+        matches!(self, AnySink::Stdout(_))
+    }
+
     /// Begins a batch. Without a receipt it is on its way, and the receipt comes later.
     pub(in crate::sink) async fn begin(&mut self, batch: Batch) -> Result<Option<Receipt>, SinkError> {
         match self {

@@ -102,7 +102,7 @@ impl Worker {
             debug_assert!(false, "a batch for a sink that is busy or gone");
             return;
         };
-        let is_small = batch.size_bytes() <= SMALL_BYTES;
+        let is_small = batch.size_bytes() <= SMALL_BYTES && !sink.may_block();
         let work = async move {
             let result = sink.begin(batch).await;
             (sink, result)

@@ -62,7 +62,7 @@ pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
 pub use session::COPY_ROLE;
 #[cfg(feature = "kafka")]
-pub use to_kafka::{KafkaCopy, PreparedKafka, prepare_kafka};
+pub use to_kafka::{KafkaCopy, Part, PreparedKafka, prepare_kafka};
 
 /// Where walrelay keeps its own records on a standby. A primary that is itself some relay's standby has it too; copying it
 /// would overwrite the records of the relay that writes here.

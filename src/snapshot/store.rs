@@ -154,7 +154,7 @@ pub async fn ensure(client: &SqlClient) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-/// Writes down tables that come beside the others.
+/// Writes down tables that come beside the others. One that was copied before is another under its name, or was missing for a time.
 pub(super) async fn plan_more(
     client: &SqlClient,
     pipeline: &PipelineName,
@@ -163,7 +163,10 @@ pub(super) async fn plan_more(
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
     let sql = "INSERT INTO walrelay.copy (pipeline, schema_name, table_name, state) \
-               SELECT $1, s, t, 'pending' FROM unnest($2::text[], $3::text[]) AS p(s, t) ON CONFLICT DO NOTHING";
+               SELECT $1, s, t, 'pending' FROM unnest($2::text[], $3::text[]) AS p(s, t) \
+               ON CONFLICT (pipeline, schema_name, table_name) DO UPDATE \
+               SET state = 'pending', snapshot_lsn = NULL, rows = 0, bytes = 0, updated_at = pg_catalog.now() \
+               WHERE walrelay.copy.state = 'done'";
     client.execute(sql, &[&pipeline.as_str(), &schemas, &names]).await.map(drop)
 }
 

@@ -41,14 +41,30 @@ pub struct KafkaCopy<'a> {
     pub identity: &'a PrimaryIdentity,
     /// What earlier attempts recorded.
     pub earlier: &'a HashMap<QualifiedName, CopiedTable>,
-    /// Copy the tables that are to be sent again, and no other.
-    pub again: bool,
+    /// Which of them.
+    pub part: Part<'a>,
     /// A table is cut only into ranges of at least so many pages.
     pub smallest_range_pages: u64,
     /// Where to tell how far it is.
     pub progress: Arc<CopyProgress>,
     /// Ends every step as soon as possible; what is finished stays recorded.
     pub cancel: CancellationToken,
+}
+
+/// Which tables are copied, which decides where in the stream.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// All that the initial copy has to send. Nothing was sent before: their rows go before the stream, which leaves out what the
+    /// snapshot holds.
+    Initial,
+    /// These, which come into the publication now: the same.
+    Coming(&'a [QualifiedName]),
+    /// Those of which consumers may hold something: their rows go between their changes, so that what became of it is told. Without
+    /// `asked_for`, only what is left of the initial copy.
+    Again {
+        /// Those that `walrelay resync` has marked, too.
+        asked_for: bool,
+    },
 }
 
 /// Locks are held; nothing is sent yet.
@@ -61,6 +77,9 @@ pub struct PreparedKafka {
     progress: Arc<CopyProgress>,
     cancel: CancellationToken,
     locked: Option<Locked>,
+    /// What is recorded of those that were sent, or begun, before.
+    earlier: HashMap<QualifiedName, CopiedTable>,
+    is_again: bool,
     snapshot_lsn: Lsn,
     snapshot_xid: Option<u32>,
 }
@@ -72,7 +91,7 @@ pub async fn prepare_kafka(copy: KafkaCopy<'_>) -> Result<PreparedKafka, Snapsho
 }
 
 async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError> {
-    let wanted = left(&copy).await?;
+    let wanted = wanted(&copy).await?;
     let workers_limit = copy.pipeline.copy_workers.max(1);
     let locked = if wanted.is_empty() {
         None
@@ -89,6 +108,8 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
         Some(locks::take(wanted, &copy.progress).await?).filter(|locked| !locked.tables.is_empty())
     };
     let prepared = PreparedKafka {
+        earlier: copy.earlier.clone(),
+        is_again: matches!(copy.part, Part::Again { .. }),
         pipeline: copy.pipeline.name.clone(),
         primary: copy.primary.clone(),
         workers_limit,
@@ -100,16 +121,24 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
         snapshot_lsn: Lsn::ZERO,
         snapshot_xid: None,
     };
-    prepared.begin_progress(copy.earlier);
+    prepared.begin_progress();
     Ok(prepared)
 }
 
 /// The tables to copy.
+async fn wanted(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError> {
+    let asked_for = match copy.part {
+        Part::Initial => return left(copy).await,
+        Part::Coming(coming) => return Ok(copy.tables.iter().filter(|name| coming.contains(name)).cloned().collect()),
+        Part::Again { asked_for } => asked_for,
+    };
+    let left = if copy.pipeline.initial_copy { left(copy).await? } else { Vec::new() };
+    let is_asked_for = |name: &QualifiedName| asked_for && copy.earlier.get(name).is_some_and(|copied| copied.again);
+    Ok(copy.tables.iter().filter(|name| is_asked_for(name) || left.contains(name)).cloned().collect())
+}
+
+/// What the initial copy has still to send.
 async fn left(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError> {
-    if copy.again {
-        let is_asked_for = |name: &&QualifiedName| copy.earlier.get(name).is_some_and(|copied| copied.again);
-        return Ok(copy.tables.iter().filter(is_asked_for).cloned().collect());
-    }
     let is_done = |name: &QualifiedName| copy.earlier.get(name).is_some_and(|copied| !copied.is_unfinished());
     let is_left = |name: &&QualifiedName| name.schema != OWN_SCHEMA && !is_done(name);
     let left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
@@ -121,9 +150,14 @@ async fn left(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError>
 }
 
 impl PreparedKafka {
-    /// The tables that will be copied.
-    pub fn tables(&self) -> Vec<QualifiedName> {
-        self.locked.iter().flat_map(|locked| &locked.tables).map(|table| table.name.clone()).collect()
+    /// The tables that will be copied, as they are recorded before.
+    pub fn planned(&self) -> Vec<(QualifiedName, CopiedTable)> {
+        let planned = |table: &PublishedTable| {
+            let before = self.earlier.get(&table.name).copied().unwrap_or_default();
+            let skip_until = if self.is_again { before.skip_until } else { self.snapshot_lsn };
+            (table.name.clone(), CopiedTable { skip_until, ..CopiedTable::default() })
+        };
+        self.locked.iter().flat_map(|locked| &locked.tables).map(planned).collect()
     }
 
     /// The position of the imported snapshot: it holds what was committed before.
@@ -162,8 +196,8 @@ impl PreparedKafka {
         Ok(())
     }
 
-    /// Sends everything that is left; gives the tables with the position up to which they hold every change.
-    pub async fn run(self, opening: &Opening) -> Result<HashMap<QualifiedName, Lsn>, SnapshotError> {
+    /// Sends everything that is left.
+    pub async fn run(self, opening: &Opening) -> Result<(), SnapshotError> {
         let cancel = self.cancel.clone();
         let (shown, pipeline) = (Arc::clone(&self.progress), self.pipeline.clone());
         until_cancelled(&cancel, async move {
@@ -175,18 +209,19 @@ impl PreparedKafka {
         .await
     }
 
-    async fn run_all(self, opening: &Opening) -> Result<HashMap<QualifiedName, Lsn>, SnapshotError> {
+    async fn run_all(self, opening: &Opening) -> Result<(), SnapshotError> {
+        let planned = self.planned();
         let Self {
             workers_limit, smallest_range_pages, database, progress, locked, snapshot_lsn, snapshot_xid, ..
         } = self;
-        let Some(Locked { workers, tables, .. }) = locked else { return Ok(HashMap::new()) };
+        let Some(Locked { workers, tables, .. }) = locked else { return Ok(()) };
         let pieces = pieces(&tables, workers_limit, smallest_range_pages, |_| false);
-        let names: Vec<QualifiedName> = tables.iter().map(|table| table.name.clone()).collect();
         let queue = schedule(&tables, &pieces);
         tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
         let point = SnapshotPoint { lsn: snapshot_lsn, time: Timestamp::now(), xid: snapshot_xid };
+        let tables = tables.into_iter().zip(planned).zip(&pieces);
         let tables: Vec<TableWork> =
-            tables.into_iter().zip(&pieces).map(|(table, pieces)| TableWork::new(table, pieces.len())).collect();
+            tables.map(|((table, (_, copied)), pieces)| TableWork::new(table, copied, pieces.len())).collect();
         let work = Arc::new(Work {
             tables_left: AtomicUsize::new(tables.len()),
             tables,
@@ -205,11 +240,11 @@ impl PreparedKafka {
         while let Some(ended) = running.join_next().await {
             ended.map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
         }
-        Ok(names.into_iter().map(|name| (name, snapshot_lsn)).collect())
+        Ok(())
     }
 
-    fn begin_progress(&self, earlier: &HashMap<QualifiedName, CopiedTable>) {
-        let done: Vec<&CopiedTable> = earlier.values().filter(|copied| copied.snapshot_lsn.is_some()).collect();
+    fn begin_progress(&self) {
+        let done: Vec<&CopiedTable> = self.earlier.values().filter(|copied| copied.snapshot_lsn.is_some()).collect();
         let finished = crate::model::CopyReport {
             tables_total: 0,
             tables_done: done.len() as u64,
@@ -235,6 +270,8 @@ fn schedule(tables: &[PublishedTable], pieces: &[Vec<Option<PageRange>>]) -> Vec
 
 struct TableWork {
     published: PublishedTable,
+    /// Its record until it is finished.
+    planned: CopiedTable,
     /// Locked while a piece ends: the last one must know that all others are committed.
     pieces_left: tokio::sync::Mutex<usize>,
     first_row: Arc<FirstRow>,
@@ -242,9 +279,10 @@ struct TableWork {
 }
 
 impl TableWork {
-    fn new(published: PublishedTable, pieces: usize) -> Self {
+    fn new(published: PublishedTable, planned: CopiedTable, pieces: usize) -> Self {
         Self {
             published,
+            planned,
             pieces_left: tokio::sync::Mutex::new(pieces),
             first_row: Arc::new(FirstRow::default()),
             rows: AtomicU64::new(0),
@@ -310,7 +348,7 @@ async fn send_piece(
         return Ok(writer.end(PieceEnd::Inside).await?);
     }
     let rows = table.rows.load(Ordering::Acquire);
-    let copied = CopiedTable { snapshot_lsn: Some(work.snapshot_lsn), rows, again: false };
+    let copied = CopiedTable { snapshot_lsn: Some(work.snapshot_lsn), rows, ..table.planned };
     let is_last = work.tables_left.fetch_sub(1, Ordering::AcqRel) == 1;
     writer.end(if is_last { PieceEnd::Copy(copied) } else { PieceEnd::Table(copied) }).await?;
     work.progress.table_done();

@@ -47,6 +47,13 @@ impl SlotFacts {
         self.confirmed_flush_lsn.as_deref().and_then(|text| text.parse().ok())
     }
 
+    /// The walsender that is still making it.
+    pub fn maker(&self) -> Option<i32> {
+        let is_unmade =
+            self.slot_type == "logical" && self.confirmed_flush_lsn.is_none() && self.invalid_reason().is_none();
+        self.active_pid.filter(|_| is_unmade)
+    }
+
     /// Why nothing can be read from it any more, if so.
     pub fn invalid_reason(&self) -> Option<String> {
         if let Some(reason) = &self.invalidation_reason {

@@ -40,8 +40,10 @@ const PAUSE_LIMIT: Duration = RECEIPT_LOOK;
 const SHORT_READ_BYTES: usize = 48 * 1024;
 /// Without any message for this long we ask for one.
 const PING_AFTER: Duration = Duration::from_secs(30);
-/// Without any message for this long the connection is taken as lost.
-const SILENT_AFTER: Duration = Duration::from_secs(60);
+/// Without any message for this long the connection is taken as lost. TCP itself notices a dead peer within a minute; but a walsender that decodes
+/// a large transaction of tables that are not published says nothing, and looks for our question only every half `wal_sender_timeout`
+/// (`WalSndUpdateProgress` in `src/backend/replication/walsender.c`).
+const SILENT_AFTER: Duration = Duration::from_secs(600);
 /// How long a clean end may take to be answered.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -84,6 +84,30 @@ async fn partitions_of_a_new_table_are_copied_and_a_new_one_of_an_old_table_is_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_dropped_and_made_again_joins_again_each_time() {
+    let feed = Feed::start().await;
+    feed.on_primary(
+        "CREATE TABLE orders (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+    )
+    .await;
+    let _relay = feed.relay_with("initial_copy = true", "").await;
+    let mut expected = vec![("r".to_owned(), 1)];
+    for round in 1..=2 {
+        let ids = (round * 10, round * 10 + 1);
+        feed.on_primary(&format!(
+            "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES ({})",
+            ids.0
+        ))
+        .await;
+        is_published(&feed, "t").await;
+        feed.reader().read_count(&["shop.public.t"], expected.len() + 1).await;
+        feed.on_primary(&format!("INSERT INTO t VALUES ({})", ids.1)).await;
+        expected.extend([("r".to_owned(), ids.0), ("c".to_owned(), ids.1)]);
+        assert_eq!(events(&feed.reader().read_count(&["shop.public.t"], expected.len()).await), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_copy_a_new_table_joins_with_what_is_written_from_then_on() {
     let feed = Feed::start().await;
     feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY)").await;

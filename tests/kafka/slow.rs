@@ -36,6 +36,11 @@ async fn a_frozen_broker_holds_the_feed_up_but_not_its_status_messages() {
     assert_eq!(feed.confirmed().await, confirmed, "confirmed what no broker has");
     let report = relay.report("feed1").await.unwrap();
     assert!(report["last_error"].is_null(), "{report}");
+    // What it waits for is said, so that nobody takes it for stuck.
+    let waits = |report: &serde_json::Value| {
+        report["waiting_for"].as_str().is_some_and(|text| text.contains("the Kafka brokers"))
+    };
+    relay.wait("feed1", "it waits for the brokers", waits).await;
     feed.broker.signal(libc::SIGCONT);
     feed.caught_up().await;
     let peak = peak_kib(relay.process_id());

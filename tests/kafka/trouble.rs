@@ -59,6 +59,24 @@ async fn a_broker_that_is_not_there_and_a_topic_that_somebody_deletes_are_named_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_would_lose_the_record_or_show_a_secret_is_refused_with_its_remedy() {
+    let feed = Feed::start().await;
+    feed.on_primary(TABLES).await;
+    feed.create_topic("walrelay.progress", 1, &[("cleanup.policy", "delete")]).await;
+    let mut relay = Relay::start(&feed.config("initial_copy = false", "")).await;
+    fails_with(&relay, &["walrelay.progress", "cleanup.policy = delete", "--add-config cleanup.policy=compact"]).await;
+    feed.set_topic("walrelay.progress", &[("cleanup.policy", "compact")]).await;
+    relay.signal(libc::SIGHUP);
+    streams(&relay).await;
+    relay.stop().await;
+    relay
+        .rewrite_config(&feed.config("initial_copy = false", "[pipeline.sink.client]\n\"sasl.pasword\" = \"HUNTER2\""));
+    relay.start_again().await;
+    fails_with(&relay, &["refuses \"sasl.pasword\"", "No such configuration property"]).await;
+    assert!(!relay.log().contains("HUNTER2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tls_and_scram_carry_the_feed_and_what_is_refused_is_said() {
     let authority = Authority::new("test authority");
     let server = authority.issue("broker", &["localhost", "127.0.0.1"]);

@@ -2,7 +2,7 @@
 
 use walrelay::throwaway::Options;
 
-use super::harness::{Pair, Relay, eventually};
+use super::harness::{Pair, Relay, eventually, oldest_and_newest};
 use super::types::{RANDOM, ROWS, TYPES};
 
 /// All but `referring`, whose values are text.
@@ -122,4 +122,28 @@ async fn caught_up(pair: &Pair) {
         (pair.on_primary(&sql).await[0][0].as_deref() == Some("true")).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_standby_makes_of_null_decides_neither_the_values_nor_the_way() {
+    for binary in ["binary = \"auto\"", "binary = false"] {
+        for major in oldest_and_newest() {
+            let pair = Pair::start(major).await;
+            // A row of the table's type cannot hold a NULL in `p`, and an array's bare NULL would be the text.
+            pair.on_both(
+                "CREATE DOMAIN given AS int NOT NULL; CREATE TABLE t (id int PRIMARY KEY, p given, a int[], v text)",
+            )
+            .await;
+            pair.on_standby("ALTER DATABASE shop SET array_nulls = off").await;
+            let relay = Relay::start(&format!("{}{binary}\n", pair.config(""))).await;
+            relay.wait_state("streaming").await;
+            pair.on_primary("INSERT INTO t SELECT i, i, ARRAY[i, NULL], CASE WHEN i % 2 = 0 THEN 'x' END FROM generate_series(1, 40) i")
+                .await;
+            pair.equal_after_catching_up(&["t"]).await;
+            pair.on_primary("UPDATE t SET a = a || 7, v = CASE WHEN v IS NULL THEN 'NULL' END").await;
+            pair.equal_after_catching_up(&["t"]).await;
+            let (_, metrics) = relay.get("/metrics").await;
+            assert!(!metrics.contains("apply_fallbacks_total{"), "{binary}, {major}: {metrics}");
+        }
+    }
 }

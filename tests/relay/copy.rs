@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use super::harness::{Pair, Relay, eventually, major_versions, try_run, value};
+use super::harness::{Pair, Relay, eventually, major_versions, oldest_and_newest, try_run, value};
 
 const TYPES: &str = include_str!("copy_types.sql");
 const TYPES_ROWS: &str = include_str!("copy_types_rows.sql");
@@ -190,6 +190,29 @@ async fn partitions_and_children_are_copied_once_each() {
                 assert_same(&pair, &format!("SELECT tableoid::regclass, * FROM {table} ORDER BY 2")).await;
             }
         }
+    }
+}
+
+/// The standby's records of a table are about the table that had its name before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_dropped_and_made_again_is_copied_again() {
+    for major in oldest_and_newest() {
+        let pair = Pair::start(major).await;
+        pair.on_both("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)").await;
+        pair.on_primary("INSERT INTO t VALUES (1, 'old'); INSERT INTO other VALUES (1)").await;
+        let mut relay = pair.relay("").await;
+        pair.assert_equal(&["t", "other"]).await;
+        assert!(relay.stop().await.success());
+        let again = "DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY, w int)";
+        pair.on_both(again).await;
+        pair.on_primary("INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i; INSERT INTO other VALUES (2)")
+            .await;
+        relay.start_again().await;
+        relay.wait_state("streaming").await;
+        pair.on_primary("UPDATE t SET w = w + 1 WHERE id <= 10").await;
+        pair.equal_after_catching_up(&["t", "other"]).await;
+        let done = "SELECT count(*) FROM walrelay.copy WHERE table_name = 't' AND state = 'done' AND rows = 1000";
+        assert_eq!(value(&pair.standby, "shop", done).await, "1", "{major}");
     }
 }
 

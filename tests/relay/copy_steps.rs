@@ -197,6 +197,15 @@ async fn assert_done_is_whole(pair: &Pair) {
     }
 }
 
+/// Waits until the sessions of the last attempt are gone: to end one of those cuts nothing off.
+async fn without_copy(session: &tokio_postgres::Client) {
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walrelay standby1 copy'";
+    eventually("the sessions of the last attempt are gone", || async {
+        (session.query_one(count, &[]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+}
+
 /// Ends the sessions of the copy, as soon as there are some.
 async fn terminate_copy(session: &tokio_postgres::Client) {
     let terminate =
@@ -228,6 +237,8 @@ async fn an_attempt_cut_off_anywhere_leaves_no_half_table_that_looks_whole() {
     let mut attempts = 0;
     while outcome.is_none() {
         steps.cancel = CancellationToken::new();
+        without_copy(&on_primary).await;
+        without_copy(&on_standby).await;
         let cut = async {
             match attempts {
                 // Before the first row, …

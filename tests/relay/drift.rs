@@ -98,6 +98,34 @@ async fn changes_of_tables_are_seen(major: u32) {
     assert_eq!(told, expected, "{major}");
 }
 
+/// Batches of one row each: what was prepared for the table as it was meets the table as it is, before anybody looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lone_row_behind_a_change_of_its_table_is_written_as_the_table_is_now() {
+    for major in oldest_and_newest() {
+        let pair = Pair::start(major).await;
+        pair.on_both("CREATE TABLE t (k int PRIMARY KEY, v text)").await;
+        let relay = pair.relay("").await;
+        let changes = [
+            "ALTER TABLE t ALTER k ADD GENERATED ALWAYS AS IDENTITY",
+            "ALTER TABLE t ALTER v TYPE jsonb USING v::jsonb",
+            "ALTER TABLE t ALTER k DROP IDENTITY, ALTER v TYPE text",
+        ];
+        for (round, change) in changes.into_iter().cycle().take(6).enumerate() {
+            // Prepared by now, since the last look.
+            for at in 0..2 {
+                pair.on_primary(&format!("INSERT INTO t VALUES ({}, '{{}}')", round * 10 + at)).await;
+                pair.caught_up("standby1").await;
+            }
+            pair.on_standby(change).await;
+            pair.on_primary(&format!("INSERT INTO t VALUES ({}, '[1]')", round * 10 + 5)).await;
+            pair.caught_up("standby1").await;
+        }
+        pair.assert_equal(&["(SELECT k, v::text FROM t)"]).await;
+        let report = relay.report("standby1").await.unwrap();
+        assert!(report["last_error"].is_null() && report["state"] == "streaming", "{major}: {report}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_becomes_of_a_table_of_the_standby_is_seen_while_rows_stream() {
     for major in oldest_and_newest() {

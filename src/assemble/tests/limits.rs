@@ -150,7 +150,7 @@ fn a_spool_folder_that_fails_is_an_error_with_folder_cause_and_remedy() {
     let messages = [begin(7, 100), change(b'I', "a")].concat();
     let error = fixture.assembler.push(messages.into(), &mut out).unwrap_err();
     assert!(matches!(error, AssembleError::Spool(_)));
-    assert_eq!(error.retry(), Retry::Never);
+    assert_eq!(error.retry(), Retry::Later);
     let text = error.to_string();
     assert!(text.contains("standby1\" cannot be used: creating a file: No such file"), "{text}");
     assert!(text.contains("point spool_dir to"), "{text}");

@@ -34,6 +34,10 @@ pub(super) async fn examine(
             findings.push(Finding::error(place, error.to_string(), ""));
             Record::Unknown
         }
+        Err(error @ SinkError::ClientProperty { .. }) => {
+            findings.push(Finding::error(place, error.to_string(), "").with_exit(Exit::Configuration));
+            Record::Unknown
+        }
         Err(error) => {
             let message = format!("no answer from the Kafka brokers {}: {error}", sink.brokers);
             let remedy = "check brokers, network, [pipeline.sink.client] (security.protocol, sasl.*, ssl.*) and the rights (ACLs)";
@@ -99,6 +103,17 @@ fn existence(place: &str, sink: &KafkaSink, survey: &Survey, findings: &mut Vec<
         let message =
             format!("the progress topic \"{}\" has {} partitions, it must have 1", progress.name, progress.partitions);
         findings.push(Finding::error(place, message, "name another with progress_topic, or let walrelay create it"));
+    }
+    let progress = survey.topics.iter().find(|topic| topic.name == sink.progress_topic);
+    if let Some(policy) =
+        progress.and_then(|topic| topic.cleanup_policy.as_deref()).filter(|policy| *policy != "compact")
+    {
+        let name = &sink.progress_topic;
+        let message = format!(
+            "the progress topic \"{name}\" has cleanup.policy = {policy}, so its records would be deleted in time"
+        );
+        let remedy = "kafka-configs --alter --entity-type topics --entity-name ";
+        findings.push(Finding::error(place, message, format!("{remedy}{name} --add-config cleanup.policy=compact")));
     }
     let holds_nothing = survey.records.progress.is_none();
     let existing: Vec<&str> =

@@ -186,8 +186,13 @@ impl Beside {
             side.generation = around.tables.generation();
         }
         side.exchange(applier);
-        let written = applier.write_rows(around, batch, Mode::of(batch), true).await;
-        let sent = written.ok().map(|()| (applier.sent, applier.take(batch)));
+        let is_written = tokio::select! {
+            biased;
+            written = applier.write_rows(around, batch, Mode::of(batch), true) => written.is_ok(),
+            // Until it is written nobody reads the others' answers or gives those held their turn, and who holds the lock may wait for them.
+            () = lock_wait(&mut self.lock_waits) => false,
+        };
+        let sent = is_written.then(|| (applier.sent, applier.take(batch)));
         let gone_out = applier.session.write_now().await;
         side.exchange(applier);
         gone_out.map_err(context())?;

@@ -211,7 +211,7 @@ fn is_about_session(error: &WireError) -> bool {
 /// A target that takes no writes, named with its remedy.
 pub(super) fn read_only_refusal(error: &WireError) -> Option<SinkError> {
     (error.code() == Some("25006")).then(|| {
-        SinkError::Refused(format!(
+        SinkError::TakesNoWrites(format!(
             "the standby takes no writes: {error}; it is in recovery (a physical standby) or its transactions are read-only. \
              Point the sink's url at a server that can be written to"
         ))

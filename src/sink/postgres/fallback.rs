@@ -58,8 +58,11 @@ impl Applier {
         if is_sent {
             self.reading_at = usize::MAX;
         }
-        if is_folded && is_about_rows(&error) || matches!(error, ApplyError::Unprovable(..)) {
-            self.note_fallback(&error);
+        if is_about_rows(&error) {
+            if is_folded || matches!(error, ApplyError::Unprovable(..)) {
+                self.note_fallback(&error);
+            }
+            // What is written row by row already fails for good only when every table was looked up again: one may have changed.
             self.undo(around, waiting).await?;
             error = match self.write_alone(around, waiting, Mode::InOrder).await {
                 Ok(()) => return Ok(()),

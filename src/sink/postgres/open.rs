@@ -24,6 +24,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("bytea_output", "hex"),
     ("xmloption", "content"),
     ("transform_null_equals", "off"),
+    ("array_nulls", "on"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
@@ -58,7 +59,7 @@ pub async fn open_session(url: &ServerUrl, pipeline: &PipelineName, role: &str) 
         query_row(&mut connection, "SET transaction_timeout = 0", "setting transaction_timeout on the standby").await?;
     }
     if connection.parameter("in_hot_standby") == Some("on") {
-        return Err(SinkError::Refused(format!(
+        return Err(SinkError::TakesNoWrites(format!(
             "the server {} is in recovery (a physical standby) and takes no writes; point the sink's url at a server of its own",
             connection.host()
         )));

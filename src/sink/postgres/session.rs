@@ -327,6 +327,8 @@ impl Pipelined {
             }
             b'Z' => {
                 self.syncs = self.syncs.saturating_sub(1);
+                // Rows that nobody asked for would keep the buffers alive that they were read into.
+                self.rows.clear();
                 let sent = match self.in_flight.pop_front() {
                     Some(Purpose::Commit(sent)) => sent,
                     None => return Ok(true),

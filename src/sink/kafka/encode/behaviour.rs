@@ -304,6 +304,14 @@ fn a_row_of_the_outbox_is_the_message_it_holds() {
     assert_eq!((record.header("id"), record.header("eventType")), (Some("1"), Some("created")));
     assert_eq!(session.insert("2,order,42,created,~")[0].value, None);
     assert!(session.delete(b'K', "1,~,~,~,~").is_empty());
+    let point = SnapshotPoint { lsn: Lsn(1), time: Timestamp(0), xid: None };
+    let facts = facts("t", 1, &columns);
+    let names: Vec<&str> = columns.iter().map(|column| column.0).collect();
+    let table = session.encoder.snapshot_table(facts, &names).unwrap();
+    let values = ["3", "order", "42", "created", "{}"].map(|text| Value::Text(text.as_bytes()));
+    session.encoder.snapshot_row(table, point, SnapshotMark::Inside, values.into_iter(), &mut session.keeper).unwrap();
+    let record = session.keeper.0.last().unwrap();
+    assert_eq!((record.topic.as_str(), record.value.as_deref()), ("outbox.event.order", Some("{}")));
     let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
     session.begin(1, 1);
     let error = session.describe("t", 1, b'd', &[ID], |_| {}).unwrap_err().to_string();

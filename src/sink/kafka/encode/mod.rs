@@ -49,8 +49,6 @@ mod topic;
 mod values;
 mod writer;
 
-use std::collections::HashMap;
-
 use crate::config::KafkaSink;
 use crate::config::kafka::KafkaFormat;
 use crate::decode::{Logical, Message, OldTuple, Value, Values};
@@ -58,9 +56,7 @@ use crate::model::{FeedReport, Lsn, PipelineName, QualifiedName, Timestamp};
 
 use super::super::SinkError;
 use super::super::postgres::TableFilter;
-use column::Knowledge;
 use open_transaction::Transaction;
-use plan::Plan;
 use row::Row;
 use source::SourceFacts;
 use tables::{Tables, Target};
@@ -202,7 +198,7 @@ pub struct Encoder {
     origin: Origin,
     previous_end: Option<Lsn>,
     tables: Tables,
-    snapshot_tables: Vec<Plan>,
+    snapshot_tables: Vec<(QualifiedName, Target)>,
     snapshot_source: Option<(SnapshotPoint, SnapshotMark)>,
     writer: Writer,
 }
@@ -340,15 +336,12 @@ impl Encoder {
     /// Makes a table ready for [`Encoder::snapshot_row`]: its facts, and the columns that rows will have, in their order.
     pub fn snapshot_table(&mut self, facts: TableFacts, columns: &[&str]) -> Result<SnapshotTable, SinkError> {
         let relation = facts.to_relation(columns)?;
-        let types = HashMap::new();
-        let knowledge = Knowledge { settings: &self.writer.settings, facts: Some(&facts), types: &types };
-        let plan = Plan::new(&relation, &knowledge)?;
-        self.tables.claim(&plan.name, &self.writer.settings)?;
-        self.snapshot_tables.push(plan);
+        let target = self.tables.snapshot_target(&relation, &facts, &self.writer.settings)?;
+        self.snapshot_tables.push((relation.name, target));
         Ok(SnapshotTable(self.snapshot_tables.len() - 1))
     }
 
-    /// One row of a snapshot, as an `r` event: its values in text form, in the order of the columns of `snapshot_table`.
+    /// One row of a snapshot, as an `r` event, or as the message that a row of the outbox holds: its values in text form, in the order of the columns of `snapshot_table`.
     pub fn snapshot_row<'v>(
         &mut self,
         table: SnapshotTable,
@@ -358,7 +351,7 @@ impl Encoder {
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
         let unknown = || SinkError::Refused("a snapshot's row came before its table was described".to_owned());
-        let plan = self.snapshot_tables.get(table.0).ok_or_else(unknown)?;
+        let (name, target) = self.snapshot_tables.get(table.0).ok_or_else(unknown)?;
         if self.snapshot_source != Some((point, mark)) {
             let facts = SourceFacts {
                 snapshot: mark.word(),
@@ -371,7 +364,11 @@ impl Encoder {
             self.writer.transaction = None;
             self.snapshot_source = Some((point, mark));
         }
-        self.writer.insert(plan, point.lsn, b'r', values, outlet)?;
+        match target {
+            Target::Rows(plan) => self.writer.insert(plan, point.lsn, b'r', values, outlet)?,
+            Target::Outbox(plan) => self.writer.outbox(plan, name, point.lsn, values, outlet)?,
+            Target::Unwanted => {}
+        }
         self.writer.trim();
         Ok(())
     }

@@ -90,13 +90,26 @@ impl Tables {
         let facts = self.described.get(&relation.name).and_then(|described| described.facts.as_ref());
         // Another table of the same name: it was dropped and made anew meanwhile.
         let facts = facts.filter(|facts| facts.oid == relation.oid);
-        let outbox = settings.outbox.as_ref().filter(|outbox| outbox.table == relation.name);
-        if let Some(outbox) = outbox {
-            return Ok(Target::Outbox(Box::new(OutboxPlan::new(relation, outbox)?)));
+        let target = planned(relation, &Knowledge { settings, facts, types: &self.types })?;
+        self.claimed(relation, target, settings)
+    }
+
+    /// What becomes of a table's rows in a snapshot, of which no Relation message tells.
+    pub(super) fn snapshot_target(
+        &mut self,
+        relation: &Relation,
+        facts: &TableFacts,
+        settings: &KafkaSink,
+    ) -> Result<Target, SinkError> {
+        let target = planned(relation, &Knowledge { settings, facts: Some(facts), types: &HashMap::new() })?;
+        self.claimed(relation, target, settings)
+    }
+
+    fn claimed(&mut self, relation: &Relation, target: Target, settings: &KafkaSink) -> Result<Target, SinkError> {
+        if matches!(target, Target::Rows(_)) {
+            self.claim(&relation.name, settings)?;
         }
-        let plan = Plan::new(relation, &Knowledge { settings, facts, types: &self.types })?;
-        self.claim(&relation.name, settings)?;
-        Ok(Target::Rows(Box::new(plan)))
+        Ok(target)
     }
 
     /// Two tables meet in one topic only where a route says so.
@@ -128,4 +141,12 @@ impl Tables {
     pub(super) fn name(&self, oid: u32) -> Result<&QualifiedName, SinkError> {
         Ok(&self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?.relation.name)
     }
+}
+
+fn planned(relation: &Relation, knowledge: &Knowledge<'_>) -> Result<Target, SinkError> {
+    let outbox = knowledge.settings.outbox.as_ref().filter(|outbox| outbox.table == relation.name);
+    Ok(match outbox {
+        Some(outbox) => Target::Outbox(Box::new(OutboxPlan::new(relation, outbox)?)),
+        None => Target::Rows(Box::new(Plan::new(relation, knowledge)?)),
+    })
 }

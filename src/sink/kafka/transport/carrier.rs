@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use crate::config::KafkaSink;
 use crate::config::kafka::{ApplyMeans, OnOversized};
-use crate::model::Lsn;
+use crate::model::{FeedCounts, Heartbeat, Lsn};
 
 use super::fault::Fault;
 use super::headway::Headway;
+use super::opening::Opening;
 use super::producer::{Outgoing, Producer, TopicHandle};
 use super::topics::{Topics, listed};
 use crate::sink::SinkError;
@@ -49,10 +49,14 @@ pub(super) struct Carrier {
     part: Option<String>,
     /// Partitions that records went to, where somebody wants to know them.
     touched: Option<BTreeSet<(usize, i32)>>,
+    heartbeat: Heartbeat,
+    feed: FeedCounts,
 }
 
 impl Carrier {
-    pub(super) fn new(sink: &KafkaSink, producer: Producer, topics: Topics) -> Self {
+    pub(super) fn new(opening: &Opening, producer: Producer, topics: Topics) -> Self {
+        let sink = &opening.sink;
+        opening.feed.set_brokers_away(false);
         Self {
             producer,
             topics,
@@ -65,6 +69,8 @@ impl Carrier {
             dead_letters: 0,
             part: None,
             touched: (sink.apply_means == ApplyMeans::Readable).then(BTreeSet::new),
+            heartbeat: opening.heartbeat.clone(),
+            feed: opening.feed.clone(),
         }
     }
 
@@ -96,10 +102,15 @@ impl Carrier {
     }
 
     /// The client waits for a topic as long as a transaction may take, and longer where there is none: one that somebody deleted
-    /// is seen here. So is a client that makes no headway although the brokers answer: another one begins anew.
+    /// is seen here. So is a client that makes no headway although the brokers answer: another one begins anew. Brokers that are away are
+    /// waited for, and that is no standstill of ours.
     pub(super) fn look(&self, headway: &mut Headway) -> Result<(), SinkError> {
         let names: Vec<&str> = self.list.iter().map(|(name, _)| name.as_str()).collect();
         let answer = self.topics.vanished(&names);
+        self.feed.set_brokers_away(answer.is_none());
+        if answer.is_none() {
+            self.heartbeat.beat();
+        }
         if headway.is_lost(self.producer.waiting(), answer.is_some()) {
             let context = "the brokers answer, but the Kafka client has delivered nothing for half a minute: another one begins anew";
             return Err(Fault::from(Code::OperationTimedOut).that_passes(context.to_owned()));
@@ -124,6 +135,13 @@ impl Carrier {
                         "{context}: the topic takes less than when the feed began (max.message.bytes is {now}, was {before}), which begins \
                          anew with that"
                     )),
+                    None if is_too_large => fault.while_doing(
+                        format!(
+                            "{context}: the broker takes smaller batches than the producer makes. Raise the topic's max.message.bytes to 1 MB, \
+                             or set \"batch.size\" under [pipeline.sink.client] below what it is"
+                        ),
+                        events.connection(),
+                    ),
                     None => fault.while_doing(context, events.connection()),
                 }
             }

@@ -15,6 +15,8 @@ use crate::sink::SinkError;
 pub(super) struct Fault {
     pub(super) code: Option<Code>,
     text: String,
+    /// The property of the client's configuration that it is about.
+    property: Option<String>,
     /// Calling again goes on where it was.
     is_retriable: bool,
 }
@@ -29,13 +31,28 @@ impl std::error::Error for Fault {}
 
 impl From<KafkaError> for Fault {
     fn from(error: KafkaError) -> Self {
-        Self { code: error.rdkafka_error_code(), text: error.to_string(), is_retriable: false }
+        match error {
+            // Its own text shows the value, which may be a password.
+            KafkaError::ClientConfig(_, reason, property, value) => Self {
+                code: Some(Code::InvalidConfig),
+                text: if value.len() > 3 && reason.contains(&value) {
+                    "its value cannot be used".to_owned()
+                } else {
+                    reason
+                },
+                property: Some(property),
+                is_retriable: false,
+            },
+            error => {
+                Self { code: error.rdkafka_error_code(), text: error.to_string(), property: None, is_retriable: false }
+            }
+        }
     }
 }
 
 impl From<Code> for Fault {
     fn from(code: Code) -> Self {
-        Self { code: Some(code), text: code.to_string(), is_retriable: false }
+        Self { code: Some(code), text: code.to_string(), property: None, is_retriable: false }
     }
 }
 
@@ -54,7 +71,7 @@ impl Fault {
             let code = Code::from(native::rd_kafka_error_code(error));
             let is_retriable = native::rd_kafka_error_is_retriable(error) != 0;
             native::rd_kafka_error_destroy(error);
-            Err(Fault { code: Some(code), text, is_retriable })
+            Err(Fault { code: Some(code), text, property: None, is_retriable })
         }
     }
 
@@ -94,6 +111,9 @@ impl Fault {
 
     /// With what was being done, and the last word of the client's connections: a mere time-out says nothing.
     pub(super) fn while_doing(self, context: impl Into<String>, connections: Option<String>) -> SinkError {
+        if let Some(property) = self.property {
+            return SinkError::ClientProperty { property, reason: self.text };
+        }
         let retry = self.retry();
         let context = match connections {
             Some(word) => format!("{} (Kafka client: {word})", context.into()),
@@ -126,6 +146,21 @@ mod tests {
             (Code::InvalidReplicationFactor, Retry::Never),
         ] {
             assert_eq!(Fault::from(code).retry(), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_property_that_the_client_refuses_is_named_without_its_value() {
+        let secret = "HUNTER2-SECRET";
+        for (property, part) in
+            [("sasl.pasword", "No such configuration property"), ("acks", ""), ("sasl.jaas.config", "Java")]
+        {
+            let refused = rdkafka::ClientConfig::new().set(property, secret).create_native_config().err().unwrap();
+            let error = Fault::from(refused).while_doing("setting up the Kafka client", None);
+            let text = error.to_string();
+            assert!(text.contains(&format!("refuses \"{property}\"")) && text.contains(part), "{text}");
+            assert!(!text.contains(secret) && !format!("{error:?}").contains(secret), "{text}");
+            assert_eq!(error.retry(), Retry::Never);
         }
     }
 }

@@ -47,6 +47,9 @@ struct CopiedValue {
     table: String,
     /// `null` while the table is planned and not finished.
     snapshot_lsn: Option<String>,
+    /// Once only the snapshot decided.
+    #[serde(default)]
+    skip_until: Option<String>,
     rows: u64,
     /// `walrelay resync` asked for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -57,8 +60,12 @@ struct CopiedValue {
 /// A table of the initial copy, or one that is to be sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopiedTable {
-    /// Sent whole: changes whose commit record starts below are in it. `None`: planned, and not finished.
+    /// Sent whole, as of here. `None`: planned, and not finished.
     pub snapshot_lsn: Option<Lsn>,
+    /// Changes whose commit record starts below are left out of the stream: the first snapshot from which anything of the table was sent, or
+    /// zero where changes were sent before. Not a later one: consumers may hold a row of the first that is not in the second, and must be
+    /// told what became of it.
+    pub skip_until: Lsn,
     /// Its rows.
     pub rows: u64,
     /// To be sent again. What was sent before still counts, until the new copy is whole.
@@ -69,6 +76,11 @@ impl CopiedTable {
     /// Whether the initial copy has still to send it.
     pub fn is_unfinished(&self) -> bool {
         self.snapshot_lsn.is_none() && !self.again
+    }
+
+    /// Whether it was sent whole.
+    pub fn is_finished(&self) -> bool {
+        self.snapshot_lsn.is_some()
     }
 }
 
@@ -86,7 +98,13 @@ pub struct Records {
 impl Records {
     /// What the stream skips: changes that the finished tables hold already.
     pub fn skip_until(&self) -> HashMap<QualifiedName, Lsn> {
-        self.copied.iter().filter_map(|(table, copied)| Some((table.clone(), copied.snapshot_lsn?))).collect()
+        let finished = self.copied.iter().filter(|(_, copied)| copied.is_finished());
+        finished.map(|(table, copied)| (table.clone(), copied.skip_until)).collect()
+    }
+
+    /// Whether tables were sent whole.
+    pub fn has_finished(&self) -> bool {
+        self.copied.values().any(CopiedTable::is_finished)
     }
 
     /// Whether the copy was begun and has not come to its end.
@@ -127,6 +145,7 @@ pub(super) fn copied_value(table: &QualifiedName, copied: CopiedTable) -> Vec<u8
         schema: table.schema.clone(),
         table: table.name.clone(),
         snapshot_lsn: copied.snapshot_lsn.map(|lsn| lsn.to_string()),
+        skip_until: Some(copied.skip_until.to_string()),
         rows: copied.rows,
         resync: copied.again,
         version: VERSION,
@@ -236,9 +255,12 @@ impl<'a> Reading<'a> {
     fn read_copied(&self, value: &[u8]) -> Result<CopiedTable, SinkError> {
         let read: CopiedValue = serde_json::from_slice(value).map_err(|_| self.unreadable("value"))?;
         self.check_version(read.version, VERSION)?;
-        let snapshot_lsn = read.snapshot_lsn.map(|lsn| lsn.parse()).transpose();
-        let snapshot_lsn = snapshot_lsn.map_err(|_| self.unreadable("snapshot_lsn"))?;
-        Ok(CopiedTable { snapshot_lsn, rows: read.rows, again: read.resync })
+        let position = |text: Option<String>, what: &str| -> Result<Option<Lsn>, SinkError> {
+            text.map(|text| text.parse()).transpose().map_err(|_| self.unreadable(what))
+        };
+        let snapshot_lsn = position(read.snapshot_lsn, "snapshot_lsn")?;
+        let skip_until = position(read.skip_until, "skip_until")?.or(snapshot_lsn).unwrap_or(Lsn::ZERO);
+        Ok(CopiedTable { snapshot_lsn, skip_until, rows: read.rows, again: read.resync })
     }
 }
 
@@ -315,22 +337,25 @@ mod tests {
     #[test]
     fn finished_tables_are_read_and_forgotten() {
         let table = QualifiedName::new("public", "o\"dd");
-        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), rows: 3, again: false };
+        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), skip_until: Lsn(7), rows: 3, again: false };
         let (key, value) = (copied_key("walrelay.shop.a", &table), copied_value(&table, copied));
         let records = read(false, &[(&key, Some(&value))]).unwrap();
-        assert_eq!(records.skip_until(), HashMap::from([(table.clone(), Lsn(9))]));
-        assert!(!records.is_unfinished());
+        assert_eq!(records.skip_until(), HashMap::from([(table.clone(), Lsn(7))]));
+        assert!(!records.is_unfinished() && records.has_finished());
         let planned = copied_value(&table, CopiedTable::default());
         let records = read(false, &[(&key, Some(&planned))]).unwrap();
-        assert!(records.is_unfinished() && records.skip_until().is_empty());
+        assert!(records.is_unfinished() && !records.has_finished() && records.skip_until().is_empty());
         assert_eq!(read(false, &[(&key, Some(&value)), (&key, None)]).unwrap(), Records::default());
         // What is to be sent again still holds what was sent, and is no part of the initial copy.
         for copied in [CopiedTable { again: true, ..copied }, CopiedTable { again: true, ..CopiedTable::default() }] {
             let records = read(false, &[(&key, Some(&copied_value(&table, copied)))]).unwrap();
             assert_eq!(records.copied[&table], copied);
             assert!(!records.is_unfinished());
-            assert_eq!(records.skip_until().get(&table), copied.snapshot_lsn.as_ref());
+            assert_eq!(records.skip_until().get(&table).copied(), copied.snapshot_lsn.map(|_| Lsn(7)));
         }
+        // One that was written before `skip_until` was.
+        let old = br#"{"schema":"public","table":"o\"dd","snapshot_lsn":"0/9","rows":3,"version":1}"#;
+        assert_eq!(read(false, &[(&key, Some(old))]).unwrap().skip_until()[&table], Lsn(9));
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn remove_now(
     halt: &Halt,
 ) -> Result<Vec<String>, SinkError> {
     let mut topics = Topics::new(sink, runtime.clone());
-    if !topics.look_up(std::slice::from_ref(&sink.progress_topic))?.is_empty() {
+    if !topics.absent(std::slice::from_ref(&sink.progress_topic))?.is_empty() {
         return Ok(Vec::new());
     }
     // Fences off whoever may still write, so that the tombstone is the last word.

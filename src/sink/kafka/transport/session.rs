@@ -41,6 +41,8 @@ pub struct Start {
     pub progress: Progress,
     /// Changes of a table in transactions whose commit record starts below this were sent as its copy.
     pub skip_until: HashMap<QualifiedName, Lsn>,
+    /// Tables that will be sent as of this, and of which a part was sent before: only what takes rows away counts until then.
+    pub begun: HashMap<QualifiedName, Lsn>,
     /// Tables to ask the catalog about beforehand.
     pub tables: Vec<QualifiedName>,
 }
@@ -81,7 +83,7 @@ impl Session {
         inside: Option<Inside>,
     ) -> Result<Self, SinkError> {
         let Opened { producer, topics, timeout, .. } = opened;
-        let mut carrier = Carrier::new(&opening.sink, producer, topics);
+        let mut carrier = Carrier::new(&opening, producer, topics);
         let progress_topic = carrier
             .producer
             .topic(&opening.sink.progress_topic)
@@ -108,14 +110,16 @@ impl Session {
         })
     }
 
-    /// Writes a record that no event belongs to, durably, together with the plan of a copy: tables that are not finished.
-    pub(super) fn record(&mut self, progress: &Progress, planned: &[QualifiedName]) -> Result<(), SinkError> {
+    /// Writes a record that no event belongs to, durably, together with the plan of a copy.
+    pub(super) fn record(
+        &mut self,
+        progress: &Progress,
+        planned: &[(QualifiedName, CopiedTable)],
+    ) -> Result<(), SinkError> {
         self.in_transaction(|session| {
-            for table in planned {
-                session.produce_record(
-                    &copied_key(&session.opening.sink.transactional_id, table),
-                    &copied_value(table, CopiedTable::default()),
-                )?;
+            for (table, copied) in planned {
+                let key = copied_key(&session.opening.sink.transactional_id, table);
+                session.produce_record(&key, &copied_value(table, *copied))?;
             }
             session.produce_progress(progress)
         })
@@ -123,7 +127,7 @@ impl Session {
 
     /// Makes the encoder.
     pub(super) fn start(&mut self, start: Start) -> Result<(), SinkError> {
-        let Start { progress, skip_until, tables } = start;
+        let Start { progress, skip_until, begun, tables } = start;
         let origin = Origin {
             pipeline: self.opening.pipeline.clone(),
             database: progress.database.clone(),
@@ -135,7 +139,7 @@ impl Session {
         if let Some(readability) = &mut self.readability {
             readability.committed(progress.lsn, Vec::new());
         }
-        self.streaming = Some(Streaming { encoder, progress, skipping: Skipping::new(skip_until) });
+        self.streaming = Some(Streaming { encoder, progress, skipping: Skipping::new(&skip_until, &begun) });
         Ok(())
     }
 
@@ -282,6 +286,7 @@ impl Session {
     pub(super) fn tally(&mut self, made: FeedReport) {
         let now = FeedReport { dead_letters: self.carrier.dead_letters, ..made };
         self.opening.feed.add(now.since(self.counted));
+        self.opening.feed.set_brokers_away(false);
         self.counted = now;
     }
 

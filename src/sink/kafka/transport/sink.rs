@@ -13,7 +13,7 @@ use super::catalog::Catalog;
 use super::open;
 use super::opening::Opening;
 use super::producer::Halt;
-use super::progress::Records;
+use super::progress::{CopiedTable, Records};
 use super::reader;
 use super::session::{Session, Start};
 use crate::sink::{Batch, Receipt, SinkError};
@@ -24,7 +24,7 @@ const ORDERS_LIMIT: usize = 1;
 type Answer<T> = oneshot::Sender<Result<T, SinkError>>;
 
 enum Order {
-    Record(Progress, Vec<QualifiedName>, Answer<()>),
+    Record(Progress, Vec<(QualifiedName, CopiedTable)>, Answer<()>),
     Start(Box<Start>, Answer<()>),
     Apply(Batch, Answer<Receipt>),
 }
@@ -88,8 +88,12 @@ impl KafkaSink {
         Ok((sink, records))
     }
 
-    /// Writes a record that no event belongs to, durably, together with the plan of a copy: tables that are not finished.
-    pub async fn record(&mut self, progress: Progress, planned: Vec<QualifiedName>) -> Result<(), SinkError> {
+    /// Writes a record that no event belongs to, durably, together with the plan of a copy.
+    pub async fn record(
+        &mut self,
+        progress: Progress,
+        planned: Vec<(QualifiedName, CopiedTable)>,
+    ) -> Result<(), SinkError> {
         self.order(|answer| Order::Record(progress, planned, answer)).await
     }
 

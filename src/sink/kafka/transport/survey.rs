@@ -30,6 +30,8 @@ pub struct TopicSurvey {
     pub replicas: usize,
     /// `min.insync.replicas`, where it may be read.
     pub least_in_sync: Option<usize>,
+    /// `cleanup.policy`, where it may be read.
+    pub cleanup_policy: Option<String>,
     /// `unclean.leader.election.enable`.
     pub has_unclean_elections: bool,
 }
@@ -54,10 +56,10 @@ pub async fn survey(sink: &KafkaSink, pipeline: &PipelineName, tables: &[Qualifi
         let mut topics = Topics::new(&sink, runtime.clone());
         let mut names = topics_of(&sink, &pipeline, &tables);
         names.push(sink.progress_topic.clone());
-        let missing = topics.look_up(&names)?;
+        let missing = topics.absent(&names)?;
         // Internal: one who may not see it learns it from the broker's settings.
         let state = TRANSACTION_STATE.to_owned();
-        if topics.look_up(std::slice::from_ref(&state)).is_ok_and(|missing| missing.is_empty()) {
+        if topics.absent(std::slice::from_ref(&state)).is_ok_and(|missing| missing.is_empty()) {
             names.push(state);
         }
         let broker = match broker_settings(&sink, &runtime) {
@@ -72,6 +74,7 @@ pub async fn survey(sink: &KafkaSink, pipeline: &PipelineName, tables: &[Qualifi
                 partitions: facts.partitions,
                 replicas: facts.replicas,
                 least_in_sync: facts.settings.get("min.insync.replicas").and_then(|text| text.parse().ok()),
+                cleanup_policy: facts.settings.get("cleanup.policy").cloned(),
                 has_unclean_elections: facts
                     .settings
                     .get("unclean.leader.election.enable")

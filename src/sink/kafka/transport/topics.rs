@@ -45,6 +45,14 @@ pub(super) struct TopicFacts {
     pub(super) settings: HashMap<String, String>,
 }
 
+/// Topics that cannot be used yet.
+#[derive(Debug, Default)]
+struct Unready {
+    absent: Vec<String>,
+    /// There, but some partition has no leader: its brokers are away.
+    leaderless: Vec<String>,
+}
+
 /// What is known of the topics. Its clients live only while they are asked: one that nobody serves would gather what it has to
 /// say about its connections.
 pub(super) struct Topics {
@@ -81,28 +89,40 @@ impl Topics {
         self.known.values().map(|facts| facts.record_bytes).chain(made).min().unwrap_or(DEFAULT_RECORD_BYTES)
     }
 
-    /// Looks the topics up, without making any; gives the names that do not exist.
-    pub(super) fn look_up(&mut self, names: &[String]) -> Result<Vec<String>, SinkError> {
+    /// Looks the topics up, without making any; gives the names that do not exist. One without a leader does: it is waited for.
+    pub(super) fn absent(&mut self, names: &[String]) -> Result<Vec<String>, SinkError> {
+        let Unready { absent, leaderless } = self.look_up(names)?;
+        if leaderless.is_empty() {
+            return Ok(absent);
+        }
+        let context = format!("looking up {}: not every partition has a leader", listed(&leaderless));
+        Err(Fault::from(Code::LeaderNotAvailable).while_doing(context, self.events.connection()))
+    }
+
+    /// Notes those that can be used.
+    fn look_up(&mut self, names: &[String]) -> Result<Unready, SinkError> {
         let new: Vec<String> = names.iter().filter(|name| !self.known.contains_key(*name)).cloned().collect();
         if new.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Unready::default());
         }
         let context = || format!("looking up {}", listed(&new));
         let found = self.counts(&new).map_err(|fault| fault.while_doing(context(), self.events.connection()))?;
-        let present: Vec<&String> = new.iter().filter(|name| found.contains_key(*name)).collect();
+        let present: Vec<&String> = new.iter().filter(|name| matches!(found.get(*name), Some(Some(_)))).collect();
         let mut settings = self.settings_of(&present)?;
         for name in present {
-            let (partitions, replicas) = found.get(name).copied().unwrap_or((1, 1));
+            let (partitions, replicas) = found.get(name).copied().flatten().unwrap_or((1, 1));
             let settings = settings.remove(name).unwrap_or_default();
             let record_bytes = record_bytes(&settings).unwrap_or(DEFAULT_RECORD_BYTES);
             self.known.insert(name.clone(), TopicFacts { partitions, replicas, record_bytes, settings });
         }
-        Ok(new.into_iter().filter(|name| !self.known.contains_key(name)).collect())
+        let unready = new.into_iter().filter(|name| !self.known.contains_key(name));
+        let (leaderless, absent) = unready.partition(|name| found.contains_key(name));
+        Ok(Unready { absent, leaderless })
     }
 
     /// Sees to it that topics for events exist.
     pub(super) fn ensure(&mut self, names: &[String]) -> Result<(), SinkError> {
-        let missing = self.look_up(names)?;
+        let missing = self.absent(names)?;
         if missing.is_empty() {
             return Ok(());
         }
@@ -168,7 +188,7 @@ impl Topics {
     /// Sees to it that the progress topic exists, with one partition.
     pub(super) fn ensure_progress(&mut self) -> Result<(), SinkError> {
         let name = self.sink.progress_topic.clone();
-        let missing = self.look_up(std::slice::from_ref(&name))?;
+        let missing = self.absent(std::slice::from_ref(&name))?;
         if !missing.is_empty() {
             let replication = self.sink.create_topics.as_ref().map_or(-1, |create| create.replication_factor);
             self.create(&missing, 1, replication, PROGRESS_SETTINGS)?;
@@ -178,6 +198,13 @@ impl Topics {
             return Err(SinkError::Refused(format!(
                 "the progress topic \"{name}\" has {partitions} partitions; it must have 1, compacted, because its records are one \
                  sequence. Name another with progress_topic, or let walrelay create it"
+            )));
+        }
+        let policy = self.known(&name).and_then(|facts| facts.settings.get("cleanup.policy"));
+        if let Some(policy) = policy.filter(|policy| *policy != "compact") {
+            return Err(SinkError::Refused(format!(
+                "the progress topic \"{name}\" has cleanup.policy = {policy}, so that its records would be deleted in time, and tables sent \
+                 again: kafka-configs --alter --entity-type topics --entity-name {name} --add-config cleanup.policy=compact"
             )));
         }
         Ok(())
@@ -215,7 +242,8 @@ impl Topics {
         }
         let deadline = Instant::now() + CREATION_LIMIT;
         loop {
-            if self.look_up(names)?.is_empty() {
+            let Unready { absent, leaderless } = self.look_up(names)?;
+            if absent.is_empty() && leaderless.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
@@ -225,21 +253,20 @@ impl Topics {
         }
     }
 
-    /// Partitions and replicas of those that exist and have leaders.
-    fn counts(&self, names: &[String]) -> Result<HashMap<String, (i32, usize)>, Fault> {
+    /// Partitions and replicas of those that exist; `None` where partitions have no leader.
+    fn counts(&self, names: &[String]) -> Result<HashMap<String, Option<(i32, usize)>>, Fault> {
         let reader = self.reader()?;
         let mut found = HashMap::new();
         let mut note = |topic: &rdkafka::metadata::MetadataTopic| -> Result<(), Fault> {
             match topic.error().map(Code::from) {
-                None => {}
-                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable) => return Ok(()),
+                None | Some(Code::LeaderNotAvailable) => {}
+                Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => return Ok(()),
                 Some(code) => return Err(Fault::from(code)),
             }
             let partitions = topic.partitions();
-            if !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0) {
-                let replicas = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
-                found.insert(topic.name().to_owned(), (partitions.len() as i32, replicas));
-            }
+            let is_led = !partitions.is_empty() && partitions.iter().all(|partition| partition.leader() >= 0);
+            let replicas = partitions.iter().map(|partition| partition.replicas().len()).min().unwrap_or(0);
+            found.insert(topic.name().to_owned(), is_led.then_some((partitions.len() as i32, replicas)));
             Ok(())
         };
         if names.len() > SINGLE_LOOKUPS_LIMIT {
