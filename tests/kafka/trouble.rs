@@ -5,7 +5,7 @@ use serde_json::Value;
 use walrelay::throwaway::{BrokerOptions, SecureListeners};
 
 use super::harness::certificates::Authority;
-use super::harness::{Acl, Feed, Relay, config, fails_with, streams, waits_with};
+use super::harness::{Acl, Feed, Relay, config, fails_with, second_broker, streams, waits_with};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 const TOPIC: &str = "shop.public.orders";
@@ -74,6 +74,22 @@ async fn what_would_lose_the_record_or_show_a_secret_is_refused_with_its_remedy(
     relay.start_again().await;
     fails_with(&relay, &["refuses \"sasl.pasword\"", "No such configuration property"]).await;
     assert!(!relay.log().contains("HUNTER2"));
+}
+
+/// A topic that is there, and whose one broker is not, is not taken for missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_without_a_leader_is_waited_for() {
+    let feed = Feed::start().await;
+    feed.on_primary(TABLES).await;
+    let mut second = second_broker(&feed.broker).await;
+    feed.create_topic_on(TOPIC, 2).await;
+    second.stop().await;
+    let relay = Relay::start(&feed.config("initial_copy = false", "create_topics = false")).await;
+    waits_with(&relay, &[TOPIC, "not every partition has a leader"]).await;
+    second.start_again().await.unwrap();
+    streams(&relay).await;
+    feed.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    assert_eq!(keys(&feed).await, [r#"{"id":1}"#]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,9 +5,9 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
-use walrelay::throwaway::Server;
+use walrelay::throwaway::{Options, Server};
 
-use super::harness::{eventually, server, value, values};
+use super::harness::{eventually, server, start_server, value, values};
 
 fn start(server: &Server, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_walrelay"));
@@ -77,6 +77,30 @@ async fn writers_of_tables_without_a_key_are_not_disturbed_and_nothing_stays() {
         (value(&server, "postgres", "SELECT count(*) FROM pg_replication_slots").await == "0").then_some(())
     })
     .await;
+}
+
+/// Whoever reads its output may rest: the primary hears of it all the same, and so does whoever ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_rests_holds_up_neither_the_primary_nor_the_end() {
+    let server = start_server(18, Options::default().with("wal_sender_timeout", "2s")).await;
+    values(&server, "postgres", "CREATE TABLE keyed (id int PRIMARY KEY, filler text)").await;
+    let mut tail = start(&server, &[]);
+    until_it_streams(&server).await;
+    let walsender = value(&server, "postgres", "SELECT pid FROM pg_stat_replication").await;
+    // More than a pipe holds.
+    values(&server, "postgres", "INSERT INTO keyed SELECT i, repeat('x', 1000) FROM generate_series(1, 2000) i").await;
+    let written_at = value(&server, "postgres", "SELECT clock_timestamp()").await;
+    let heard = format!(
+        "SELECT bool_and(pid = {walsender} AND reply_time > '{written_at}'::timestamptz + interval '5 s') FROM pg_stat_replication"
+    );
+    eventually("the primary hears from it", || async {
+        (value(&server, "postgres", &heard).await == "t").then_some(())
+    })
+    .await;
+    // SAFETY: the process is our child and not yet reaped.
+    unsafe { libc::kill(tail.id().unwrap() as i32, libc::SIGTERM) };
+    assert!(tail.wait().await.unwrap().success());
+    assert_eq!(publications(&server).await, "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,6 +106,15 @@ impl Feed {
         made.into_iter().for_each(|outcome| drop(outcome.unwrap()));
     }
 
+    /// One with its only partition on this broker.
+    pub async fn create_topic_on(&self, name: &str, broker: i32) {
+        let replicas = [broker];
+        let assignment = [&replicas[..]];
+        let topic = NewTopic::new(name, 1, TopicReplication::Variable(&assignment));
+        let made = self.admin().create_topics([&topic], &AdminOptions::new()).await.unwrap();
+        made.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+    }
+
     /// Changes settings of a topic while it is in use; what is not named goes back to its default.
     pub async fn set_topic(&self, name: &str, config: &[(&str, &str)]) {
         let mut change = AlterConfig::new(ResourceSpecifier::Topic(name));
