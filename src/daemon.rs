@@ -91,12 +91,7 @@ pub async fn run(
     daemon.notifier.ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pipelines = daemon.pipelines.len(), "walrelay runs");
     while wishes.next().await == Wish::Reload {
-        // A stop does not wait for a reload that drains.
-        let is_stopped = tokio::select! {
-            () = daemon.reload() => false,
-            () = until_stop(&mut wishes) => true,
-        };
-        if is_stopped {
+        if daemon.reload_unless_stopped(&mut wishes).await {
             break;
         }
     }
@@ -130,6 +125,26 @@ impl Daemon {
                 self.pipelines.insert(pipeline.name.clone(), (settings, running));
             }
         }
+    }
+
+    /// Reloads, and once more for a SIGHUP that comes while pipelines drain: the file may be another since it was read. A stop does
+    /// not wait for that; gives whether one was asked for.
+    async fn reload_unless_stopped(&mut self, wishes: &mut Wishes) -> bool {
+        let mut is_wished = true;
+        while std::mem::take(&mut is_wished) {
+            let reload = self.reload();
+            tokio::pin!(reload);
+            loop {
+                tokio::select! {
+                    () = &mut reload => break,
+                    wish = wishes.next() => match wish {
+                        Wish::Reload => is_wished = true,
+                        Wish::Stop => return true,
+                    },
+                }
+            }
+        }
+        false
     }
 
     /// SIGHUP: the log level, pipelines added, removed and changed; a failed one starts again, an unchanged one goes on.

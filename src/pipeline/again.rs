@@ -31,10 +31,14 @@ impl Again {
         self.prepared.snapshot_lsn()
     }
 
-    /// Those of which a part was sent: of what comes before `until` consumers need to hear only what became of rows that they may hold.
+    /// Those of which a part was sent: of what comes before `until` consumers need to hear only what became of rows that they may hold. Not
+    /// an outbox: what was put in, and may be gone by then, is the message.
     pub(super) fn begun(&self, copied: &HashMap<QualifiedName, CopiedTable>) -> HashMap<QualifiedName, Lsn> {
         let planned = self.prepared.planned().into_iter().map(|(table, _)| table);
-        let begun = planned.filter(|table| copied.get(table).is_some_and(CopiedTable::is_unfinished));
+        let is_outbox =
+            |table: &QualifiedName| self.opening.sink.outbox.as_ref().is_some_and(|outbox| outbox.table == *table);
+        let begun =
+            planned.filter(|table| copied.get(table).is_some_and(CopiedTable::is_unfinished) && !is_outbox(table));
         begun.map(|table| (table, self.until())).collect()
     }
 }
@@ -48,13 +52,12 @@ impl Attempt<'_> {
         publication: &Publication,
         copied: &HashMap<QualifiedName, CopiedTable>,
     ) -> Result<Option<Again>, PipelineError> {
-        let mut asked_for = copied.values().any(|table| table.again);
-        // The snapshot waits for running transactions, and those would wait for us.
-        if asked_for && lists_standby(&synchronous_standby_names(&primary.sql).await?, self.name().as_str()) {
+        // The snapshot waits for running transactions, and those would wait for us: only a copy that was cut off is worth that.
+        let is_listed = lists_standby(&synchronous_standby_names(&primary.sql).await?, self.name().as_str());
+        if is_listed && copied.values().any(|table| table.again) {
             tracing::warn!(
                 "tables are sent again once this pipeline does not stand in synchronous_standby_names, and starts anew"
             );
-            asked_for = false;
         }
         let progress = Arc::new(CopyProgress::default());
         let copy = KafkaCopy {
@@ -64,7 +67,7 @@ impl Attempt<'_> {
             tables: &publication.tables,
             identity: &primary.identity,
             earlier: copied,
-            part: Part::Again { asked_for },
+            part: if is_listed { Part::CutOff } else { Part::Again },
             smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
             progress: Arc::clone(&progress),
             cancel: self.stop.clone(),

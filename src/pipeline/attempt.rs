@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,12 +11,12 @@ use crate::assemble::Spool;
 use crate::config::{self, PostgresSink as SinkConfig};
 use crate::model::{Lsn, PrimaryIdentity, Progress, QualifiedName, State};
 use crate::sink::AnySink;
-use crate::sink::postgres::{self, Opening, PostgresSink, TableFilter, store};
+use crate::sink::postgres::{self, Opening, PostgresSink, store};
 use crate::sink::stdout::StdoutSink;
-use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot, SnapshotError};
+use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
 use crate::source::{
-    self, Additions, Publication, SlotFacts, SnapshotUse, SourceError, ensure_publication, identify, lists_standby,
-    slot_facts, synchronous_standby_names, timeline_switch_point,
+    self, Additions, Publication, SlotFacts, SnapshotUse, SourceError, ensure_publication, identify, slot_facts,
+    timeline_switch_point,
 };
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
@@ -112,7 +113,8 @@ impl Attempt<'_> {
         let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
         if replication.parameter("in_hot_standby") == Some("on") {
             return Err(PipelineError::NotYet(format!(
-                "the server {} that [primary] url leads to to be promoted: it is in recovery (a physical standby). Among several hosts,                  target_session_attrs=read-write in the url picks the primary",
+                "the server {} that [primary] url leads to to be promoted: it is in recovery (a physical standby). Among several hosts, \
+                 target_session_attrs=read-write in the url picks the primary",
                 replication.host()
             )));
         }
@@ -130,18 +132,6 @@ impl Attempt<'_> {
         let is_managed = pipeline.publication.is_none();
         let name = pipeline.publication_name();
         Ok(ensure_publication(&primary.sql, &name, is_managed, &pipeline.tables, additions).await?)
-    }
-
-    /// New tables are added once commits cannot wait for this pipeline while their copy waits for the commits.
-    pub(super) async fn additions(&self, primary: &Primary, beginning: Beginning) -> Result<Additions, PipelineError> {
-        if beginning == Beginning::Fresh {
-            return Ok(Additions::Now);
-        }
-        if !self.settings.pipeline.initial_copy {
-            return Ok(Additions::IfAllowed);
-        }
-        let names = synchronous_standby_names(&primary.sql).await?;
-        Ok(if lists_standby(&names, self.name().as_str()) { Additions::Later } else { Additions::IfAllowed })
     }
 
     /// Everything up to an open sink and a started stream.
@@ -168,11 +158,7 @@ impl Attempt<'_> {
         let is_binary = binary.is_some();
         let opening = Opening {
             pipeline: self.name().clone(),
-            filter: if publication.is_managed {
-                TableFilter::All
-            } else {
-                TableFilter::Only { set: self.settings.pipeline.tables.clone(), names: publication.tables.clone() }
-            },
+            filter: self.filter(&publication),
             guard_for: is_read_only.then(|| self.settings.primary.clone()),
             skip_until,
             apply_depth: sink.apply_depth,
@@ -199,37 +185,6 @@ impl Attempt<'_> {
         Ok((ownership, Streaming { may_hurry: !is_same_server, ..streaming }))
     }
 
-    /// What is to come into a publication of ours must have its place on the standby: a start that is refused changes nothing. One that
-    /// only follows a fault goes on with the tables that streamed before.
-    async fn plan_coming(
-        &self,
-        primary: &Primary,
-        sink: &SinkConfig,
-        additions: Additions,
-    ) -> Result<Additions, PipelineError> {
-        let coming = self.coming(primary, additions).await?;
-        match snapshot::plan_coming(&primary.sql, &sink.url, &self.settings.pipeline, &coming).await {
-            Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_))) if self.has_streamed => {
-                tracing::warn!(%error, "new tables wait for the next start; the others go on");
-                Ok(Additions::Later)
-            }
-            planned => Ok(planned.map(|()| additions)?),
-        }
-    }
-
-    /// The tables that are about to come into a publication of ours, and will be copied.
-    pub(super) async fn coming(
-        &self,
-        primary: &Primary,
-        additions: Additions,
-    ) -> Result<Vec<QualifiedName>, PipelineError> {
-        let pipeline = &self.settings.pipeline;
-        if pipeline.publication.is_some() || !pipeline.initial_copy || additions == Additions::Later {
-            return Ok(Vec::new());
-        }
-        Ok(source::coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await?)
-    }
-
     /// Changes as JSON lines: no record is kept, so each start begins at the slot's confirmed position.
     async fn to_stdout(&self, spool: Spool) -> Result<Streaming, PipelineError> {
         let mut primary = self.primary().await?;
@@ -254,6 +209,7 @@ impl Attempt<'_> {
         let slot = slot_facts(&primary.sql, &slot_name).await?;
         if let Some(process_id) = slot.as_ref().and_then(SlotFacts::maker) {
             // An earlier start was cut off, and its walsender has not noticed.
+            create::refuse_knot(&primary.sql, self.name(), &slot_name, Duration::ZERO).await?;
             return Err(PipelineError::NotYet(format!(
                 "the replication slot \"{slot_name}\" to be made: the walsender process {process_id} waits for the transactions that ran \
                  when it began"
@@ -322,7 +278,10 @@ impl Attempt<'_> {
         };
         self.guard(ownership, sink, publication).await?;
         let snapshot = self.settle_beginning(primary, ownership, beginning, prepared.is_some()).await?;
-        let Some(prepared) = prepared else { return Ok(HashMap::new()) };
+        let Some(prepared) = prepared else { return self.copied_before(sink).await };
+        if is_fresh {
+            self.plan_again_for_newcomers(primary, publication).await?;
+        }
         if prepared.tables().next().is_some() {
             self.reporter.state(State::Copying);
         }
@@ -336,6 +295,19 @@ impl Attempt<'_> {
             })
             .await?;
         Ok(outcome.skip_until)
+    }
+
+    /// What an earlier copy holds, where there is to be none now.
+    async fn copied_before(&self, sink: &SinkConfig) -> Result<HashMap<QualifiedName, Lsn>, PipelineError> {
+        let state = snapshot::copied_before(&sink.url, self.name()).await?;
+        if state.is_unfinished() {
+            return Err(PipelineError::Refused(format!(
+                "initial_copy = false, but the copy of \"{name}\" was begun and is not finished (table walrelay.copy on the standby): rows \
+                 are missing there. Set initial_copy = true to finish it, or start over: walrelay drop {name}",
+                name = self.name()
+            )));
+        }
+        Ok(state.skip_until())
     }
 
     /// Puts the read-only guards up, or takes them away.

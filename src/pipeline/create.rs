@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use postgres_protocol::escape::escape_literal;
 use tokio::time::{Instant, sleep};
 
 use crate::model::{PipelineName, SlotName};
-use crate::source::{CreatedSlot, SnapshotUse, SourceError, create_slot, lists_standby};
+use crate::snapshot;
+use crate::source::{CreatedSlot, SnapshotUse, SourceError, create_slot, lists_standby, without_standby};
 use crate::wire::Connection;
 use crate::wire::sql::SqlClient;
 
@@ -26,16 +28,20 @@ pub(super) async fn create_slot_safely(
     primary_sql: &SqlClient,
     pipeline: &PipelineName,
     slot: &SlotName,
-    snapshot: SnapshotUse,
+    snapshot_use: SnapshotUse,
     reporter: &Reporter,
 ) -> Result<CreatedSlot, PipelineError> {
     refuse_knot(primary_sql, pipeline, slot, Duration::ZERO).await?;
     let began = Instant::now();
+    let process_id = replication.process_id();
     let watch = async {
         loop {
             sleep(LOOK_EVERY).await;
             if let Err(error) = refuse_knot(primary_sql, pipeline, slot, began.elapsed()).await {
                 break error;
+            }
+            if let Err(error) = snapshot::refuse_lock_knot(primary_sql, process_id, pipeline).await {
+                break error.into();
             }
             if began.elapsed() > REPORT_AFTER {
                 let what =
@@ -45,7 +51,7 @@ pub(super) async fn create_slot_safely(
         }
     };
     let created = tokio::select! {
-        created = create_slot(replication, slot, snapshot, false) => created?,
+        created = create_slot(replication, slot, snapshot_use, false) => created?,
         refused = watch => return Err(refused),
     };
     reporter.waiting_for(None);
@@ -54,7 +60,7 @@ pub(super) async fn create_slot_safely(
 }
 
 /// The knot: our name is listed, and somebody waits for a synchronous standby.
-async fn refuse_knot(
+pub(super) async fn refuse_knot(
     primary_sql: &SqlClient,
     pipeline: &PipelineName,
     slot: &SlotName,
@@ -68,10 +74,16 @@ async fn refuse_knot(
     if !is_listed || (waiting == 0 && waited < BLIND_LIMIT) {
         return Ok(());
     }
+    let remedy = match without_standby(&names, pipeline.as_str()) {
+        Some(others) => format!(
+            "run on the primary: ALTER SYSTEM SET synchronous_standby_names = {}; SELECT pg_reload_conf()",
+            escape_literal(&others).trim_start()
+        ),
+        None => "take the name out of synchronous_standby_names on the primary".to_owned(),
+    };
     Err(PipelineError::Refused(format!(
-        "the slot \"{slot}\" does not exist, and \"{pipeline}\" already stands in synchronous_standby_names ('{names}') while commits \
-         wait for it: creating the slot would wait for them, and they for the slot, for ever. On the primary run: ALTER SYSTEM SET \
-         synchronous_standby_names = ''; SELECT pg_reload_conf(); let walrelay start, and list the name again once `walrelay status` \
-         says streaming"
+        "the slot \"{slot}\" is still to be made, and \"{pipeline}\" already stands in synchronous_standby_names ('{names}') while commits \
+         wait for it: creating the slot would wait for them, and they for the slot, for ever. To undo it {remedy}; let walrelay start, and \
+         list the name again once `walrelay status` says streaming"
     )))
 }

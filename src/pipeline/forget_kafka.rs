@@ -3,6 +3,7 @@
 
 use crate::config::{self, KafkaSink};
 use crate::model::{PipelineName, Progress};
+use crate::sink::SinkError;
 use crate::sink::kafka::transport;
 use crate::source::SourceError;
 use crate::wire::Connection;
@@ -26,26 +27,32 @@ pub(super) async fn own(config: &config::Config, name: &PipelineName) -> Result<
     )))
 }
 
-/// Removes the records, and says what could not be removed.
+/// The progress record, if there is one. Fences nobody.
+pub(super) async fn read(sink: &KafkaSink, name: &PipelineName) -> Result<Option<Progress>, SinkError> {
+    Ok(transport::read_records(sink, name).await?.progress)
+}
+
+/// Removes the records, and says what could not be removed. `read` is what was read before the slot was dropped.
 pub(super) async fn forget(
     sql: &SqlClient,
     pipeline: &config::Pipeline,
     sink: &KafkaSink,
+    read: Result<Option<Progress>, SinkError>,
 ) -> Result<Vec<Removed>, PipelineError> {
     let name = &pipeline.name;
     let left = |error: &dyn std::fmt::Display| {
         vec![Removed::Left(format!("the records in Kafka: {error}; run drop again once it answers"))]
     };
-    let records = match transport::read_records(sink, name).await {
-        Ok(records) => records,
+    let progress = match read {
+        Ok(progress) => progress,
         Err(error) => return Ok(left(&error)),
     };
-    if let Some(progress) = &records.progress
+    if let Some(progress) = &progress
         && let Some(stranger) = stranger(sql, pipeline, progress).await?
     {
         return Ok(vec![Removed::Left(format!(
-            "the progress record \"{}\" in the topic \"{}\": it is about {stranger}. Give one of both pipelines a transactional_id of \
-             its own",
+            "the progress record \"{}\" in the topic \"{}\": it is about {stranger}. If that is this pipeline's, correct `slot` and the \
+             primary's url and run drop again; if it is another pipeline's, give one of both a transactional_id of its own",
             sink.transactional_id, sink.progress_topic
         ))]);
     }

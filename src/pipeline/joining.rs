@@ -44,6 +44,13 @@ impl Noticed {
         found.into_iter().filter(|table| noticed.insert(table.clone())).collect()
     }
 
+    /// An attempt found these published: one that is found missing later has come anew.
+    #[cfg(feature = "kafka")]
+    pub(super) fn joined(&self, published: &[QualifiedName]) {
+        let mut noticed = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        noticed.retain(|table| !published.contains(table));
+    }
+
     /// Whether there is a request, and it is another than the last.
     fn is_new(&self, request: Option<String>) -> bool {
         let mut last = self.request.lock().unwrap_or_else(PoisonError::into_inner);

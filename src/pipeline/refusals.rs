@@ -1,13 +1,15 @@
-//! Transactions that a stream of binary values could not take: what they make of the next stream. Asks no server.
+//! What a stream could not take: transactions for binary values, and changes of tables that came since they were listed. What they make of
+//! the next stream. Asks no server.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use crate::model::Lsn;
+use crate::model::{Lsn, QualifiedName};
 use crate::sink::SinkError;
 
 use super::PipelineError;
 
-/// Transactions that streams of binary values could not take.
+/// What streams could not take.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<State>);
 
@@ -16,17 +18,28 @@ struct State {
     last: Option<Lsn>,
     /// Met twice: the catalogs of now say nothing of it.
     text_until: Option<Lsn>,
+    /// Tables for which the publication's were listed again.
+    sought: BTreeSet<QualifiedName>,
 }
 
 impl Refusals {
     /// Notes the error if it is one; then another attempt may go better at once.
     pub(super) fn note(&self, error: &PipelineError) -> bool {
-        let PipelineError::Sink(SinkError::NeedsText { commit_lsn, .. }) = error else { return false };
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let commit_lsn = match error {
+            PipelineError::Sink(SinkError::NeedsText { commit_lsn, .. }) => commit_lsn,
+            PipelineError::Sink(SinkError::NewTable(name)) => return state.sought.insert(name.clone()),
+            _ => return false,
+        };
         if state.last.replace(*commit_lsn) == Some(*commit_lsn) {
             state.text_until = Some(*commit_lsn);
         }
         true
+    }
+
+    /// Tables that were sought: one that is still not listed is gone, or none of ours.
+    pub(super) fn sought(&self) -> Vec<QualifiedName> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).sought.iter().cloned().collect()
     }
 
     /// Whether a stream that begins here would meet such a transaction.
@@ -39,6 +52,14 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_is_sought_once() {
+        let (refusals, name) = (Refusals::default(), QualifiedName::new("public", "t"));
+        let error = PipelineError::from(SinkError::NewTable(name.clone()));
+        assert!(refusals.note(&error) && refusals.sought() == [name]);
+        assert!(!refusals.note(&error), "met again: no reason to begin anew at once");
+    }
 
     #[test]
     fn a_transaction_met_twice_is_read_as_text_until_it_is_passed() {

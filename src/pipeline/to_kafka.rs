@@ -2,22 +2,22 @@
 //! refuse a stranger's, only then take the producer over, read again, and stream from there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::assemble::Spool;
 use crate::config::KafkaSink as SinkConfig;
 use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::kafka::transport::{CopiedTable, KafkaSink, Opening, Records, Start, mark_copied, read_records};
-use crate::sink::postgres::TableFilter;
 use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, Part, PreparedKafka};
 use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
 
-use super::PipelineError;
 use super::again::Again;
 use super::attempt::{Attempt, Primary};
 use super::ownership::{self, Ownership};
 use super::resume::Beginning;
 use super::stream::Streaming;
+use super::{PipelineError, create};
 
 impl Attempt<'_> {
     /// Everything up to an open sink and a started stream; with tables that are to be sent again once the stream has come to an end
@@ -49,11 +49,17 @@ impl Attempt<'_> {
             return Err(self.refuse_leftovers(sink));
         }
         let is_resumed = matches!(beginning, Beginning::Resume(_));
+        if is_resumed && wants_copy && records.copied.is_empty() {
+            self.plan_all(&mut opened, &mut records, &publication).await?;
+        }
+        self.noticed.joined(&publication.tables);
         let part = if is_resumed { Part::Coming(&coming) } else { Part::Initial };
         let copy_progress = Arc::new(CopyProgress::default());
         let prepared = self.prepare_copy(&primary, &records, &publication, part, &copy_progress).await?;
         let copy = prepared.map(|prepared| (prepared, copy_progress));
-        let progress = self.settle_kafka(&mut primary, &mut opened, beginning, &mut records, copy, &opening).await?;
+        let progress = self
+            .settle_kafka(&mut primary, &mut opened, beginning, &mut records, copy, (&opening, &publication))
+            .await?;
         let again = match is_resumed {
             true => self.prepare_again(&primary, &opening, &publication, &records.copied).await?,
             false => None,
@@ -73,8 +79,9 @@ impl Attempt<'_> {
     }
 
     /// Records, where tables were copied before, those that are about to come into the publication: it alone does not tell a partition
-    /// that came with a new table from one of an old table, whose rows the stream has carried from the first on. One that was copied
-    /// before and comes again is another under its name, or was missing for a time. Gives them.
+    /// that came with a new table from one of an old table, whose rows the stream has carried from the first on. Gives those of which nothing
+    /// was sent before. One that has a record is another under its name, or was missing for a time, and is to be sent again: consumers
+    /// hold its rows.
     async fn plan_coming_events(
         &self,
         primary: &Primary,
@@ -87,13 +94,33 @@ impl Attempt<'_> {
             let planned = coming.iter().map(|table| (table.clone(), CopiedTable::default()));
             mark_copied(sink, planned.collect()).await?;
         }
-        Ok(coming)
+        Ok(coming.into_iter().filter(|table| !before.copied.contains_key(table)).collect())
+    }
+
+    /// A feed that has streamed without a copy is to have one: all tables are planned before the first is sent, so that a copy that is cut off
+    /// knows what is left.
+    async fn plan_all(
+        &self,
+        opened: &mut KafkaSink,
+        records: &mut Records,
+        publication: &Publication,
+    ) -> Result<(), PipelineError> {
+        let Some(progress) = records.progress.clone() else { return Ok(()) };
+        let tables = publication.tables.iter().filter(|table| table.schema != snapshot::OWN_SCHEMA);
+        let planned: Vec<_> = tables.map(|table| (table.clone(), CopiedTable::default())).collect();
+        opened.record(progress, planned.clone()).await?;
+        records.copied.extend(planned);
+        Ok(())
     }
 
     /// A producer is taken over only from one that does not stream any more.
     async fn refuse_used_slot(&self, primary: &Primary) -> Result<(), PipelineError> {
         let slot = self.settings.pipeline.slot_name();
         match slot_facts(&primary.sql, &slot).await? {
+            Some(facts) if facts.maker().is_some() => {
+                create::refuse_knot(&primary.sql, self.name(), &slot, Duration::ZERO).await?;
+                Err(PipelineError::NotYet(format!("the slot \"{slot}\" to be made, as an earlier start began")))
+            }
             Some(facts) if facts.active => Err(PipelineError::NotYet(format!(
                 "the slot \"{slot}\" to be free: the walsender process {} still uses it",
                 facts.active_pid.unwrap_or(0)
@@ -109,11 +136,7 @@ impl Attempt<'_> {
             sink: sink.clone(),
             primary: self.settings.primary.clone(),
             memory_limit_bytes: pipeline.memory_limit_bytes,
-            filter: if publication.is_managed {
-                TableFilter::All
-            } else {
-                TableFilter::Only { set: pipeline.tables.clone(), names: publication.tables.clone() }
-            },
+            filter: self.filter(publication),
             tables: publication.tables.clone(),
             heartbeat: self.reporter.heartbeat().clone(),
             feed: self.reporter.feed().clone(),
@@ -130,7 +153,7 @@ impl Attempt<'_> {
         ))
     }
 
-    /// Locks for the initial copy, or for what is left of it; `None` where there is to be none.
+    /// Locks for the part of the initial copy whose rows go before the stream; `None` where there is to be none.
     async fn prepare_copy(
         &self,
         primary: &Primary,
@@ -165,7 +188,7 @@ impl Attempt<'_> {
         beginning: Beginning,
         records: &mut Records,
         copy: Option<(PreparedKafka, Arc<CopyProgress>)>,
-        opening: &Opening,
+        (opening, publication): (&Opening, &Publication),
     ) -> Result<Progress, PipelineError> {
         let (progress, exported) = match beginning {
             Beginning::Resume(_) => {
@@ -178,6 +201,9 @@ impl Attempt<'_> {
                 opened.record(self.record(primary, Lsn::ZERO), Vec::new()).await?;
                 let snapshot = if copy.is_some() { SnapshotUse::Export } else { SnapshotUse::Nothing };
                 let (lsn, name) = self.create_slot(primary, snapshot).await?;
+                if copy.is_some() {
+                    self.plan_again_for_newcomers(primary, publication).await?;
+                }
                 (self.record(primary, lsn), name.map(|name| ExportedSnapshot { name, lsn }))
             }
         };

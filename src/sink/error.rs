@@ -88,6 +88,9 @@ pub enum SinkError {
     /// The table or its columns do not fit.
     #[error("{0}")]
     Shape(String),
+    /// A change of a table that came into the publication since its tables were listed: another stream begins with it.
+    #[error("{0} came into the publication since its tables were listed; they are listed again")]
+    NewTable(QualifiedName),
     /// A stream of binary values met a column whose types are not known to agree; the same values can be read as text.
     #[error("values of {column} in the transaction at {commit_lsn} cannot be taken in binary form")]
     NeedsText {
@@ -153,6 +156,7 @@ impl SinkError {
             SinkError::ProgressMoved { .. }
             | SinkError::TwoServers { .. }
             | SinkError::NeedsText { .. }
+            | SinkError::NewTable(_)
             | SinkError::Spool(_) => Retry::Later,
             _ => Retry::Never,
         }

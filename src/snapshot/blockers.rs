@@ -68,6 +68,20 @@ impl fmt::Display for Blocker {
     }
 }
 
+/// Whether somebody that the process waits for waits, himself or through others, for the copy's own locks: then neither ever ends, and the
+/// server does not know, since the copy's sessions wait for nothing in it.
+pub(super) async fn wait_for_copy(
+    client: &SqlClient,
+    process_id: i32,
+    application_name: &str,
+) -> Result<bool, tokio_postgres::Error> {
+    let query = "WITH RECURSIVE waited_for(pid) AS (SELECT unnest(pg_catalog.pg_blocking_pids($1)) \
+                 UNION SELECT unnest(pg_catalog.pg_blocking_pids(w.pid)) FROM waited_for w) \
+                 SELECT EXISTS (SELECT FROM waited_for w JOIN pg_catalog.pg_stat_activity a ON a.pid = w.pid \
+                 WHERE a.application_name = $2)";
+    Ok(client.query_one(query, &[&process_id, &application_name]).await?.get(0))
+}
+
 /// `a; b; and 3 more`.
 pub(super) fn list(blockers: &[Blocker]) -> String {
     let mut parts: Vec<String> = blockers.iter().take(SHOWN_LIMIT).map(ToString::to_string).collect();

@@ -33,6 +33,9 @@ pub async fn plan_coming(
     if store::load(&client, &pipeline.name).await?.tables.is_empty() {
         return Ok(());
     }
+    // Behind it the publication is changed on the other server, for good.
+    let durable = client.batch_execute("SET synchronous_commit = local").await;
+    durable.map_err(|error| server(Side::Standby, "set synchronous_commit", error))?;
     let planned = store::plan_more(&client, &pipeline.name, tables).await;
     planned.map_err(|error| server(Side::Standby, "write the plan into walrelay.copy", error))
 }

@@ -64,9 +64,23 @@ pub use session::COPY_ROLE;
 #[cfg(feature = "kafka")]
 pub use to_kafka::{KafkaCopy, Part, PreparedKafka, prepare_kafka};
 
+/// Fails where a transaction that the process waits for, a walsender that makes a slot, waits for the locks of this pipeline's copy.
+pub async fn refuse_lock_knot(sql: &SqlClient, process_id: i32, pipeline: &PipelineName) -> Result<(), SnapshotError> {
+    let failed = |error| error::server(Side::Primary, "look who waits for whom", error);
+    match blockers::wait_for_copy(sql, process_id, &session::application_name(pipeline)).await.map_err(failed)? {
+        true => Err(SnapshotError::Disturbed(own_snapshot::LOCK_KNOT.to_owned())),
+        false => Ok(()),
+    }
+}
+
+/// What the standby remembers of the pipeline's copy.
+pub async fn copied_before(url: &ServerUrl, pipeline: &PipelineName) -> Result<CopyState, SnapshotError> {
+    store::load(&session::standby_sql(url, pipeline).await?, pipeline).await
+}
+
 /// Where walrelay keeps its own records on a standby. A primary that is itself some relay's standby has it too; copying it
 /// would overwrite the records of the relay that writes here.
-const OWN_SCHEMA: &str = "walrelay";
+pub const OWN_SCHEMA: &str = "walrelay";
 
 /// What to copy, from where to where.
 #[derive(Clone, Debug)]

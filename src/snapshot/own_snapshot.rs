@@ -17,6 +17,9 @@ use super::session::application_name;
 
 /// How often it is looked whether and by whom the creation is held up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// What ends an attempt whose locks are in the way of a transaction that its snapshot waits for.
+pub(super) const LOCK_KNOT: &str =
+    "a transaction that the copy's snapshot waits for waits for a lock on a table that is copied, and gets it now";
 /// A role that cannot see who waits takes a creation of this length, while our name is listed, for the knot.
 const BLIND_LIMIT: Duration = Duration::from_secs(10);
 
@@ -63,6 +66,9 @@ async fn look(
     waited: Duration,
 ) -> Result<(), SnapshotError> {
     let failed = |error| server(Side::Primary, "read pg_stat_activity", error);
+    if blockers::wait_for_copy(observer, process_id, &application_name(pipeline)).await.map_err(failed)? {
+        return Err(SnapshotError::Disturbed(LOCK_KNOT.to_owned()));
+    }
     let found = blockers::of_process(observer, process_id).await.map_err(failed)?;
     let is_blind = waited >= BLIND_LIMIT;
     if found.iter().any(|blocker| blocker.is_in_sync_wait() || (is_blind && blocker.is_hidden())) {

@@ -59,12 +59,11 @@ pub enum Part<'a> {
     Initial,
     /// These, which come into the publication now: the same.
     Coming(&'a [QualifiedName]),
-    /// Those of which consumers may hold something: their rows go between their changes, so that what became of it is told. Without
-    /// `asked_for`, only what is left of the initial copy.
-    Again {
-        /// Those that `walrelay resync` has marked, too.
-        asked_for: bool,
-    },
+    /// Those of which consumers may hold something, because their copy was cut off, they streamed before they were copied, or `walrelay resync`
+    /// has marked them: their rows go between their changes, so that what became of it is told.
+    Again,
+    /// Of those only the first: where the others had better wait.
+    CutOff,
 }
 
 /// Locks are held; nothing is sent yet.
@@ -109,7 +108,7 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
     };
     let prepared = PreparedKafka {
         earlier: copy.earlier.clone(),
-        is_again: matches!(copy.part, Part::Again { .. }),
+        is_again: matches!(copy.part, Part::Again | Part::CutOff),
         pipeline: copy.pipeline.name.clone(),
         primary: copy.primary.clone(),
         workers_limit,
@@ -127,14 +126,21 @@ async fn prepare_all(copy: KafkaCopy<'_>) -> Result<PreparedKafka, SnapshotError
 
 /// The tables to copy.
 async fn wanted(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotError> {
-    let asked_for = match copy.part {
-        Part::Initial => return left(copy).await,
-        Part::Coming(coming) => return Ok(copy.tables.iter().filter(|name| coming.contains(name)).cloned().collect()),
-        Part::Again { asked_for } => asked_for,
+    let recorded =
+        |is_it: fn(&CopiedTable) -> bool| move |name: &QualifiedName| copy.earlier.get(name).is_some_and(is_it);
+    let those =
+        |is_it: &dyn Fn(&QualifiedName) -> bool| copy.tables.iter().filter(|name| is_it(name)).cloned().collect();
+    let wants_copy = copy.pipeline.initial_copy;
+    let wanted = match copy.part {
+        Part::Initial => left(copy).await?,
+        Part::Coming(coming) => those(&|name| coming.contains(name)),
+        Part::CutOff => those(&|name| wants_copy && recorded(CopiedTable::is_unfinished)(name)),
+        Part::Again => {
+            let left = if wants_copy { left(copy).await? } else { Vec::new() };
+            those(&|name| recorded(|copied| copied.again)(name) || left.contains(name))
+        }
     };
-    let left = if copy.pipeline.initial_copy { left(copy).await? } else { Vec::new() };
-    let is_asked_for = |name: &QualifiedName| asked_for && copy.earlier.get(name).is_some_and(|copied| copied.again);
-    Ok(copy.tables.iter().filter(|name| is_asked_for(name) || left.contains(name)).cloned().collect())
+    Ok(wanted)
 }
 
 /// What the initial copy has still to send.

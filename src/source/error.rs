@@ -50,6 +50,14 @@ impl SourceError {
         move |source| SourceError::Wire { context, source: WireError::from(source) }
     }
 
+    /// SQLSTATE, if a server spoke.
+    pub(super) fn code(&self) -> Option<&str> {
+        match self {
+            SourceError::Wire { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+
     /// Whether waiting may mend it.
     pub fn retry(&self) -> Retry {
         match self {

@@ -20,6 +20,6 @@ pub use publication::{
 };
 pub use receive::ReceivePolicy;
 pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};
-pub use standby_names::{lists_standby, synchronous_standby_names};
+pub use standby_names::{lists_standby, synchronous_standby_names, without_standby};
 pub use stream::{Stream, StreamOptions};
 pub use tables::{PublishableTable, partitioned_above, publishable_tables, published_tables};

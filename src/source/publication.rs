@@ -13,6 +13,11 @@ use crate::wire::sql::SqlClient;
 use super::SourceError;
 use super::tables::{PublishableTable, leaves, partitioned_above, publishable_tables, published_tables};
 
+/// `undefined_table` and `invalid_schema_name`: what was listed is there no more.
+const GONE: &[&str] = &["42P01", "3F000"];
+/// A table that is made and renamed all the time is not waited for.
+const LISTINGS: u32 = 5;
+
 /// The publication a pipeline reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
@@ -22,6 +27,8 @@ pub struct Publication {
     pub is_managed: bool,
     /// The names under which changes arrive, those of the table set only.
     pub tables: Vec<QualifiedName>,
+    /// The same of those that are not of the set.
+    pub others: Vec<QualifiedName>,
 }
 
 /// What to do with tables that have come into the set of a managed publication since it was made.
@@ -31,8 +38,8 @@ pub enum Additions {
     Now,
     /// Publish them now; where the role may not, only warn: what already streams goes on.
     IfAllowed,
-    /// Only warn. Their rows must be copied under a new snapshot, which waits for every running transaction; while commits may
-    /// wait for us as their synchronous standby, that would keep us from streaming for ever.
+    /// Only warn: there is a reason to wait for another start. Their rows must be copied under a new snapshot, which waits for every running
+    /// transaction; while commits may wait for us as their synchronous standby, that would keep us from streaming for ever.
     Later,
 }
 
@@ -45,8 +52,27 @@ struct Existing {
     named: BTreeSet<QualifiedName>,
 }
 
-/// Finds the publication or creates it (managed ones only), and adds tables that have come into the set since.
+/// Finds the publication or creates it (managed ones only), and adds tables that have come into the set since. A table may be gone, or
+/// have another name, before its turn has come: then all are listed again.
 pub async fn ensure_publication(
+    sql: &SqlClient,
+    name: &str,
+    is_managed: bool,
+    tables: &TableSet,
+    additions: Additions,
+) -> Result<Publication, SourceError> {
+    for _ in 1..LISTINGS {
+        match ensure_once(sql, name, is_managed, tables, additions).await {
+            Err(error) if error.code().is_some_and(|code| GONE.contains(&code)) => {
+                tracing::info!(%error, "a table was gone before it was published; they are listed again");
+            }
+            ensured => return ensured,
+        }
+    }
+    ensure_once(sql, name, is_managed, tables, additions).await
+}
+
+async fn ensure_once(
     sql: &SqlClient,
     name: &str,
     is_managed: bool,
@@ -77,17 +103,18 @@ pub async fn ensure_publication(
             }
         }
     }
-    let mut published = published_tables(sql, name).await?;
+    let published = published_tables(sql, name).await?;
     // A partition of a wanted table is wanted, whatever its own name is.
     let partitions = partitions_of_wanted(sql, tables).await?;
-    published.retain(|table| tables.contains(table) || partitions.contains(table));
+    let is_wanted = |table: &QualifiedName| tables.contains(table) || partitions.contains(table);
+    let (published, others): (Vec<_>, Vec<_>) = published.into_iter().partition(is_wanted);
     if published.is_empty() {
         tracing::warn!(
             publication = name,
             "the publication covers no table of the table set; nothing will be replicated"
         );
     }
-    Ok(Publication { name: name.to_owned(), is_managed, tables: published })
+    Ok(Publication { name: name.to_owned(), is_managed, tables: published, others })
 }
 
 async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, SourceError> {
@@ -229,7 +256,7 @@ async fn add_missing(
         tracing::warn!(
             publication = name,
             tables = names,
-            "new tables are not replicated yet: their copy needs a start while this pipeline does not stand in synchronous_standby_names"
+            "new tables are not replicated yet: they wait for a start while this pipeline does not stand in synchronous_standby_names"
         );
         return Ok(());
     }

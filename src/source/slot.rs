@@ -131,9 +131,12 @@ pub async fn create_slot(
     })
 }
 
-/// Drops the slot; fails while a walsender uses it. A slot that is not there is no error.
+/// Drops the slot; fails while a walsender uses it. One that is not there, or not of the kind that `create_slot` makes in this database,
+/// is no error: gives whether it was.
 pub async fn drop_slot(sql: &SqlClient, slot: &SlotName) -> Result<bool, SourceError> {
-    let query = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
+    let query = "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots \
+                 WHERE slot_name = $1 AND slot_type = 'logical' AND plugin = 'pgoutput' \
+                   AND database = pg_catalog.current_database()";
     let rows = sql
         .query(query, &[&slot.as_str()])
         .await

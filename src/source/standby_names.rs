@@ -1,6 +1,8 @@
 //! Reads `synchronous_standby_names`: asks the primary, and takes the value apart as `src/backend/replication/syncrep_gram.y`
 //! does. Never changes it.
 
+use postgres_protocol::escape::escape_identifier;
+
 use crate::wire::sql::SqlClient;
 
 use super::SourceError;
@@ -16,12 +18,33 @@ pub fn lists_standby(setting: &str, name: &str) -> bool {
     standby_names(setting).iter().any(|listed| listed == "*" || listed.eq_ignore_ascii_case(name))
 }
 
-/// The names: of `a, b`, of `2 (a, b)`, of `FIRST 2 (a, b)` and of `ANY 2 (a, b)`.
+/// The setting's value without `name`: commits wait for as many of the others as before. `None` where that cannot be written simply,
+/// because fewer would be left than are waited for, or the wildcard `*` stands for the name.
+pub fn without_standby(setting: &str, name: &str) -> Option<String> {
+    let (method, list) = parts(setting);
+    let mut others = names_of_list(list);
+    others.retain(|listed| !listed.eq_ignore_ascii_case(name));
+    if others.is_empty() {
+        return Some(String::new());
+    }
+    let waited_for = method.split_whitespace().next_back().map_or(Ok(1), str::parse::<usize>).ok()?;
+    if others.len() < waited_for || others.iter().any(|listed| listed == "*") {
+        return None;
+    }
+    let list = others.iter().map(|listed| escape_identifier(listed)).collect::<Vec<_>>().join(", ");
+    Some(if method.is_empty() { list } else { format!("{method} ({list})") })
+}
+
 fn standby_names(setting: &str) -> Vec<String> {
+    names_of_list(parts(setting).1)
+}
+
+/// Method and list: of `a, b` (no method), of `2 (a, b)`, of `FIRST 2 (a, b)` and of `ANY 2 (a, b)`.
+fn parts(setting: &str) -> (&str, &str) {
     let text = setting.trim();
     match (text.find('('), text.ends_with(')')) {
-        (Some(open), true) if !text.starts_with('"') => names_of_list(&text[open + 1..text.len() - 1]),
-        _ => names_of_list(text),
+        (Some(open), true) if !text.starts_with('"') => (text[..open].trim_end(), &text[open + 1..text.len() - 1]),
+        _ => ("", text),
     }
 }
 
@@ -69,6 +92,22 @@ mod tests {
             ("\"odd\"\"a\"", "a", false),
         ] {
             assert_eq!(lists_standby(setting, name), expected, "{setting}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_taken_out_where_the_others_are_waited_for_as_before() {
+        for (setting, expected) in [
+            ("a", Some("")),
+            ("FIRST 2 (\"A\", a)", Some("")),
+            ("b, a", Some("\"b\"")),
+            ("FIRST 1 (a, b)", Some("FIRST 1 (\"b\")")),
+            ("any 2(b , A, \"odd \"\"c\" )", Some("any 2 (\"b\", \"odd \"\"c\")")),
+            ("2 (a, b)", None),
+            ("*", None),
+            ("FIRST 1 (a, *)", None),
+        ] {
+            assert_eq!(without_standby(setting, "a").as_deref(), expected, "{setting}");
         }
     }
 }

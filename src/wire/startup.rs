@@ -14,6 +14,7 @@ const REPLICATION_SETTINGS: &[(&str, &str)] = &[
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
     ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
     ("timezone", "UTC"),
     // Money is printed by it; the other side reads it by the same.
     ("lc_monetary", "C"),
@@ -211,6 +212,7 @@ mod tests {
     fn settings_are_escaped_as_the_server_splits_them() {
         let session = Session::new("x").with("search_path", "").with("a.b", "two words\\");
         assert_eq!(options_text(&session), " -c search_path= -c a.b=two\\ words\\\\");
-        assert!(options_text(&Session::replication("x")).starts_with(" -c datestyle=ISO"));
+        let text = options_text(&Session::replication("x"));
+        assert!(text.starts_with(" -c datestyle=ISO") && text.contains(" -c bytea_output=hex"), "{text}");
     }
 }

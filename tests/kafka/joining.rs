@@ -107,6 +107,52 @@ async fn a_table_that_was_dropped_and_made_again_joins_again_each_time() {
     }
 }
 
+/// What was deleted while it was on its way out is told before its rows come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_out_of_the_publication_for_a_time_is_sent_again_between_its_changes() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2)").await;
+    let mut relay = feed.relay_with("initial_copy = true", "").await;
+    relay.stop().await;
+    feed.on_primary(
+        "DELETE FROM t WHERE id = 1; ALTER PUBLICATION walrelay_feed1 DROP TABLE t; INSERT INTO t VALUES (3)",
+    )
+    .await;
+    relay.start_again().await;
+    // Two rows, a delete with its tombstone, two rows.
+    let records = feed.reader().read_count(&["shop.public.t"], 6).await;
+    let told = |record: &Record| format!("{} {}", record.json()["op"].as_str().unwrap_or("-"), record.key_json()["id"]);
+    let told: Vec<String> = records.iter().map(told).collect();
+    assert_eq!(told[2..4], ["d 1", "- 1"], "{told:?}");
+    assert_eq!(told[4..], ["r 2", "r 3"], "{told:?}");
+}
+
+/// A feed that streamed without a copy gets one: consumers may hold anything of its tables.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_is_asked_for_later_sends_every_table_between_its_changes() {
+    let feed = Feed::start().await;
+    feed.on_primary(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+    )
+    .await;
+    let mut relay = feed.relay("").await;
+    feed.on_primary("INSERT INTO t VALUES (2), (3); INSERT INTO u VALUES (7)").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    feed.on_primary("DELETE FROM t WHERE id = 3").await;
+    relay.rewrite_config(&feed.config("initial_copy = true", ""));
+    relay.start_again().await;
+    // Two inserts, a delete with its tombstone, two rows.
+    let records = feed.reader().read_count(&["shop.public.t"], 6).await;
+    let told = |record: &Record| format!("{} {}", record.json()["op"].as_str().unwrap_or("-"), record.key_json()["id"]);
+    let told: Vec<String> = records.iter().map(told).collect();
+    assert_eq!(told, ["c 2", "c 3", "d 3", "- 3", "r 1", "r 2"]);
+    assert_eq!(
+        events(&feed.reader().read_count(&["shop.public.u"], 2).await),
+        [("c".to_owned(), 7), ("r".to_owned(), 7)]
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_copy_a_new_table_joins_with_what_is_written_from_then_on() {
     let feed = Feed::start().await;

@@ -141,6 +141,42 @@ async fn an_outbox_row_becomes_a_message(feed: &Feed) {
     assert_eq!(found[0].key.as_deref(), Some(&b"42"[..]), "the key is the aggregate's id");
 }
 
+async fn bytes_come_whole_whatever_form_the_database_prints(feed: &Feed) {
+    let sql = [
+        "CREATE TABLE files (k bytea PRIMARY KEY, b bytea); ALTER DATABASE shop SET bytea_output = 'escape'",
+        r"INSERT INTO files VALUES ('\x00ff', '\xdeadbeef'), ('\x5c01', '\x')",
+    ];
+    let found = records(feed, "bytes", "", &sql, "bytes.public.files").await;
+    feed.on_primary("ALTER DATABASE shop RESET bytea_output").await;
+    let rows: Vec<(Value, Value)> =
+        found.iter().map(|record| (record.key_json(), record.json()["after"].clone())).collect();
+    assert_eq!(
+        rows,
+        [
+            (json!({"k": "AP8="}), json!({"k": "AP8=", "b": "3q2+7w=="})),
+            (json!({"k": "XAE="}), json!({"k": "XAE=", "b": ""})),
+        ]
+    );
+    assert!(found.iter().all(|record| record.header("walrelay.lossy").is_none()), "{found:?}");
+}
+
+async fn a_key_stored_out_of_line_is_known_where_it_did_not_change(feed: &Feed) {
+    let sql = [
+        "CREATE TABLE large (k text PRIMARY KEY, v int); ALTER TABLE large ALTER k SET STORAGE EXTERNAL",
+        "INSERT INTO large VALUES (repeat('k', 2200), 1)",
+        "UPDATE large SET v = 2",
+    ];
+    let found = records(feed, "large", "", &sql, "large.public.large").await;
+    let key = "k".repeat(2200);
+    let rows: Vec<(Value, Value, Value)> = found
+        .iter()
+        .map(|record| (record.key_json(), record.json()["op"].clone(), record.json()["after"].clone()))
+        .collect();
+    let row = |operation: &str, v: i32| (json!({"k": key}), json!(operation), json!({"k": key, "v": v}));
+    assert_eq!(rows, [row("c", 1), row("u", 2)]);
+    assert!(found.iter().all(|record| record.header("walrelay.unchanged").is_none()), "{found:?}");
+}
+
 /// Each with a pipeline and tables of its own, on one broker.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_shape_comes_out_as_it_was_asked_for() {
@@ -150,4 +186,6 @@ async fn every_shape_comes_out_as_it_was_asked_for() {
     routes_masks_keys_and_columns_shape_the_records(&feed).await;
     a_truncate_goes_to_every_partition_and_a_skipped_one_is_counted(&feed).await;
     an_outbox_row_becomes_a_message(&feed).await;
+    bytes_come_whole_whatever_form_the_database_prints(&feed).await;
+    a_key_stored_out_of_line_is_known_where_it_did_not_change(&feed).await;
 }

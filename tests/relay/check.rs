@@ -11,13 +11,13 @@ use super::harness::{Pair, Relay, major_versions, oldest_and_newest, try_run, va
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
 /// What `walrelay check --json` says.
-struct Checked {
+pub(super) struct Checked {
     code: i32,
-    answer: Value,
+    pub(super) answer: Value,
 }
 
 impl Checked {
-    fn of(config: &str) -> Self {
+    pub(super) fn of(config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("walrelay.toml");
         std::fs::write(&path, config).unwrap();
@@ -37,7 +37,7 @@ impl Checked {
     }
 
     /// A finding of this level at this place holds the text in its message, and the statement among its SQL.
-    fn names(&self, level: &str, place: &str, message: &str, sql: &str) {
+    pub(super) fn names(&self, level: &str, place: &str, message: &str, sql: &str) {
         let fits = |finding: &&Value| {
             finding["level"] == level
                 && finding["place"] == place
@@ -51,7 +51,7 @@ impl Checked {
         );
     }
 
-    fn refused(&self) {
+    pub(super) fn refused(&self) {
         self.ends_with(5);
     }
 
@@ -59,12 +59,12 @@ impl Checked {
         assert!(self.code == code && self.answer["ok"] == false, "{}: {:#}", self.code, self.answer);
     }
 
-    fn passes(&self) {
+    pub(super) fn passes(&self) {
         assert!(self.code == 0 && self.answer["ok"] == true, "{}: {:#}", self.code, self.answer);
     }
 
     /// Does what it says: every statement, and a restart where one is asked for.
-    async fn mend(&self, pair: &mut Pair) {
+    pub(super) async fn mend(&self, pair: &mut Pair) {
         let (mut restart_primary, mut restart_standby) = (false, false);
         for finding in self.findings() {
             let is_primary = finding["place"] == "primary";
@@ -93,7 +93,7 @@ fn as_relay(pair: &Pair, lines: &str) -> String {
 }
 
 /// Settings as an administrator leaves them behind, and a restart.
-async fn set(server: &mut Server, settings: &[(&str, &str)]) {
+pub(super) async fn set(server: &mut Server, settings: &[(&str, &str)]) {
     for (name, value) in settings {
         values(server, "postgres", &format!("ALTER SYSTEM SET {name} = '{value}'")).await;
     }

@@ -8,6 +8,34 @@ use super::harness::{Pair, Relay, client, eventually, value, values};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
+/// `walrelay drop standby1 --yes` with this configuration: exit code, and what it says.
+fn drop_with(config: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("walrelay.toml");
+    std::fs::write(&path, config).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walrelay"));
+    let output = command.args(["drop", "standby1", "--yes", "--config"]).arg(&path).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), text)
+}
+
+/// The names of the primary's slots.
+async fn slots(pair: &Pair) -> String {
+    let sql = "SELECT string_agg(slot_name::text, ' ' ORDER BY slot_name) FROM pg_replication_slots";
+    value(&pair.primary, "shop", sql).await
+}
+
+/// A relay that streamed from this slot and is stopped.
+async fn streamed_from(pair: &Pair, slot: &str) {
+    let mut relay = pair.relay(&format!("slot = \"{slot}\"")).await;
+    assert!(relay.stop().await.success());
+    eventually("its walsender has ended", || async {
+        let active = "SELECT count(*) FROM pg_replication_slots WHERE active";
+        (value(&pair.primary, "shop", active).await == "0").then_some(())
+    })
+    .await;
+}
+
 /// The pair's configuration with the roles `relay`, which have what the README grants except `pg_read_all_stats`.
 async fn with_few_rights(pair: &Pair) -> String {
     pair.on_both("CREATE ROLE relay LOGIN").await;
@@ -143,4 +171,40 @@ async fn the_same_name_for_two_databases_of_one_standby_is_refused_in_clear_word
     first.start_again().await;
     first.wait_state("streaming").await;
     pair.equal_after_catching_up(&["orders"]).await;
+}
+
+/// The record tells which slot is the pipeline's; the configuration may name anybody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_takes_the_slot_that_the_record_names() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    streamed_from(&pair, "old").await;
+    pair.on_primary("SELECT pg_create_logical_replication_slot('new', 'pgoutput')").await;
+    let (code, text) = drop_with(&pair.config("slot = \"new\""));
+    assert!(code == Some(5) && text.contains("dropped the slot \"old\""), "{code:?}: {text}");
+    assert!(
+        text.contains("left: the slot \"new\"") && text.contains("SELECT pg_drop_replication_slot('new')"),
+        "{text}"
+    );
+    assert_eq!(slots(&pair).await, "new");
+    assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM walrelay.progress").await, "0");
+    // A start that was cut off after it had made its slot: the record stands at 0/0, and names it.
+    streamed_from(&pair, "mine").await;
+    pair.on_standby("UPDATE walrelay.progress SET lsn = '0/0'").await;
+    let (code, text) = drop_with(&pair.config("slot = \"mine\""));
+    assert!(code == Some(0) && text.contains("dropped the slot \"mine\""), "{code:?}: {text}");
+    assert_eq!(slots(&pair).await, "new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_leaves_a_slot_of_another_kind_or_database() {
+    let pair = Pair::start(18).await;
+    pair.on_primary("SELECT pg_create_physical_replication_slot('physical')").await;
+    let (code, text) = drop_with(&pair.config("slot = \"physical\""));
+    assert!(code == Some(5) && text.contains("left: the slot \"physical\" is physical"), "{code:?}: {text}");
+    let sql = "SELECT pg_create_logical_replication_slot('walrelay_standby1', 'pgoutput')";
+    values(&pair.primary, "postgres", sql).await;
+    let (code, text) = drop_with(&pair.config(""));
+    assert!(code == Some(5) && text.contains("it belongs to the database \"postgres\""), "{code:?}: {text}");
+    assert_eq!(slots(&pair).await, "physical walrelay_standby1");
 }

@@ -1,6 +1,6 @@
 //! Refusals: whatever may have lost something stops the pipeline with numbers and a remedy, and nothing is made anew silently.
 
-use super::harness::{Pair, Relay, client, eventually, oldest_and_newest, server, value, values};
+use super::harness::{Pair, eventually, server, value, values};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
@@ -89,55 +89,6 @@ async fn a_primary_in_recovery_is_waited_for_until_it_is_promoted() {
     relay.wait_state("streaming").await;
     pair.on_primary("INSERT INTO orders VALUES (2, 'after')").await;
     pair.equal_after_catching_up(&["orders"]).await;
-}
-
-/// The walsender of a start that was killed goes on making the slot until the transactions end that it waits for.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_that_is_cut_off_while_its_slot_is_made_goes_on_by_itself() {
-    for major in oldest_and_newest() {
-        let pair = Pair::start(major).await;
-        pair.on_both(TABLES).await;
-        pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
-        let open = client(&pair.primary, "shop").await;
-        open.batch_execute("BEGIN; INSERT INTO orders VALUES (2, 'open')").await.unwrap();
-        let mut relay = Relay::start(&pair.config("")).await;
-        let waits = |text: &'static str| {
-            move |report: &serde_json::Value| report["waiting_for"].as_str().is_some_and(|found| found.contains(text))
-        };
-        relay.wait("standby1", "it makes the slot", waits("creating the replication slot waits")).await;
-        relay.kill9();
-        relay.start_again().await;
-        relay
-            .wait("standby1", "it sees the slot in the making", waits("waits for the transactions that ran when"))
-            .await;
-        open.batch_execute("COMMIT").await.unwrap();
-        relay.wait_state("streaming").await;
-        pair.on_primary("INSERT INTO orders VALUES (3, 'after')").await;
-        pair.equal_after_catching_up(&["orders"]).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_table_without_a_place_on_the_standby_is_no_reason_to_stop_after_a_fault() {
-    let pair = Pair::start(18).await;
-    pair.on_both(TABLES).await;
-    let mut relay = pair.relay("").await;
-    pair.on_primary("CREATE TABLE later (id int PRIMARY KEY); INSERT INTO later VALUES (1)").await;
-    let walsender = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
-    values(&pair.primary, "shop", walsender).await;
-    eventually("it is told", || async { relay.log().contains("new tables wait for the next start").then_some(()) })
-        .await;
-    relay.wait_state("streaming").await;
-    pair.on_primary("INSERT INTO orders VALUES (1, 'goes on')").await;
-    pair.equal_after_catching_up(&["orders"]).await;
-    // A start that somebody asks for says what is missing, and takes the table once it is there.
-    relay.stop().await;
-    relay.start_again().await;
-    relay.fails_with(&["later", "is missing"]).await;
-    pair.on_standby("CREATE TABLE later (id int PRIMARY KEY)").await;
-    relay.signal(libc::SIGHUP);
-    relay.wait_state("streaming").await;
-    pair.equal_after_catching_up(&["orders", "later"]).await;
 }
 
 /// A failover of the standby: for a while its address leads to a server in recovery.

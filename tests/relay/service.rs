@@ -146,6 +146,43 @@ async fn a_stop_does_not_wait_for_a_reload_that_drains() {
     assert_eq!(relay.log().matches("not drained within shutdown_timeout").count(), 2);
 }
 
+/// The file may have been written anew since a reload that still drains has read it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_asked_for_while_another_drains_follows_it() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut pipelines = Vec::new();
+    for name in ["second", "third"] {
+        values(&pair.standby, "postgres", &format!("CREATE DATABASE {name}")).await;
+        values(&pair.standby, name, TABLES).await;
+        pipelines.push(format!(
+            "[[pipeline]]\nname = \"{name}\"\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
+            pair.standby.url(name)
+        ));
+    }
+    let config = |more: &str| format!("shutdown_timeout = \"4s\"\n{}{more}", pair.config(""));
+    let relay = Relay::start(&config(&pipelines[0])).await;
+    relay.wait_state("streaming").await;
+    relay.wait("second", "streaming", |report| report["state"] == "streaming").await;
+    let blocker = super::harness::client(&pair.standby, "second").await;
+    blocker.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pair.on_primary("INSERT INTO orders VALUES (1, 'blocked')").await;
+    relay.wait("second", "it waits for the lock", |report| report["waiting_for"] == "a lock on the standby").await;
+    relay.rewrite_config(&config(""));
+    relay.signal(libc::SIGHUP);
+    eventually("the second is leaving", || async {
+        relay.log().contains("its slot and its guards stay").then_some(())
+    })
+    .await;
+    relay.rewrite_config(&config(&pipelines[1]));
+    relay.signal(libc::SIGHUP);
+    relay.wait("third", "streaming", |report| report["state"] == "streaming").await;
+    assert!(relay.report("second").await.is_none());
+    let log = relay.log();
+    assert!(log.contains("not drained within shutdown_timeout"), "the first reload had nothing to wait for");
+    assert_eq!(log.matches("the configuration was read again").count(), 2);
+}
+
 /// While the standby is away, what the slot retains grows: then it must be seen.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipeline_that_waits_tells_what_grows_and_nothing_stale() {

@@ -103,10 +103,10 @@ async fn examine(config: &Config) -> Findings {
         let tables = match primary {
             Some(primary) => primary::examine_pipeline(primary, config, pipeline, &mut findings).await,
             // The sink is looked at all the same: everything to mend in one answer.
-            None => Vec::new(),
+            None => primary::Tables::default(),
         };
         if let (Some(primary), config::Sink::Kafka(sink)) = (primary, &pipeline.sink) {
-            events::examine(primary, pipeline, sink, &tables, &mut findings).await;
+            events::examine(primary, pipeline, sink, &tables.all, &mut findings).await;
         }
         let record = match &pipeline.sink {
             config::Sink::Postgres(sink) => {
@@ -114,7 +114,7 @@ async fn examine(config: &Config) -> Findings {
                 standby::examine(primary, subject, &mut room, &mut findings).await
             }
             #[cfg(feature = "kafka")]
-            config::Sink::Kafka(sink) => kafka::examine(pipeline, sink, &tables, &mut findings).await,
+            config::Sink::Kafka(sink) => kafka::examine(pipeline, sink, &tables.all, &mut findings).await,
             #[cfg(not(feature = "kafka"))]
             config::Sink::Kafka(_) => {
                 let message = "this walrelay was built without its Kafka client";

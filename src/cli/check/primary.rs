@@ -2,13 +2,13 @@
 
 use std::cell::Cell;
 
-use postgres_protocol::escape::escape_identifier;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use crate::config::{self, Config};
 use crate::model::{PipelineName, QualifiedName};
 use crate::source::{
-    PublishableTable, SlotFacts, SourceError, create_publication_sql, lists_standby, missing_tables_sql,
-    publishable_tables, published_tables, slot_facts,
+    PublishableTable, SlotFacts, SourceError, coming_tables, create_publication_sql, lists_standby, missing_tables_sql,
+    publishable_tables, published_tables, slot_facts, without_standby,
 };
 use crate::wire::sql::{self, SqlClient};
 
@@ -33,6 +33,23 @@ pub(super) struct Primary {
     free_slots: Cell<i64>,
     max_slots: i64,
     standby_names: String,
+}
+
+/// A pipeline's tables, by the names under which their changes arrive.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    /// All of them.
+    pub(super) all: Vec<QualifiedName>,
+    /// Those that the next start brings into the publication.
+    pub(super) coming: Vec<QualifiedName>,
+}
+
+impl Tables {
+    fn new(mut all: Vec<QualifiedName>, coming: Vec<QualifiedName>) -> Self {
+        let new: Vec<QualifiedName> = coming.iter().filter(|table| !all.contains(table)).cloned().collect();
+        all.extend(new);
+        Self { all, coming }
+    }
 }
 
 /// What concerns every pipeline. `None`: nothing further can be asked.
@@ -134,18 +151,18 @@ fn examine_version(version: u32, findings: &mut Findings) {
     }
 }
 
-/// What concerns one pipeline. Returns the tables under whose names changes will arrive.
+/// What concerns one pipeline. Returns its tables.
 pub(super) async fn examine_pipeline(
     primary: &Primary,
     config: &Config,
     pipeline: &config::Pipeline,
     findings: &mut Findings,
-) -> Vec<QualifiedName> {
+) -> Tables {
     match try_pipeline(primary, pipeline, findings).await {
         Ok(tables) => tables,
         Err(error) => {
             findings.push(Finding::error(PLACE, format!("{}: {error}", config.primary), ""));
-            Vec::new()
+            Tables::default()
         }
     }
 }
@@ -154,11 +171,12 @@ async fn try_pipeline(
     primary: &Primary,
     pipeline: &config::Pipeline,
     findings: &mut Findings,
-) -> Result<Vec<QualifiedName>, SourceError> {
+) -> Result<Tables, SourceError> {
     let slot = slot_facts(&primary.sql, &pipeline.slot_name()).await?;
     examine_slot(primary, pipeline, slot.as_ref(), findings);
-    let tables = publication(primary, pipeline, slot.is_some(), findings).await?;
-    examine_tables(primary, pipeline, &tables, findings).await?;
+    let published = publication(primary, pipeline, slot.is_some(), findings).await?;
+    let tables = Tables::new(published, coming(primary, pipeline, slot.is_some()).await?);
+    examine_tables(primary, pipeline, &tables.all, findings).await?;
     Ok(tables)
 }
 
@@ -193,13 +211,29 @@ fn listed_too_early(name: &PipelineName, names: &str) -> Finding {
         "\"{name}\" already stands in synchronous_standby_names ('{names}') but its slot does not exist: commits wait for it, and \
          creating the slot would wait for those commits, for ever"
     );
-    let sql = ["ALTER SYSTEM SET synchronous_standby_names = ''".to_owned(), "SELECT pg_reload_conf()".to_owned()];
-    Finding::error(
-        PLACE,
-        message,
-        "take it out, let walrelay start, and list it again once `walrelay status` says streaming",
-    )
-    .with_sql(sql)
+    // Whoever else is listed stays, and is waited for as before.
+    let Some(others) = without_standby(names, name.as_str()) else {
+        let remedy = "take it out by hand (`*` stands for it as well, or fewer names would be left than commits wait for), let walrelay \
+                      start, and list it again once `walrelay status` says streaming";
+        return Finding::error(PLACE, message, remedy);
+    };
+    let set = format!("ALTER SYSTEM SET synchronous_standby_names = {}", escape_literal(&others));
+    let remedy = "take it out, let walrelay start, and list it again once `walrelay status` says streaming";
+    Finding::error(PLACE, message, remedy).with_sql([set, "SELECT pg_reload_conf()".to_owned()])
+}
+
+/// What the next start brings into a publication of ours, by the rules of a start: nothing that is to be copied while commits may wait
+/// for the pipeline.
+async fn coming(
+    primary: &Primary,
+    pipeline: &config::Pipeline,
+    has_slot: bool,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    let is_listed = lists_standby(&primary.standby_names, pipeline.name.as_str());
+    if pipeline.publication.is_some() || (pipeline.initial_copy && has_slot && is_listed) {
+        return Ok(Vec::new());
+    }
+    coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await
 }
 
 /// The publication: there, or to be made by us, or to be made by somebody with the rights.
@@ -350,7 +384,7 @@ async fn examine_tables(
     let rows =
         primary.sql.query(&query, &[&schemas, &names]).await.map_err(SourceError::sql("reading the tables' rights"))?;
     let role = escape_identifier(&primary.role);
-    let is_copied = pipeline.initial_copy && matches!(pipeline.sink, config::Sink::Postgres(_));
+    let is_copied = pipeline.initial_copy && !matches!(pipeline.sink, config::Sink::Stdout);
     if is_copied {
         let context = SourceError::wire("reading the primary's row security");
         row_security::examine(&primary.sql, PLACE, &primary.role, tables, findings).await.map_err(context)?;

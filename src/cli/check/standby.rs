@@ -15,7 +15,7 @@ use crate::wire::sql::{self, SqlClient};
 use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
 use super::missing::create_table_sql;
-use super::primary::Primary;
+use super::primary::{Primary, Tables};
 use super::room::Room;
 use super::row_security;
 use super::session::no_session;
@@ -30,7 +30,7 @@ pub(super) struct Subject<'a> {
     pub(super) pipeline: &'a Pipeline,
     pub(super) sink: &'a PostgresSink,
     /// As the primary has them.
-    pub(super) tables: &'a [QualifiedName],
+    pub(super) tables: &'a Tables,
 }
 
 /// Examines the pipeline's standby, and adds what it needs of the server to the others'.
@@ -85,10 +85,11 @@ impl Look<'_> {
         if !self.server(findings).await.map_err(say)? {
             return Ok(Record::Unknown);
         }
-        let to_copy = if self.is_known().await.map_err(say)? { 0 } else { tables.len() };
-        room.look(self.standby, config, (pipeline, sink), to_copy).await.map_err(say)?;
+        // Those that are about to join are copied whatever was copied before.
+        let to_copy = if self.is_known().await.map_err(say)? { &tables.coming } else { &tables.all };
+        room.look(self.standby, config, (pipeline, sink), to_copy.len()).await.map_err(say)?;
         if let Some(primary) = primary {
-            self.tables(primary, tables, findings).await?;
+            self.tables(primary, &tables.all, to_copy, findings).await?;
         }
         self.record().await.map_err(say)
     }
@@ -218,7 +219,13 @@ impl Look<'_> {
         Ok(())
     }
 
-    async fn tables(&self, primary: &Primary, tables: &[QualifiedName], findings: &mut Findings) -> Result<(), String> {
+    async fn tables(
+        &self,
+        primary: &Primary,
+        tables: &[QualifiedName],
+        to_copy: &[QualifiedName],
+        findings: &mut Findings,
+    ) -> Result<(), String> {
         let here = shapes(self.standby, tables).await?;
         let there = shapes(&primary.sql, tables).await?;
         self.missing(tables, &here, &there, findings);
@@ -245,7 +252,8 @@ impl Look<'_> {
             let relatives: Vec<QualifiedName> = relatives.into_iter().collect();
             self.table_rights(&relatives, &["TRIGGER"], findings).await.map_err(|error| error.to_string())?;
         }
-        self.rows_in_the_way(&present, findings).await.map_err(|error| error.to_string())
+        let to_copy: Vec<QualifiedName> = present.into_iter().filter(|table| to_copy.contains(table)).collect();
+        self.rows_in_the_way(&to_copy, findings).await.map_err(|error| error.to_string())
     }
 
     /// Without a key there, each UPDATE and DELETE reads the whole table.
@@ -419,12 +427,9 @@ impl Look<'_> {
         Ok(Record::Read(Some(Progress { system_identifier, timeline, database, slot, lsn, commit_time: None })))
     }
 
-    /// Rows that the initial copy would refuse; only before it was done.
+    /// Rows that the initial copy of these tables would refuse.
     async fn rows_in_the_way(&self, tables: &[QualifiedName], findings: &mut Findings) -> Result<(), WireError> {
         if !self.pipeline.initial_copy || self.pipeline.on_existing_rows != OnExistingRows::Refuse {
-            return Ok(());
-        }
-        if self.is_known().await? {
             return Ok(());
         }
         let mut full = Vec::new();

@@ -55,7 +55,7 @@ pub use apply::PostgresSink;
 pub use flusher::{FLUSH_FUNCTION, Flusher, flush_grant_sql};
 pub use looks::Looks;
 pub use open::{database_of_namesake, open_session, origin_grants_sql, replica_role_sql};
-pub use opening::{Opening, TableFilter};
+pub use opening::{Opening, TableFilter, Wanted};
 pub use readonly::{ensure_guards, remove_guards};
 pub use remove::remove;
 pub use roles::{CONTROL_ROLE, Need, applying_roles, origin_names, origins_needed, sessions_needed, streaming_roles};

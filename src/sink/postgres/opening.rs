@@ -6,26 +6,44 @@ use crate::config::{ServerUrl, TableSet};
 use crate::model::{Lsn, PipelineName, Prefetching, QualifiedName};
 use crate::schema::binary::BinaryTypes;
 
+/// Whether a relation's changes are applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// They are.
+    Yes,
+    /// They are left out.
+    No,
+    /// It came into the publication since its tables were listed: they are to be listed again.
+    Unknown,
+}
+
 /// Which relations of the stream are applied.
 #[derive(Clone, Debug)]
 pub enum TableFilter {
-    /// Whatever the publication sends: it is ours.
+    /// Whatever the publication sends.
     All,
-    /// Somebody else's publication: only these tables, and those of the set.
-    Only {
+    /// By what the publication held when the stream began.
+    Listed {
         /// The pipeline's patterns.
         set: TableSet,
-        /// Published names that belong to it for another reason: partitions of a wanted table.
+        /// Published names that belong to it, partitions of a wanted table too.
         names: Vec<QualifiedName>,
+        /// Published names that do not.
+        others: Vec<QualifiedName>,
+        /// What a name is that is none of these, and not of the set.
+        newcomers: Wanted,
     },
 }
 
 impl TableFilter {
-    /// Whether the relation's changes are applied.
-    pub fn contains(&self, name: &QualifiedName) -> bool {
+    /// What becomes of the relation's changes.
+    pub fn wants(&self, name: &QualifiedName) -> Wanted {
         match self {
-            TableFilter::All => true,
-            TableFilter::Only { set, names } => set.contains(name) || names.contains(name),
+            TableFilter::All => Wanted::Yes,
+            TableFilter::Listed { names, .. } if names.contains(name) => Wanted::Yes,
+            TableFilter::Listed { others, .. } if others.contains(name) => Wanted::No,
+            TableFilter::Listed { set, .. } if set.contains(name) => Wanted::Yes,
+            TableFilter::Listed { newcomers, .. } => *newcomers,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::super::SinkError;
 use super::change::ApplyError;
 use super::drift::Drift;
 use super::guard::{create_function_sql, create_trigger_sql, function_query, unguarded_query};
-use super::opening::Opening;
+use super::opening::{Opening, Wanted};
 use super::readonly;
 use super::session::Pipelined;
 use super::target::Target;
@@ -30,7 +30,7 @@ pub(super) enum Disposition<'a> {
 
 #[derive(Debug)]
 struct Known {
-    is_ours: bool,
+    wanted: Wanted,
     skip_until: Lsn,
     target: Option<Arc<Target>>,
 }
@@ -128,7 +128,7 @@ impl Tables {
 
     fn unresolved(&self, relation: &Relation) -> Known {
         Known {
-            is_ours: self.opening.filter.contains(&relation.name),
+            wanted: self.opening.filter.wants(&relation.name),
             skip_until: self.opening.skip_until.get(&relation.name).copied().unwrap_or(Lsn::ZERO),
             target: None,
         }
@@ -150,7 +150,7 @@ impl Tables {
     pub(super) fn disposition(&self, oid: u32, commit_lsn: Lsn) -> Result<Disposition<'_>, DecodeError> {
         let known = self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?;
         Ok(match &known.target {
-            _ if !known.is_ours || commit_lsn < known.skip_until => Disposition::Skip,
+            _ if known.wanted == Wanted::No || commit_lsn < known.skip_until => Disposition::Skip,
             None => Disposition::Unresolved,
             Some(target) => Disposition::Apply(target),
         })
@@ -165,6 +165,9 @@ impl Tables {
         commit_lsn: Lsn,
     ) -> Result<(), ApplyError> {
         let relation = Arc::clone(self.relations.get(oid)?);
+        if self.known.get(&oid).is_some_and(|known| known.wanted == Wanted::Unknown) {
+            return Err(SinkError::NewTable(relation.name.clone()).into());
+        }
         let texts = session.query_texts(&catalog_query([&relation.name])).await?;
         let shape = read_shapes(texts.iter().map(String::as_str)).map_err(SinkError::from)?.pop();
         let shape = shape.ok_or_else(|| {

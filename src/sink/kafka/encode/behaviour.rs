@@ -1,136 +1,8 @@
 //! What the captured events do not show: keys, masks, routes, the outbox, large values, truncates, lone messages.
 
-use super::facts::plain_column;
-use super::testing::{Keeper, Kept, encoder};
+use super::testing::{ID, Made, Session, encoder, facts, names, relation};
 use super::*;
 use crate::decode::{Context, decode};
-
-/// A column of a made-up table: its type's OID, whether it belongs to the replica identity, whether it may be NULL.
-struct Made(&'static str, u32, bool, bool);
-
-const ID: Made = Made("id", 23, true, false);
-
-/// A session with one table `public.t`.
-struct Session {
-    encoder: Encoder,
-    keeper: Keeper,
-}
-
-impl Session {
-    fn new(lines: &str, identity: u8, columns: &[Made], change: impl FnOnce(&mut TableFacts)) -> Session {
-        let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
-        session.begin(7, 100);
-        session.describe("t", 1, identity, columns, change).unwrap();
-        session
-    }
-
-    fn begin(&mut self, xid: u32, commit: u64) {
-        let mark = TransactionMark {
-            xid,
-            commit_lsn: Lsn(commit),
-            end_lsn: Lsn(commit + 8),
-            commit_time: Timestamp(0),
-            origin: None,
-        };
-        self.encoder.begin(mark, &mut self.keeper).unwrap();
-    }
-
-    fn describe(
-        &mut self,
-        name: &str,
-        oid: u32,
-        identity: u8,
-        columns: &[Made],
-        change: impl FnOnce(&mut TableFacts),
-    ) -> Result<(), SinkError> {
-        let mut payload = vec![b'R'];
-        payload.extend(oid.to_be_bytes());
-        payload.extend(format!("public\0{name}\0").bytes());
-        payload.push(identity);
-        payload.extend((columns.len() as u16).to_be_bytes());
-        for Made(name, oid, is_key, _) in columns {
-            payload.push(u8::from(*is_key));
-            payload.extend(format!("{name}\0").bytes());
-            payload.extend(oid.to_be_bytes());
-            payload.extend((-1i32).to_be_bytes());
-        }
-        let mut facts = facts(name, oid, columns);
-        change(&mut facts);
-        match self.message(&payload)? {
-            Step::Done => return Ok(()),
-            Step::NeedFacts(wanted) => assert_eq!(wanted, facts.qualified_name()),
-        }
-        self.encoder.describe(facts);
-        assert_eq!(self.message(&payload)?, Step::Done);
-        Ok(())
-    }
-
-    fn message(&mut self, payload: &[u8]) -> Result<Step, SinkError> {
-        let message = decode(payload, Context::default()).unwrap();
-        self.encoder.message(Lsn(90), &message, &mut self.keeper)
-    }
-
-    /// Rows are texts between commas: `~` is NULL, `^` an unchanged large value.
-    fn insert(&mut self, new: &str) -> Vec<Kept> {
-        self.change(&[&[b'I', 0, 0, 0, 1, b'N'], tuple(new).as_slice()].concat())
-    }
-
-    fn update(&mut self, old: Option<(u8, &str)>, new: &str) -> Vec<Kept> {
-        let mut payload = vec![b'U', 0, 0, 0, 1];
-        if let Some((mark, old)) = old {
-            payload.push(mark);
-            payload.extend(tuple(old));
-        }
-        payload.push(b'N');
-        payload.extend(tuple(new));
-        self.change(&payload)
-    }
-
-    fn delete(&mut self, mark: u8, old: &str) -> Vec<Kept> {
-        self.change(&[&[b'D', 0, 0, 0, 1, mark], tuple(old).as_slice()].concat())
-    }
-
-    fn change(&mut self, payload: &[u8]) -> Vec<Kept> {
-        let step = self.message(payload).unwrap();
-        assert_eq!(step, Step::Done);
-        std::mem::take(&mut self.keeper.0)
-    }
-}
-
-fn tuple(row: &str) -> Vec<u8> {
-    let values: Vec<&str> = row.split(',').collect();
-    let mut bytes = (values.len() as u16).to_be_bytes().to_vec();
-    for value in values {
-        match value {
-            "~" => bytes.push(b'n'),
-            "^" => bytes.push(b'u'),
-            text => {
-                bytes.push(b't');
-                bytes.extend((text.len() as u32).to_be_bytes());
-                bytes.extend(text.bytes());
-            }
-        }
-    }
-    bytes
-}
-
-fn facts(name: &str, oid: u32, columns: &[Made]) -> TableFacts {
-    let columns = columns.iter().map(|Made(name, oid, _, is_nullable)| plain_column(name, *oid, !is_nullable));
-    TableFacts {
-        schema: "public".to_owned(),
-        name: name.to_owned(),
-        oid,
-        replica_identity: String::new(),
-        columns: columns.collect(),
-        primary_key: Vec::new(),
-        identity_index: Vec::new(),
-        unique_indexes: Vec::new(),
-    }
-}
-
-fn names(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
 
 #[test]
 fn the_key_is_primary_key_else_identity_else_unique_index_else_none() {
@@ -208,6 +80,29 @@ fn a_large_value_that_did_not_change_has_a_placeholder_of_its_type() {
     assert!(records.iter().all(|record| record.header("walrelay.unchanged").is_none()));
 }
 
+/// A key that is stored out of line comes as an old row beside the new one, which holds none of it.
+#[test]
+fn a_large_key_that_did_not_change_is_taken_from_the_old_row() {
+    let columns = || [Made("k", 25, true, false), Made("n", 23, true, false), Made("v", 25, false, true)];
+    let key = |facts: &mut TableFacts| facts.primary_key = names(&["k", "n"]);
+    for (lines, row) in [("", "/after"), ("format = \"plain\"", "")] {
+        let mut session = Session::new(lines, b'd', &columns(), key);
+        let records = session.update(Some((b'K', "large,1,~")), "^,1,x");
+        assert_eq!((records.len(), records[0].key.as_deref()), (1, Some(r#"{"k":"large","n":1}"#)), "{lines}");
+        let expected = serde_json::json!({"k": "large", "n": 1, "v": "x"});
+        assert_eq!(records[0].json().pointer(row), Some(&expected), "{lines}");
+        assert_eq!(records[0].header("walrelay.unchanged"), None, "{lines}");
+    }
+    // Another part of the key changes; of what is outside it nothing came.
+    let records = Session::new("", b'd', &columns(), key).update(Some((b'K', "large,1,~")), "^,2,^");
+    let (old, new) = (Some(r#"{"k":"large","n":1}"#), Some(r#"{"k":"large","n":2}"#));
+    let keys: Vec<Option<&str>> = records.iter().map(|record| record.key.as_deref()).collect();
+    assert_eq!(keys, [old, old, new]);
+    assert_eq!((records[0].header("__debezium.newkey"), records[2].header("__debezium.oldkey")), (new, old));
+    assert_eq!(records[2].json()["after"]["k"], "large");
+    assert_eq!(records[2].header("walrelay.unchanged"), Some(r#"["v"]"#));
+}
+
 #[test]
 fn the_headers_of_a_changed_key_are_not_its_json() {
     let columns = [Made("k", 1700, true, false), Made("s", 25, true, false), Made("f", 701, true, false)];
@@ -262,9 +157,7 @@ fn masks_cover_texts_and_refuse_what_they_cannot_cover() {
     let salted = format!("{}\nsalt_file = \"{}\"", mask("hash"), salt.path().display());
     let record = Session::new(&salted, b'd', &columns(), |_| {}).insert("1,x").remove(0);
     assert_eq!(record.json()["after"]["a"], "232069a0ae43819cace8baa9e99d3047580fdbce23ae5d10ab92ed528e96b01d");
-    let mut session =
-        Session { encoder: encoder("shop", &mask("hash").replace(".a\"", ".id\"")), keeper: Keeper::default() };
-    session.begin(1, 1);
+    let mut session = Session::empty(&mask("hash").replace(".a\"", ".id\""));
     let error = session.describe("t", 1, b'd', &columns(), |_| {}).unwrap_err().to_string();
     assert!(error.contains("id of public.t") && error.contains("column_exclude"), "{error}");
 }
@@ -276,8 +169,7 @@ fn topics_are_those_of_routes_or_the_template_and_never_meet_by_accident() {
     for (table, topic) in [("order_1", "shop.orders"), ("order_2", "shop.orders"), ("t ö", "shop.public.t__")] {
         assert_eq!(encoder_of.topic_of(&QualifiedName::new("public", table)), topic);
     }
-    let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
-    session.begin(1, 1);
+    let mut session = Session::empty(lines);
     for (oid, name) in [(1, "order_1"), (2, "order_2"), (3, "a-b"), (4, "a_b"), (5, "a$b")] {
         let result = session.describe(name, oid, b'd', &[ID], |_| {});
         match (name, result) {
@@ -312,8 +204,7 @@ fn a_row_of_the_outbox_is_the_message_it_holds() {
     session.encoder.snapshot_row(table, point, SnapshotMark::Inside, values.into_iter(), &mut session.keeper).unwrap();
     let record = session.keeper.0.last().unwrap();
     assert_eq!((record.topic.as_str(), record.value.as_deref()), ("outbox.event.order", Some("{}")));
-    let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
-    session.begin(1, 1);
+    let mut session = Session::empty(lines);
     let error = session.describe("t", 1, b'd', &[ID], |_| {}).unwrap_err().to_string();
     assert!(error.contains("no column \"aggregatetype\""), "{error}");
 }
@@ -366,6 +257,43 @@ fn a_relation_that_says_something_new_needs_the_catalog_again() {
         .describe("t", 1, b'd', &[ID, Made("b", 25, false, true)], |facts| facts.primary_key = names(&["id"]))
         .unwrap();
     assert_eq!(session.insert("1,x")[0].json()["after"], serde_json::json!({"id": 1, "b": "x"}));
+}
+
+/// A table may change between the beginning of a session and its first row. The catalog may also be ahead of the stream: whatever
+/// it answers to the message itself is taken.
+#[test]
+fn what_was_told_beforehand_is_asked_for_again_where_the_relation_differs() {
+    let columns = || [ID, Made("m", 20_001, false, true)];
+    let whole = || {
+        let mut whole = facts("t", 1, &columns());
+        let mood = TypeFacts { oid: 20_000, kind: "e".to_owned(), ..whole.columns[1].base.clone() };
+        whole.columns[1].base.element = Some(Box::new(mood));
+        whole
+    };
+    let (array, text) = (serde_json::json!(["ok"]), serde_json::json!("{ok}"));
+    let table = QualifiedName::new("public", "t");
+    for (before, answer, expected) in [
+        (Some(whole()), None, &array),
+        (Some(facts("t", 1, &[ID])), Some(whole()), &array),
+        (Some(facts("t", 1, &[ID, Made("m", 25, false, true)])), Some(whole()), &array),
+        (Some(facts("t", 2, &columns())), Some(whole()), &array),
+        (None, None, &text),
+        (Some(facts("t", 1, &[ID])), Some(facts("t", 1, &[ID])), &text),
+    ] {
+        let mut session = Session::empty("");
+        let case = format!("{before:?}");
+        match before {
+            Some(facts) => session.encoder.describe(facts),
+            None => session.encoder.describe_missing(table.clone()),
+        }
+        let relation = relation("t", 1, b'd', &columns());
+        if let Some(answer) = answer {
+            assert_eq!(session.message(&relation).unwrap(), Step::NeedFacts(table.clone()), "{case}");
+            session.encoder.describe(answer);
+        }
+        assert_eq!(session.message(&relation).unwrap(), Step::Done, "{case}");
+        assert_eq!(&session.insert("1,{ok}")[0].json()["after"]["m"], expected, "{case}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::config::TablePattern;
 use crate::config::TableSet;
 
-use super::super::super::postgres::TableFilter;
+use super::super::super::postgres::{TableFilter, Wanted};
 use super::golden::{headers, parsed, steady};
 use super::testing::{Keeper, Kept, captured, encoder, feed};
 use super::*;
@@ -61,7 +61,8 @@ fn check((name, text): (&str, &str)) {
     if about["pipeline"].as_str().unwrap().contains("public.fillers") {
         let include = vec![TablePattern::new("*.*").unwrap()];
         let exclude = vec![TablePattern::new("public.fillers").unwrap()];
-        encoder.origin.tables = TableFilter::Only { set: TableSet { include, exclude }, names: Vec::new() };
+        let (set, names, others) = (TableSet { include, exclude }, Vec::new(), Vec::new());
+        encoder.origin.tables = TableFilter::Listed { set, names, others, newcomers: Wanted::No };
     }
     let found = feed(&mut encoder, &captured(STREAM), &facts);
     // Under a key that is not the primary one Debezium takes a new primary key for a new key, from "" to the same as before.

@@ -130,10 +130,16 @@ const BUILT_IN_NAMES: &[(&str, u32)] = &[
     ("jsonb", 3802),
 ];
 
-fn is_included(table: &QualifiedName, column: &str, settings: &KafkaSink) -> bool {
+/// Whether `column_include` and `column_exclude` let it out.
+pub(super) fn is_included(table: &QualifiedName, column: &str, settings: &KafkaSink) -> bool {
     let is_listed = settings.column_include.is_empty()
         || settings.column_include.iter().any(|pattern| pattern.matches(table, column));
     is_listed && !settings.column_exclude.iter().any(|pattern| pattern.matches(table, column))
+}
+
+/// The first mask that names it.
+pub(super) fn mask_over<'a>(table: &QualifiedName, column: &str, settings: &'a KafkaSink) -> Option<&'a Mask> {
+    settings.masks.iter().find(|mask| mask.columns.iter().any(|pattern| pattern.matches(table, column)))
 }
 
 /// A mask that could not cover its column is refused: nobody would notice.
@@ -143,8 +149,7 @@ fn mask_of(
     form: &Form,
     settings: &KafkaSink,
 ) -> Result<Option<MaskWith>, SinkError> {
-    let covers = |mask: &&Mask| mask.columns.iter().any(|pattern| pattern.matches(table, column));
-    let Some(mask) = settings.masks.iter().find(covers) else { return Ok(None) };
+    let Some(mask) = mask_over(table, column, settings) else { return Ok(None) };
     if *form != Form::Text {
         return Err(SinkError::Refused(format!(
             "a mask names the column {column} of {table}, which is no text: leave it out with column_exclude, or take it off \

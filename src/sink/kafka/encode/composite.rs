@@ -14,9 +14,14 @@ pub(super) enum Element<'a> {
     Nested(&'a [u8]),
 }
 
-/// Walks the elements of `{1,NULL,"a b"}`; `None` for a text that is no array. `room` holds what had to be unescaped.
-/// Says whether the bounds are those that every reader assumes.
-pub(super) fn each_element(text: &[u8], room: &mut Vec<u8>, mut visit: impl FnMut(Element<'_>)) -> Option<Fidelity> {
+/// Walks the elements of `{1,NULL,"a b"}`; `None` for a text that is no array. `room` holds what had to be unescaped; `delimiter`
+/// stands between elements where that is not the comma (`typdelim`). Says whether the bounds are those that every reader assumes.
+pub(super) fn each_element(
+    text: &[u8],
+    delimiter: u8,
+    room: &mut Vec<u8>,
+    mut visit: impl FnMut(Element<'_>),
+) -> Option<Fidelity> {
     // `[0:2]={…}`: JSON arrays have no bounds of their own.
     let (bounds, body) = match text.first() {
         Some(b'[') => (Fidelity::Lossy, text.splitn(2, |byte| *byte == b'=').nth(1)?),
@@ -39,17 +44,21 @@ pub(super) fn each_element(text: &[u8], room: &mut Vec<u8>, mut visit: impl FnMu
                 behind
             }
             _ => {
-                let behind = unescape(rest, room)?;
+                let behind = unescape(rest, delimiter, room)?;
                 visit(if room.eq_ignore_ascii_case(b"NULL") { Element::Null } else { Element::Text(room) });
                 behind
             }
         };
         match rest {
             [b'}'] => return Some(bounds),
-            [b',', more @ ..] => rest = more,
+            [byte, more @ ..] if is_between(*byte, delimiter) => rest = more,
             _ => return None,
         }
     }
+}
+
+fn is_between(byte: u8, delimiter: u8) -> bool {
+    byte == b',' || byte == delimiter
 }
 
 /// Length of `{…}` at the beginning, with braces inside.
@@ -88,12 +97,13 @@ fn unquote<'a>(text: &'a [u8], room: &mut Vec<u8>) -> Option<&'a [u8]> {
 }
 
 /// An element without quotation marks.
-fn unescape<'a>(text: &'a [u8], room: &mut Vec<u8>) -> Option<&'a [u8]> {
+fn unescape<'a>(text: &'a [u8], delimiter: u8, room: &mut Vec<u8>) -> Option<&'a [u8]> {
     room.clear();
     let mut bytes = text.iter().enumerate();
     while let Some((at, byte)) = bytes.next() {
         match byte {
-            b',' | b'}' => return text.get(at..),
+            b'}' => return text.get(at..),
+            byte if is_between(*byte, delimiter) => return text.get(at..),
             b'\\' => room.push(*bytes.next()?.1),
             byte => room.push(*byte),
         }
@@ -271,8 +281,12 @@ mod tests {
     use super::*;
 
     fn elements(text: &str) -> Option<(Vec<String>, Fidelity)> {
+        elements_between(text, b',')
+    }
+
+    fn elements_between(text: &str, delimiter: u8) -> Option<(Vec<String>, Fidelity)> {
         let mut found = Vec::new();
-        let fidelity = each_element(text.as_bytes(), &mut Vec::new(), |element| {
+        let fidelity = each_element(text.as_bytes(), delimiter, &mut Vec::new(), |element| {
             found.push(match element {
                 Element::Null => "NULL".to_owned(),
                 Element::Text(text) => format!("'{}'", String::from_utf8_lossy(text)),
@@ -301,6 +315,18 @@ mod tests {
         for text in ["", "1", "{1", "{1,2}x", "{\"a}", "{{1}"] {
             assert_eq!(elements(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_type_may_have_a_delimiter_of_its_own() {
+        for (text, expected) in [
+            ("{01:NULL:02}", &["'01'", "NULL", "'02'"][..]),
+            ("{{01:02}:{03:04}}", &["{01:02}", "{03:04}"]),
+            ("{\"a:b\":c}", &["'a:b'", "'c'"]),
+        ] {
+            assert_eq!(elements_between(text, b':').unwrap().0, expected, "{text}");
+        }
+        assert_eq!(elements("{01:02}").unwrap().0, ["'01:02'"]);
     }
 
     #[test]

@@ -155,14 +155,16 @@ pub fn read_facts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Ta
 
 const FROM: &str = "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
 
-/// The facts of a table `c` in schema `n`, as JSON. Names are those of `TableFacts`.
+/// The facts of a table `c` in schema `n`, as JSON. Names are those of `TableFacts`. Nothing in it may lock a table: a commit that
+/// waits for us may hold it exclusively. Hence `pg_get_expr` without a relation, which it would open: a default names no column,
+/// and expressions of generated columns, which do, are left out.
 const FACTS: &str = "pg_catalog.json_build_object(
   'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'replica_identity', c.relreplident,
   'columns', COALESCE((
     SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
       'name', a.attname, 'type_oid', a.atttypid::int8, 'type_modifier', a.atttypmod,
-      'is_not_null', a.attnotnull OR b.not_null, 'default', pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-      'is_counting', a.attidentity <> '' OR COALESCE(pg_catalog.pg_get_expr(d.adbin, d.adrelid), '') LIKE 'nextval(%',
+      'is_not_null', a.attnotnull OR b.not_null, 'default', pg_catalog.pg_get_expr(d.adbin, 0),
+      'is_counting', a.attidentity <> '' OR COALESCE(pg_catalog.pg_get_expr(d.adbin, 0), '') LIKE 'nextval(%',
       'type', pg_catalog.json_build_object(
         'oid', t.oid::int8, 'schema', tn.nspname, 'name', t.typname, 'kind', t.typtype, 'modifier', b.modifier,
         'labels', COALESCE((SELECT pg_catalog.json_agg(l.enumlabel ORDER BY l.enumsortorder) FROM pg_catalog.pg_enum l

@@ -324,7 +324,8 @@ pub(super) fn push_bytes(mode: BinaryMode, bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn decode_hex(text: &[u8], bytes: &mut Vec<u8>) -> bool {
+/// The bytes of hexadecimal digits; false where the text is anything else.
+pub(super) fn decode_hex(text: &[u8], bytes: &mut Vec<u8>) -> bool {
     bytes.clear();
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let (pairs, rest) = text.as_chunks::<2>();
@@ -392,7 +393,9 @@ fn push_array(form: &Form, text: &[u8], room: &mut Room, out: &mut Vec<u8>) -> F
     let mut element_room = std::mem::take(&mut room.inner);
     let mut fidelity = Fidelity::Exact;
     out.push(b'[');
-    let bounds = each_element(text, &mut element_room, |element| {
+    // PostGIS says `delimiter = ':'` of its types.
+    let delimiter = if *form == Form::Spatial { b':' } else { b',' };
+    let bounds = each_element(text, delimiter, &mut element_room, |element| {
         if out.last() != Some(&b'[') || out.len() > start + 1 {
             out.push(b',');
         }

@@ -9,7 +9,8 @@
 //!   [`Encoder::end`]. A non-transactional logical message is a unit of its own: [`Encoder::outside_message`].
 //! * [`Step::NeedFacts`] means: nothing was sent, nothing was noted. Run [`catalog_query`] for that table on the primary, hand
 //!   the answer to [`Encoder::describe`] (an empty answer, for a table that is gone by now, to [`Encoder::describe_missing`]),
-//!   and give the *same* message again. Each Relation message asks at most once; facts that were given before it came spare the asking.
+//!   and give the *same* message again. Each Relation message asks at most once; facts that were given before it came spare the
+//!   asking, if they agree with it.
 //! * What is sent goes to the [`Outlet`] at once, in the order of the topic. A borrowed [`Record`] is valid during the call.
 //! * An error of the outlet comes back unchanged and leaves the encoder unusable: begin a new one, as after any restart.
 //! * Topics are named here and made by the outlet, before it sends the first record of a name that it has not seen.
@@ -367,7 +368,7 @@ impl Encoder {
         match target {
             Target::Rows(plan) => self.writer.insert(plan, point.lsn, b'r', values, outlet)?,
             Target::Outbox(plan) => self.writer.outbox(plan, name, point.lsn, values, outlet)?,
-            Target::Unwanted => {}
+            Target::Unwanted | Target::Unlisted => {}
         }
         self.writer.trim();
         Ok(())

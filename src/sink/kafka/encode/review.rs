@@ -40,8 +40,9 @@ pub fn review(settings: &KafkaSink, tables: &[TableFacts]) -> Vec<Remark> {
         let name = facts.qualified_name();
         let relation = relation_of(facts);
         if let Some(outbox) = settings.outbox.as_ref().filter(|outbox| outbox.table == name) {
-            if let Err(error) = OutboxPlan::new(&relation, outbox) {
-                remarks.push(Remark::error(error.to_string(), "name its columns in [pipeline.sink.outbox]"));
+            if let Err(error) = OutboxPlan::new(&relation, outbox, settings) {
+                let remedy = "correct [pipeline.sink.outbox], or what hides a column that it names";
+                remarks.push(Remark::error(error.to_string(), remedy));
             }
             continue;
         }
@@ -229,6 +230,9 @@ mod tests {
         let outbox = "[pipeline.sink.outbox]\ntable = \"public.t\"";
         check(outbox, &[table("u")], &[(false, "the outbox public.t is not among")]);
         check(outbox, &[table("t")], &[(true, "no column \"aggregatetype\"")]);
+        let hidden =
+            format!("column_exclude = [\"public.t.a\"]\n{outbox}\nroute = \"x\"\nkey = \"id\"\npayload = \"a\"");
+        check(&hidden, &[table("t")], &[(true, "leaves out the column a of public.t")]);
         check("", &[table("a-b"), table("a$b"), table("a_b")], &[(true, "public.a$b and public.a_b")]);
     }
 }

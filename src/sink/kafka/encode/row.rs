@@ -40,12 +40,12 @@ impl Notes {
     }
 }
 
-/// `{"a":1,…` without the closing brace, so that fields can be added. `old` holds the whole old row, where it came: the value of
-/// a column that did not change stands there.
+/// `{"a":1,…` without the closing brace, so that fields can be added. `old` is the old row, as much of it as came: the value of a
+/// column that did not change stands there.
 pub(super) fn push_open_row<'v, V: Iterator<Item = Value<'v>> + Clone>(
     plan: &Plan,
     row: &Row<V>,
-    old: Option<&V>,
+    old: Option<&Row<V>>,
     notes: &mut Notes,
     room: &mut Room,
     out: &mut Vec<u8>,
@@ -61,7 +61,7 @@ pub(super) fn push_open_row<'v, V: Iterator<Item = Value<'v>> + Clone>(
         }
         is_first = false;
         out.extend_from_slice(&column.label);
-        match resolved(value, old, place) {
+        match resolved(column, value, old, place) {
             Value::Text(text) => {
                 let fidelity = push_masked(column, text, room, out);
                 notes.note(fidelity, place);
@@ -81,10 +81,19 @@ pub(super) fn push_open_row<'v, V: Iterator<Item = Value<'v>> + Clone>(
     }
 }
 
+/// What did not change stands in the old row. Of one that has only the identity's columns, these: the primary sends them, changed or
+/// not, where one of them is stored out of line.
 #[inline]
-fn resolved<'v, V: Iterator<Item = Value<'v>> + Clone>(value: Value<'v>, old: Option<&V>, place: usize) -> Value<'v> {
+fn resolved<'v, V: Iterator<Item = Value<'v>> + Clone>(
+    column: &PlannedColumn,
+    value: Value<'v>,
+    old: Option<&Row<V>>,
+    place: usize,
+) -> Value<'v> {
     match (value, old) {
-        (Value::Unchanged, Some(old)) => old.clone().nth(place).unwrap_or(value),
+        (Value::Unchanged, Some(old)) if !old.is_key_only || column.is_identity => {
+            old.values.clone().nth(place).unwrap_or(value)
+        }
         _ => value,
     }
 }
@@ -115,7 +124,7 @@ pub(super) fn push_key<'v, V: Iterator<Item = Value<'v>> + Clone>(
     plan: &Plan,
     row: &Row<V>,
     new: Option<&V>,
-    old: Option<&V>,
+    old: Option<&Row<V>>,
     notes: &mut Notes,
     room: &mut Room,
     out: &mut Vec<u8>,
@@ -150,7 +159,7 @@ pub(super) fn push_header_key<'v, V: Iterator<Item = Value<'v>> + Clone>(
     plan: &Plan,
     row: &Row<V>,
     new: Option<&V>,
-    old: Option<&V>,
+    old: Option<&Row<V>>,
     room: &mut Room,
     out: &mut Vec<u8>,
 ) {
@@ -175,13 +184,13 @@ fn key_value<'v, V: Iterator<Item = Value<'v>> + Clone>(
     place: usize,
     row: &Row<V>,
     new: Option<&V>,
-    old: Option<&V>,
+    old: Option<&Row<V>>,
 ) -> Value<'v> {
     let from = match new {
         Some(new) if row.is_key_only && !column.is_identity => new,
         _ => &row.values,
     };
-    resolved(from.clone().nth(place).unwrap_or(Value::Null), old, place)
+    resolved(column, from.clone().nth(place).unwrap_or(Value::Null), old, place)
 }
 
 /// `["a","b"]` of columns' names.

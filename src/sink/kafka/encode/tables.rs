@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use crate::config::KafkaSink;
 use crate::decode::{DecodeError, RelationBody};
-use crate::model::{QualifiedName, Relation};
+use crate::model::{Column, QualifiedName, Relation};
 
 use super::super::super::SinkError;
+use super::super::super::postgres::Wanted;
 use super::column::Knowledge;
 use super::facts::TableFacts;
 use super::outbox::OutboxPlan;
@@ -19,6 +20,8 @@ use super::{Origin, Step};
 pub(super) enum Target {
     /// It is not one of the pipeline's tables.
     Unwanted,
+    /// It may be one: it came since they were listed.
+    Unlisted,
     Rows(Box<Plan>),
     Outbox(Box<OutboxPlan>),
 }
@@ -37,11 +40,25 @@ struct Described {
     is_changed: bool,
 }
 
+impl Described {
+    /// Whether the catalog knew all that a Relation message names: else the table was changed between the one and the other. Of a
+    /// table that it did not know at all, the message must do.
+    fn agrees_with(&self, relation: &Relation) -> bool {
+        self.facts.as_ref().is_none_or(|facts| {
+            let is_known =
+                |column: &Column| facts.column(&column.name).is_some_and(|known| known.type_oid == column.type_oid);
+            facts.oid == relation.oid && relation.columns.iter().all(is_known)
+        })
+    }
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     known: HashMap<u32, Known>,
     described: HashMap<QualifiedName, Described>,
+    /// The table that the last Relation message asked for.
+    asked: Option<QualifiedName>,
     types: HashMap<u32, (String, String)>,
     /// Topics that belong to one table alone.
     owners: HashMap<String, QualifiedName>,
@@ -61,7 +78,8 @@ impl Tables {
 
     /// Notes a Relation message. The server sends one first, and again after the table's description in its caches was
     /// invalidated: each needs the catalog's answer of after it was read, since defaults, unique indexes, or a primary key beside
-    /// REPLICA IDENTITY FULL do not show in it.
+    /// REPLICA IDENTITY FULL do not show in it. What was told before the first one does instead, as far as it agrees. The answer to a
+    /// message's own question is taken as it is, so there is one: the catalog may be ahead of the stream, or behind a commit that waits.
     pub(super) fn note_relation(
         &mut self,
         body: &RelationBody<'_>,
@@ -69,11 +87,20 @@ impl Tables {
         origin: &Origin,
     ) -> Result<Step, SinkError> {
         let relation = body.to_relation();
-        if !origin.tables.contains(&relation.name) {
-            self.known.insert(relation.oid, Known { relation, target: Target::Unwanted });
+        let other = match origin.tables.wants(&relation.name) {
+            Wanted::Yes => None,
+            Wanted::No => Some(Target::Unwanted),
+            Wanted::Unknown => Some(Target::Unlisted),
+        };
+        if let Some(target) = other {
+            self.known.insert(relation.oid, Known { relation, target });
             return Ok(Step::Done);
         }
-        let Some(described) = self.described.get_mut(&relation.name).filter(|described| described.is_fresh) else {
+        let is_answered = self.asked.take().is_some_and(|asked| asked == relation.name);
+        let is_usable =
+            |described: &&mut Described| described.is_fresh && (is_answered || described.agrees_with(&relation));
+        let Some(described) = self.described.get_mut(&relation.name).filter(is_usable) else {
+            self.asked = Some(relation.name.clone());
             return Ok(Step::NeedFacts(relation.name));
         };
         described.is_fresh = false;
@@ -134,7 +161,11 @@ impl Tables {
     /// What becomes of a change.
     #[inline]
     pub(super) fn target(&self, oid: u32) -> Result<&Target, SinkError> {
-        Ok(&self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?.target)
+        let known = self.known.get(&oid).ok_or(DecodeError::UnknownRelation(oid))?;
+        match known.target {
+            Target::Unlisted => Err(SinkError::NewTable(known.relation.name.clone())),
+            _ => Ok(&known.target),
+        }
     }
 
     /// The name behind an OID of this session.
@@ -146,7 +177,7 @@ impl Tables {
 fn planned(relation: &Relation, knowledge: &Knowledge<'_>) -> Result<Target, SinkError> {
     let outbox = knowledge.settings.outbox.as_ref().filter(|outbox| outbox.table == relation.name);
     Ok(match outbox {
-        Some(outbox) => Target::Outbox(Box::new(OutboxPlan::new(relation, outbox)?)),
+        Some(outbox) => Target::Outbox(Box::new(OutboxPlan::new(relation, outbox, knowledge.settings)?)),
         None => Target::Rows(Box::new(Plan::new(relation, knowledge)?)),
     })
 }

@@ -1,4 +1,5 @@
-//! What the encoder's tests share: an outlet that keeps records, settings from a few lines, and captured streams.
+//! What the encoder's tests share: an outlet that keeps records, settings from a few lines, captured streams, and sessions with a
+//! made-up table.
 
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use crate::model::{Lsn, PipelineName};
 
 use super::super::super::SinkError;
 use super::super::super::postgres::TableFilter;
+use super::facts::plain_column;
 use super::*;
 
 /// A record, owned.
@@ -120,4 +122,149 @@ pub(super) fn feed(encoder: &mut Encoder, stream: &[(Lsn, Vec<u8>)], facts: &[Ta
         }
     }
     keeper.0
+}
+
+/// A column of a made-up table: its type's OID, whether it belongs to the replica identity, whether it may be NULL.
+pub(super) struct Made(pub(super) &'static str, pub(super) u32, pub(super) bool, pub(super) bool);
+
+pub(super) const ID: Made = Made("id", 23, true, false);
+
+/// A session with one table `public.t`.
+pub(super) struct Session {
+    pub(super) encoder: Encoder,
+    pub(super) keeper: Keeper,
+}
+
+impl Session {
+    pub(super) fn new(lines: &str, identity: u8, columns: &[Made], change: impl FnOnce(&mut TableFacts)) -> Session {
+        let mut session = Session::empty(lines);
+        session.describe("t", 1, identity, columns, change).unwrap();
+        session
+    }
+
+    /// Without the table.
+    pub(super) fn empty(lines: &str) -> Session {
+        let mut session = Session { encoder: encoder("shop", lines), keeper: Keeper::default() };
+        session.begin(7, 100);
+        session
+    }
+
+    pub(super) fn begin(&mut self, xid: u32, commit: u64) {
+        let mark = TransactionMark {
+            xid,
+            commit_lsn: Lsn(commit),
+            end_lsn: Lsn(commit + 8),
+            commit_time: Timestamp(0),
+            origin: None,
+        };
+        self.encoder.begin(mark, &mut self.keeper).unwrap();
+    }
+
+    pub(super) fn describe(
+        &mut self,
+        name: &str,
+        oid: u32,
+        identity: u8,
+        columns: &[Made],
+        change: impl FnOnce(&mut TableFacts),
+    ) -> Result<(), SinkError> {
+        let payload = relation(name, oid, identity, columns);
+        let mut facts = facts(name, oid, columns);
+        change(&mut facts);
+        match self.message(&payload)? {
+            Step::Done => return Ok(()),
+            Step::NeedFacts(wanted) => assert_eq!(wanted, facts.qualified_name()),
+        }
+        self.encoder.describe(facts);
+        assert_eq!(self.message(&payload)?, Step::Done);
+        Ok(())
+    }
+
+    pub(super) fn message(&mut self, payload: &[u8]) -> Result<Step, SinkError> {
+        let message = decode(payload, Context::default()).unwrap();
+        self.encoder.message(Lsn(90), &message, &mut self.keeper)
+    }
+
+    /// Rows are texts between commas: `~` is NULL, `^` an unchanged large value.
+    pub(super) fn insert(&mut self, new: &str) -> Vec<Kept> {
+        self.change(&insertion(new))
+    }
+
+    pub(super) fn update(&mut self, old: Option<(u8, &str)>, new: &str) -> Vec<Kept> {
+        let mut payload = vec![b'U', 0, 0, 0, 1];
+        if let Some((mark, old)) = old {
+            payload.push(mark);
+            payload.extend(tuple(old));
+        }
+        payload.push(b'N');
+        payload.extend(tuple(new));
+        self.change(&payload)
+    }
+
+    pub(super) fn delete(&mut self, mark: u8, old: &str) -> Vec<Kept> {
+        self.change(&[&[b'D', 0, 0, 0, 1, mark], tuple(old).as_slice()].concat())
+    }
+
+    pub(super) fn change(&mut self, payload: &[u8]) -> Vec<Kept> {
+        let step = self.message(payload).unwrap();
+        assert_eq!(step, Step::Done);
+        std::mem::take(&mut self.keeper.0)
+    }
+}
+
+/// The Relation message of a table.
+pub(super) fn relation(name: &str, oid: u32, identity: u8, columns: &[Made]) -> Vec<u8> {
+    let mut payload = vec![b'R'];
+    payload.extend(oid.to_be_bytes());
+    payload.extend(format!("public\0{name}\0").bytes());
+    payload.push(identity);
+    payload.extend((columns.len() as u16).to_be_bytes());
+    for Made(name, oid, is_key, _) in columns {
+        payload.push(u8::from(*is_key));
+        payload.extend(format!("{name}\0").bytes());
+        payload.extend(oid.to_be_bytes());
+        payload.extend((-1i32).to_be_bytes());
+    }
+    payload
+}
+
+/// An Insert message, see [`Session::insert`].
+pub(super) fn insertion(new: &str) -> Vec<u8> {
+    [&[b'I', 0, 0, 0, 1, b'N'], tuple(new).as_slice()].concat()
+}
+
+fn tuple(row: &str) -> Vec<u8> {
+    let values: Vec<&str> = row.split(',').collect();
+    let mut bytes = (values.len() as u16).to_be_bytes().to_vec();
+    for value in values {
+        match value {
+            "~" => bytes.push(b'n'),
+            "^" => bytes.push(b'u'),
+            text => {
+                bytes.push(b't');
+                bytes.extend((text.len() as u32).to_be_bytes());
+                bytes.extend(text.bytes());
+            }
+        }
+    }
+    bytes
+}
+
+/// What the catalog says of such a table; it has no key.
+pub(super) fn facts(name: &str, oid: u32, columns: &[Made]) -> TableFacts {
+    let columns = columns.iter().map(|Made(name, oid, _, is_nullable)| plain_column(name, *oid, !is_nullable));
+    TableFacts {
+        schema: "public".to_owned(),
+        name: name.to_owned(),
+        oid,
+        replica_identity: String::new(),
+        columns: columns.collect(),
+        primary_key: Vec::new(),
+        identity_index: Vec::new(),
+        unique_indexes: Vec::new(),
+    }
+}
+
+pub(super) fn names(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
 }

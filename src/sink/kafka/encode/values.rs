@@ -60,9 +60,14 @@ fn what_debezium_gets_wrong_is_right_and_named() {
 fn what_debezium_knows_has_its_form() {
     let settings = settings("shop", "");
     let hstore = base(30_000, "b", "hstore", None);
+    let spatial = |name| base(30_005, "b", "", Some(base(30_004, "b", name, None)));
+    let places = "{0101:NULL:0102}";
+    let wkb = r#"[{"wkb":"AQE=","srid":null,"extensions":null},null,{"wkb":"AQI=","srid":null,"extensions":null}]"#;
     for (facts, modifier, text, expected) in [
         (base(30_001, "b", "_hstore", Some(hstore)), -1, r#"{"\"k\"=>\"v\""}"#, r#"["{\"k\":\"v\"}"]"#),
         (base(30_002, "b", "vector", None), -1, "[1,2.5,3]", "[1.0,2.5,3.0]"),
+        (spatial("geometry"), -1, places, wkb),
+        (spatial("geography"), -1, places, wkb),
         (base(30_003, "e", "mood", None), -1, "ok", r#""ok""#),
         (built_in(774), -1, "08:00:2b:01:02:03:04:05", r#""08:00:2b:01:02:03:04:05""#),
         (built_in(1560), 1, "1", "true"),

@@ -123,11 +123,10 @@ impl Writer {
     ) -> Result<(), SinkError> {
         let after = Row { values: new, is_key_only: false };
         if let Some(old) = old.as_ref().filter(|_| !plan.key.is_empty()) {
-            let whole = (!old.is_key_only).then_some(&old.values);
             let (notes, room) = (&mut self.notes, &mut self.room);
             notes.clear();
             push_key(plan, old, Some(&after.values), None, notes, room, &mut self.other_key);
-            push_key(plan, &after, None, whole, notes, room, &mut self.key);
+            push_key(plan, &after, None, Some(old), notes, room, &mut self.key);
             if self.other_key != self.key {
                 return self.key_change(plan, lsn, old.clone(), after, outlet);
             }
@@ -146,7 +145,6 @@ impl Writer {
         new: Row<V>,
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
-        let whole = (!old.is_key_only).then(|| old.values.clone());
         let skipped = self.settings.skipped_operations;
         if !skipped.delete {
             self.leave_old_key(plan, lsn, &old, &new, outlet)?;
@@ -159,7 +157,7 @@ impl Writer {
         self.event_with(
             plan,
             Event { op: b'c', lsn, before: None, after: Some(new), change: KeyChange::OldKey },
-            whole.as_ref(),
+            Some(&old),
             None,
             outlet,
         )
@@ -173,8 +171,7 @@ impl Writer {
         new: &Row<V>,
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
-        let whole = (!old.is_key_only).then_some(&old.values);
-        push_header_key(plan, new, None, whole, &mut self.room, &mut self.header_key);
+        push_header_key(plan, new, None, Some(old), &mut self.room, &mut self.header_key);
         self.delete_as(plan, lsn, old.clone(), Some(&new.values), KeyChange::NewKey, outlet)
     }
 
@@ -213,23 +210,23 @@ impl Writer {
         event: Event<V>,
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
-        let whole = event.before.as_ref().filter(|before| !before.is_key_only).map(|before| before.values.clone());
-        self.event_with(plan, event, whole.as_ref(), None, outlet)
+        let old = event.before.clone();
+        self.event_with(plan, event, old.as_ref(), None, outlet)
     }
 
-    /// `whole`: the whole old row, where unchanged large values are found. `new`: the new row, where key columns outside the
-    /// identity are found.
+    /// `old`: the old row, where unchanged large values are found. `new`: the new row, where key columns outside the identity are
+    /// found.
     fn event_with<'v, V: Iterator<Item = Value<'v>> + Clone>(
         &mut self,
         plan: &Plan,
         event: Event<V>,
-        whole: Option<&V>,
+        old: Option<&Row<V>>,
         new: Option<&V>,
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
         self.notes.clear();
         if let Some(row) = event.after.as_ref().or(event.before.as_ref()) {
-            push_key(plan, row, new, whole, &mut self.notes, &mut self.room, &mut self.key);
+            push_key(plan, row, new, old, &mut self.notes, &mut self.room, &mut self.key);
         }
         if let Some(transaction) = &mut self.transaction {
             transaction.count(&plan.name, self.settings.transaction_topic);
@@ -237,10 +234,10 @@ impl Writer {
         let now = now_nanos();
         let has_value = match self.settings.format {
             KafkaFormat::Debezium => {
-                self.push_envelope(plan, &event, whole, now);
+                self.push_envelope(plan, &event, old, now);
                 true
             }
-            KafkaFormat::Plain(_) => self.push_plain(plan, &event, whole, now),
+            KafkaFormat::Plain(_) => self.push_plain(plan, &event, old, now),
         };
         self.send(plan, &event, has_value, now, outlet)
     }
@@ -249,7 +246,7 @@ impl Writer {
         &mut self,
         plan: &Plan,
         event: &Event<V>,
-        whole: Option<&V>,
+        old: Option<&Row<V>>,
         now: i64,
     ) {
         let out = &mut self.value;
@@ -260,7 +257,7 @@ impl Writer {
             match row {
                 None => out.extend_from_slice(b"null"),
                 Some(row) => {
-                    push_open_row(plan, row, whole, &mut self.notes, &mut self.room, out);
+                    push_open_row(plan, row, old, &mut self.notes, &mut self.room, out);
                     out.push(b'}');
                 }
             }
@@ -279,7 +276,7 @@ impl Writer {
         &mut self,
         plan: &Plan,
         event: &Event<V>,
-        whole: Option<&V>,
+        old: Option<&Row<V>>,
         now: i64,
     ) -> bool {
         let KafkaFormat::Plain(format) = &self.settings.format else { return false };
@@ -290,7 +287,7 @@ impl Writer {
         };
         let out = &mut self.value;
         out.clear();
-        push_open_row(plan, row, whole, &mut self.notes, &mut self.room, out);
+        push_open_row(plan, row, old, &mut self.notes, &mut self.room, out);
         let facts = PlainFacts {
             op: event.op,
             lsn: event.lsn,
@@ -388,7 +385,7 @@ impl Writer {
         values: impl Iterator<Item = Value<'v>> + Clone,
         outlet: &mut dyn Outlet,
     ) -> Result<(), SinkError> {
-        plan.fill(values, &mut self.outbox);
+        plan.fill(values, &mut self.outbox)?;
         if let Some(transaction) = &mut self.transaction {
             transaction.count(table, self.settings.transaction_topic);
         }

@@ -10,6 +10,9 @@ use crate::wire::{Session, WireError};
 use crate::sink::SinkError;
 use crate::sink::kafka::encode::{Encoder, TableFacts, catalog_query, read_facts};
 
+/// A lock on a table is not waited for any longer: a commit that waits for us may hold it. The attempt then ends, and says so.
+const LOCK_TIMEOUT: &str = "10s";
+
 /// A session that is opened when it is needed.
 pub(super) struct Catalog {
     runtime: Handle,
@@ -25,6 +28,7 @@ impl Catalog {
             .with("search_path", "")
             .with("synchronous_commit", "local")
             .with("statement_timeout", "0")
+            .with("lock_timeout", LOCK_TIMEOUT)
             .with("idle_session_timeout", "0");
         Self { runtime, primary, session, client: None }
     }

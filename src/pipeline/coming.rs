@@ -1,0 +1,89 @@
+//! Tables that come into the publication: with a start, which plans them, or while the slot is made, which may take as long as somebody's
+//! transaction. Copies nothing.
+
+use crate::config::PostgresSink as SinkConfig;
+use crate::model::QualifiedName;
+use crate::sink::postgres::{TableFilter, Wanted};
+use crate::snapshot::{self, SnapshotError};
+use crate::source::{
+    Additions, Publication, coming_tables, ensure_publication, lists_standby, synchronous_standby_names,
+};
+
+use super::PipelineError;
+use super::attempt::{Attempt, Primary};
+use super::joining::listed;
+use super::resume::Beginning;
+
+impl Attempt<'_> {
+    /// New tables are added once commits cannot wait for this pipeline while their copy waits for the commits.
+    pub(super) async fn additions(&self, primary: &Primary, beginning: Beginning) -> Result<Additions, PipelineError> {
+        if beginning == Beginning::Fresh {
+            return Ok(Additions::Now);
+        }
+        if !self.settings.pipeline.initial_copy {
+            return Ok(Additions::IfAllowed);
+        }
+        let names = synchronous_standby_names(&primary.sql).await?;
+        Ok(if lists_standby(&names, self.name().as_str()) { Additions::Later } else { Additions::IfAllowed })
+    }
+
+    /// What is to come into a publication of ours must have its place on the standby: a start that is refused changes nothing. One that
+    /// only follows a fault goes on with the tables that streamed before.
+    pub(super) async fn plan_coming(
+        &self,
+        primary: &Primary,
+        sink: &SinkConfig,
+        additions: Additions,
+    ) -> Result<Additions, PipelineError> {
+        let coming = self.coming(primary, additions).await?;
+        match snapshot::plan_coming(&primary.sql, &sink.url, &self.settings.pipeline, &coming).await {
+            Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_))) if self.has_streamed => {
+                tracing::warn!(%error, "new tables wait for the next start; the others go on");
+                Ok(Additions::Later)
+            }
+            planned => Ok(planned.map(|()| additions)?),
+        }
+    }
+
+    /// The tables that are about to come into a publication of ours, and will be copied.
+    pub(super) async fn coming(
+        &self,
+        primary: &Primary,
+        additions: Additions,
+    ) -> Result<Vec<QualifiedName>, PipelineError> {
+        let pipeline = &self.settings.pipeline;
+        if pipeline.publication.is_some() || !pipeline.initial_copy || additions == Additions::Later {
+            return Ok(Vec::new());
+        }
+        Ok(coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await?)
+    }
+
+    /// Which relations of the stream are ours: what the publication holds of the set. In one of our own a name that is not listed is a
+    /// partition that has come since; in somebody else's it may be anything, and is looked for once.
+    pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
+        let sought = self.refusals.sought().into_iter().filter(|table| !publication.tables.contains(table));
+        TableFilter::Listed {
+            set: self.settings.pipeline.tables.clone(),
+            names: publication.tables.clone(),
+            others: publication.others.iter().cloned().chain(sought).collect(),
+            newcomers: if publication.is_managed { Wanted::Yes } else { Wanted::Unknown },
+        }
+    }
+
+    /// Ends the attempt if tables came while the slot was made: the copy was planned before, and the stream begins behind it, so that what was
+    /// written to them in between would be in neither. The next attempt plans them too, and copies as of a snapshot of its own.
+    pub(super) async fn plan_again_for_newcomers(
+        &self,
+        primary: &Primary,
+        before: &Publication,
+    ) -> Result<(), PipelineError> {
+        let tables = &self.settings.pipeline.tables;
+        let now = ensure_publication(&primary.sql, &before.name, false, tables, Additions::Later).await?;
+        let new: Vec<_> = now.tables.into_iter().filter(|table| !before.tables.contains(table)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let tables = listed(&new);
+        Err(PipelineError::NotYet(format!("the copy to be planned again: {tables} came while the slot was made")))
+    }
+}

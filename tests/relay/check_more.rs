@@ -1,0 +1,102 @@
+//! The doctor on what a start would do next: tables that are about to join, the copy's rights where it goes to Kafka, a name that is
+//! listed beside others.
+
+use super::check::{Checked, set};
+use super::harness::{Pair, server, value, values};
+
+const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
+
+/// A start plans new tables before it publishes them, and refuses where they have no place: so does the doctor.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_about_to_join_are_looked_at_like_published_ones() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut relay = pair.relay("").await;
+    assert!(relay.stop().await.success());
+    pair.on_primary(
+        "CREATE TABLE missing (id int PRIMARY KEY); CREATE TABLE narrow (id int PRIMARY KEY, item text); \
+         CREATE TABLE filled (id int PRIMARY KEY)",
+    )
+    .await;
+    pair.on_standby(
+        "CREATE TABLE narrow (id int PRIMARY KEY); CREATE TABLE filled (id int PRIMARY KEY); INSERT INTO filled VALUES (1)",
+    )
+    .await;
+    let first = Checked::of(&pair.config(""));
+    first.refused();
+    first.names(
+        "error",
+        "standby1",
+        "do not exist on the standby: public.missing",
+        "CREATE TABLE \"public\".\"missing\"",
+    );
+    first.names("error", "standby1", "public.narrow lacks the column item", "ADD COLUMN \"item\"");
+    first.names("error", "standby1", "not empty: public.filled", "");
+    relay.start_again().await;
+    relay.fails_with(&["public.missing", "public.narrow"]).await;
+    first.mend(&mut pair).await;
+    let rows = Checked::of(&pair.config(""));
+    rows.refused();
+    rows.names("error", "standby1", "not empty: public.filled", "");
+    Checked::of(&pair.config("on_existing_rows = \"keep\"")).passes();
+    pair.on_standby("DELETE FROM filled").await;
+    Checked::of(&pair.config("")).passes();
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+    pair.on_primary(
+        "INSERT INTO missing VALUES (1); INSERT INTO narrow VALUES (1, 'x'); INSERT INTO filled VALUES (2)",
+    )
+    .await;
+    pair.equal_after_catching_up(&["missing", "narrow", "filled"]).await;
+    // While commits may wait for the pipeline nothing joins, so nothing is in a start's way.
+    pair.wait_for_standbys("FIRST 1 (standby1)").await;
+    pair.on_primary("CREATE TABLE latest (id int PRIMARY KEY)").await;
+    pair.caught_up("standby1").await;
+    Checked::of(&pair.config("")).passes();
+}
+
+/// No broker answers there: what is wrong on the primary is found all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_that_copies_needs_to_read_its_tables() {
+    let primary = server(18).await;
+    values(&primary, "postgres", "CREATE DATABASE shop").await;
+    let sql = "CREATE ROLE relay LOGIN REPLICATION; CREATE SCHEMA sales; CREATE TABLE sales.orders (id int PRIMARY KEY); \
+               CREATE TABLE sales.hidden (id int PRIMARY KEY); ALTER TABLE sales.hidden ENABLE ROW LEVEL SECURITY; \
+               CREATE SCHEMA streamed; CREATE TABLE streamed.notes (id int PRIMARY KEY)";
+    values(&primary, "shop", sql).await;
+    let url = primary.url_for("relay", "shop");
+    let checked = Checked::of(&format!(
+        "[primary]\nurl = \"{url}\"\n[[pipeline]]\nname = \"feed1\"\ntables = [\"sales.*\"]\n[pipeline.sink]\ntype = \"kafka\"\n\
+         brokers = \"127.0.0.1:1\"\ntopic_prefix = \"shop\"\n[[pipeline]]\nname = \"lines\"\ntables = [\"streamed.*\"]\n\
+         [pipeline.sink]\ntype = \"stdout\"\n"
+    ));
+    checked.names("error", "primary", "may not use the schema sales", "GRANT USAGE ON SCHEMA \"sales\" TO \"relay\"");
+    checked.names("error", "primary", "may not read sales.orders", "GRANT SELECT ON sales.orders TO \"relay\"");
+    checked.names("error", "primary", "would apply to the role \"relay\" on sales.hidden", "BYPASSRLS");
+    let said = checked.answer.to_string();
+    assert!(!said.contains("may not use the schema streamed") && !said.contains("may not read streamed"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_listed_too_early_is_taken_out_and_others_stay() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    set(&mut pair.primary, &[("synchronous_standby_names", "FIRST 2 (standby1, far)")]).await;
+    let few = Checked::of(&pair.config(""));
+    few.refused();
+    few.names("error", "primary", "already stands in synchronous_standby_names", "");
+    let said = few.answer.to_string();
+    assert!(!said.contains("ALTER SYSTEM SET synchronous_standby_names"), "{said}");
+    set(&mut pair.primary, &[("synchronous_standby_names", "ANY 1 (standby1, far)")]).await;
+    let first = Checked::of(&pair.config(""));
+    first.refused();
+    first.names(
+        "error",
+        "primary",
+        "already stands in synchronous_standby_names",
+        "ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (\"far\")'",
+    );
+    first.mend(&mut pair).await;
+    Checked::of(&pair.config("")).passes();
+    assert_eq!(value(&pair.primary, "shop", "SHOW synchronous_standby_names").await, "ANY 1 (\"far\")");
+}

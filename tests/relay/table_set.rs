@@ -1,0 +1,58 @@
+//! Which tables of a publication are ours: partitions that come while rows stream, tables that are nobody's business, a set that was made
+//! narrower.
+
+use super::harness::{Pair, Relay, oldest_and_newest, value};
+
+/// The set names a partitioned table alone; the publication is somebody's own, and publishes more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_partition_of_a_wanted_table_is_applied_and_a_new_table_of_nobody_is_not() {
+    for major in oldest_and_newest() {
+        let pair = Pair::start(major).await;
+        let partition = |from: u32| {
+            format!("CREATE TABLE part_{from} PARTITION OF events FOR VALUES FROM ({from}) TO ({})", from + 100)
+        };
+        pair.on_both("CREATE TABLE events (id int PRIMARY KEY) PARTITION BY RANGE (id)").await;
+        pair.on_both(&partition(0)).await;
+        pair.on_primary("CREATE TABLE other (id int PRIMARY KEY); CREATE PUBLICATION mine FOR ALL TABLES").await;
+        let mut relay = Relay::start(&pair.config("publication = \"mine\"\ntables = [\"public.events\"]")).await;
+        relay.wait_state("streaming").await;
+        pair.on_primary("INSERT INTO events VALUES (1); INSERT INTO other VALUES (1)").await;
+        pair.on_both(&partition(100)).await;
+        pair.on_primary("INSERT INTO events VALUES (101); CREATE TABLE later (id int PRIMARY KEY)").await;
+        pair.on_primary("INSERT INTO later VALUES (1); INSERT INTO events VALUES (102); DROP TABLE later").await;
+        pair.on_primary("CREATE TABLE later_still (id int PRIMARY KEY); INSERT INTO later_still VALUES (1)").await;
+        pair.on_primary("INSERT INTO events VALUES (2)").await;
+        pair.equal_after_catching_up(&["events"]).await;
+        relay.wait_state("streaming").await;
+        let log = relay.log();
+        for table in ["part_100", "later", "later_still"] {
+            let lines = log.lines().filter(|line| line.contains(&format!("public.{table} came into the publication")));
+            assert_eq!(lines.count(), 1, "{major}, {table}: {log}");
+        }
+        relay.kill9();
+        relay.start_again().await;
+        pair.on_primary("INSERT INTO events VALUES (103)").await;
+        pair.equal_after_catching_up(&["events"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_excluded_later_is_left_alone_though_it_stays_published() {
+    let pair = Pair::start(18).await;
+    pair.on_both("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE x (id int PRIMARY KEY)").await;
+    let relay = pair.relay("").await;
+    pair.on_primary("INSERT INTO x VALUES (1)").await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+    relay.rewrite_config(&pair.config("exclude = [\"public.x\"]"));
+    relay.signal(libc::SIGHUP);
+    relay
+        .wait("standby1", "it began anew", |report| report["transactions"] == 0 && report["state"] == "streaming")
+        .await;
+    pair.on_primary("INSERT INTO x VALUES (2); INSERT INTO a VALUES (1)").await;
+    pair.equal_after_catching_up(&["a"]).await;
+    assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM x").await, "1");
+    // Nor is it guarded any more, or needed.
+    pair.on_standby("INSERT INTO x VALUES (7); DROP TABLE x").await;
+    pair.on_primary("INSERT INTO x VALUES (3); INSERT INTO a VALUES (2)").await;
+    pair.equal_after_catching_up(&["a"]).await;
+}
