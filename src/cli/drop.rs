@@ -40,7 +40,7 @@ pub(super) fn run(args: &DropArgs) -> Exit {
     };
     if !args.yes {
         complain(&format!(
-            "this drops the slot \"{}\"{} on {}, and the record, copy records, guards and origin of \"{}\" on its sink. The rows stay. \
+            "this drops the slot \"{}\"{} on {}, and the record (and another slot that it names), copy records, guards and origin of \"{}\" on its sink. The rows stay. \
              Nothing was done yet: run it again with --yes",
             pipeline.slot_name(),
             pipeline

@@ -7,9 +7,17 @@ use crate::model::QualifiedName;
 
 use super::shape::{ShapeError, TableShape};
 
+/// A trigger `g` that fires for us too. One that came to a partition with its parent's counts on 14 as the server's own, as those of foreign
+/// keys do.
+macro_rules! replica_trigger {
+    () => {
+        "(NOT g.tgisinternal OR g.tgparentid <> 0 AND g.tgconstraint = 0) AND g.tgenabled IN ('R', 'A')"
+    };
+}
+
 /// The shape of a table `c` in schema `n`, as JSON. Names are those of `TableShape`. An array of rows is no way for values where a column
 /// left NULL in it is refused.
-const SHAPE: &str = "pg_catalog.json_build_object(
+const SHAPE: &str = concat!("pg_catalog.json_build_object(
   'schema', n.nspname, 'name', c.relname, 'oid', c.oid::int8, 'kind', c.relkind, 'row_type_oid', c.reltype::int8,
   'row_array_type_oid', (SELECT t.typarray::int8 FROM pg_catalog.pg_type t WHERE t.oid = c.reltype AND NOT EXISTS (
     SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type x ON x.oid = a.atttypid
@@ -94,14 +102,15 @@ const SHAPE: &str = "pg_catalog.json_build_object(
     JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace WHERE p.relid <> c.oid), '[]'::json),
   'has_replica_actions', EXISTS (
     SELECT FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
-    WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = f.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0 AND g.tgconstraint = 0)
-       AND g.tgenabled IN ('R', 'A'))
-       OR EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = f.oid AND w.ev_enabled IN ('R', 'A')))";
+    WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = f.oid AND ",
+    replica_trigger!(),
+    ")
+       OR EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class = f.oid AND w.ev_enabled IN ('R', 'A')))");
 
 /// Another text once anything is that the shape of a table `c` is made of: of the table and what is below it, which rows of the catalog
 /// there are, and which transaction wrote each. Costs a few index scans and takes no lock on any table (`pg_partition_tree` would).
 /// The relay's own guard, an ordinary trigger, makes no difference.
-const FINGERPRINT: &str =
+const FINGERPRINT: &str = concat!(
     "pg_catalog.md5(pg_catalog.concat_ws(' ', c.oid, c.reltype, c.relkind, c.relreplident, c.relispartition, (
   WITH RECURSIVE family(oid) AS (
     SELECT c.oid UNION SELECT h.inhrelid FROM family JOIN pg_catalog.pg_inherits h ON h.inhparent = family.oid)
@@ -111,11 +120,13 @@ const FINGERPRINT: &str =
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', i.indexrelid, i.xmin), ',' ORDER BY i.indexrelid)
        FROM pg_catalog.pg_index i WHERE i.indrelid = family.oid),
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', g.oid, g.xmin), ',' ORDER BY g.oid)
-       FROM pg_catalog.pg_trigger g WHERE g.tgrelid = family.oid AND (NOT g.tgisinternal OR g.tgparentid <> 0 AND g.tgconstraint = 0)
-       AND g.tgenabled IN ('R', 'A')),
+       FROM pg_catalog.pg_trigger g WHERE g.tgrelid = family.oid AND ",
+    replica_trigger!(),
+    "),
     (SELECT pg_catalog.string_agg(pg_catalog.concat_ws(' ', w.oid, w.xmin), ',' ORDER BY w.oid)
        FROM pg_catalog.pg_rewrite w WHERE w.ev_class = family.oid AND w.ev_enabled IN ('R', 'A'))),
-    ';' ORDER BY family.oid) FROM family)))";
+    ';' ORDER BY family.oid) FROM family)))"
+);
 
 /// The tables as a list for `(n.nspname, c.relname) IN (VALUES …)`: literals, never identifiers.
 pub fn name_list<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> String {

@@ -126,6 +126,37 @@ async fn a_lone_row_behind_a_change_of_its_table_is_written_as_the_table_is_now(
     }
 }
 
+/// On 14 a partition's own of its parent's triggers look like those of the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_of_a_partitioned_table_fires_for_each_change_of_its_partitions() {
+    for major in oldest_and_newest() {
+        let pair = Pair::start(major).await;
+        pair.on_both(
+            "CREATE TABLE r (k int PRIMARY KEY, v int) PARTITION BY RANGE (k);
+             CREATE TABLE r_1 PARTITION OF r FOR VALUES FROM (0) TO (100)",
+        )
+        .await;
+        pair.on_standby(
+            "CREATE TABLE audit (operation text);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.audit VALUES (TG_OP); RETURN NULL; END $$;
+             CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON r FOR EACH ROW EXECUTE FUNCTION note();
+             ALTER TABLE r ENABLE ALWAYS TRIGGER note; ALTER TABLE r_1 ENABLE ALWAYS TRIGGER note",
+        )
+        .await;
+        let _relay = pair.relay("exclude = [\"public.audit\"]").await;
+        pair.on_primary(
+            "BEGIN; INSERT INTO r SELECT i, 0 FROM generate_series(1, 20) i; UPDATE r SET v = 1; UPDATE r SET v = 2;
+             DELETE FROM r WHERE k <= 10; COMMIT",
+        )
+        .await;
+        pair.equal_after_catching_up(&["r"]).await;
+        let counts = "SELECT string_agg(operation || ' ' || n, ', ' ORDER BY operation) FROM
+                      (SELECT operation, count(*) AS n FROM audit GROUP BY 1) c";
+        let counts = value(&pair.standby, "shop", counts).await;
+        assert_eq!(counts, "DELETE 10, INSERT 20, UPDATE 40", "{major}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_becomes_of_a_table_of_the_standby_is_seen_while_rows_stream() {
     for major in oldest_and_newest() {

@@ -114,8 +114,8 @@ async fn a_partition_that_comes_while_the_slot_is_made_is_copied_too() {
 async fn a_table_that_is_renamed_under_the_publication_is_no_reason_to_stop() {
     let pair = Pair::start(18).await;
     pair.on_both(TABLES).await;
-    pair.on_primary("CREATE TABLE orders_new (id int PRIMARY KEY, item text); INSERT INTO orders_new VALUES (1, 'x')")
-        .await;
+    pair.on_both("CREATE TABLE orders_new (id int PRIMARY KEY, item text)").await;
+    pair.on_primary("INSERT INTO orders_new VALUES (1, 'x')").await;
     let session = client(&pair.primary, "shop").await;
     session.batch_execute("BEGIN; DROP TABLE orders; ALTER TABLE orders_new RENAME TO orders").await.unwrap();
     let relay = Relay::start(&pair.config("")).await;

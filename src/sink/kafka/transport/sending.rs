@@ -61,6 +61,7 @@ impl Session {
         self.settle_deliveries()?;
         self.produce_progress(&streaming.progress)?;
         self.commit()?;
+        self.has_committed = true;
         self.tally(streaming.encoder.counters());
         self.begin()
     }
@@ -111,9 +112,9 @@ impl Session {
     }
 
     /// After a batch that was given up because of a transaction too large for it: the record learns that it is to be sent in parts.
-    /// If that fails too, the next attempt finds it out again.
+    /// If that fails too, or a part of the batch is committed, the next attempt finds it out again: the record never goes back.
     pub(super) fn note_too_large(&mut self, before: &Progress) {
-        let Some(lsn) = self.too_large.take() else { return };
+        let Some(lsn) = self.too_large.take().filter(|_| !self.has_committed) else { return };
         self.inside = Some(Inside { lsn, changes: 0, at: Lsn::ZERO, parts: 0 });
         if let Err(error) = self.in_transaction(|session| session.produce_progress(before)) {
             tracing::debug!(%error, "the transaction was not recorded as one to be sent in parts");

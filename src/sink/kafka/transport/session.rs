@@ -60,6 +60,8 @@ pub(super) struct Session {
     pub(super) inside: Option<Inside>,
     /// One that turned out to be too large to be sent whole.
     pub(super) too_large: Option<Lsn>,
+    /// Something of the batch under way is committed: the record has moved on from where the batch began.
+    pub(super) has_committed: bool,
     buffer: Vec<u8>,
     streaming: Option<Streaming>,
     counted: FeedReport,
@@ -103,6 +105,7 @@ impl Session {
             began: Instant::now(),
             inside,
             too_large: None,
+            has_committed: false,
             buffer: Vec::new(),
             streaming: None,
             counted: FeedReport::default(),
@@ -171,6 +174,7 @@ impl Session {
             commit_time: None,
         };
         let unsent = streaming.progress.clone();
+        self.has_committed = false;
         let sent = self.in_transaction(|session| {
             let is_empty = transactions.is_empty();
             for transaction in transactions {
