@@ -62,6 +62,14 @@ impl Attempt<'_> {
     /// partition that has come since; in somebody else's it may be anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
         let sought = self.refusals.sought().into_iter().filter(|table| !publication.tables.contains(table));
+        let sought: Vec<_> = sought.collect();
+        if !sought.is_empty() {
+            let tables = listed(&sought);
+            tracing::warn!(
+                tables,
+                "left out: published, but neither of the set nor a partition of one that is, as far as the catalog tells"
+            );
+        }
         TableFilter::Listed {
             set: self.settings.pipeline.tables.clone(),
             names: publication.tables.clone(),

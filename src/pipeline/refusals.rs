@@ -9,6 +9,9 @@ use crate::sink::SinkError;
 
 use super::PipelineError;
 
+/// So many tables are sought at once; where new ones come all the time, the attempts are paced.
+const SOUGHT_AT_ONCE: usize = 16;
+
 /// What streams could not take.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(Mutex<State>);
@@ -28,7 +31,9 @@ impl Refusals {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let commit_lsn = match error {
             PipelineError::Sink(SinkError::NeedsText { commit_lsn, .. }) => commit_lsn,
-            PipelineError::Sink(SinkError::NewTable(name)) => return state.sought.insert(name.clone()),
+            PipelineError::Sink(SinkError::NewTable(name)) => {
+                return state.sought.insert(name.clone()) && state.sought.len() <= SOUGHT_AT_ONCE;
+            }
             _ => return false,
         };
         if state.last.replace(*commit_lsn) == Some(*commit_lsn) {

@@ -97,8 +97,8 @@ impl Attempt<'_> {
         Ok(coming.into_iter().filter(|table| !before.copied.contains_key(table)).collect())
     }
 
-    /// A feed that has streamed without a copy is to have one: all tables are planned before the first is sent, so that a copy that is cut off
-    /// knows what is left.
+    /// A feed that has streamed without a copy is to have one: all tables are marked before the first is sent, so that a copy that is cut off
+    /// knows what is left. As if somebody asked for them again: consumers have had every change until now, and go on to.
     async fn plan_all(
         &self,
         opened: &mut KafkaSink,
@@ -107,7 +107,8 @@ impl Attempt<'_> {
     ) -> Result<(), PipelineError> {
         let Some(progress) = records.progress.clone() else { return Ok(()) };
         let tables = publication.tables.iter().filter(|table| table.schema != snapshot::OWN_SCHEMA);
-        let planned: Vec<_> = tables.map(|table| (table.clone(), CopiedTable::default())).collect();
+        let asked_for = CopiedTable { again: true, ..CopiedTable::default() };
+        let planned: Vec<_> = tables.map(|table| (table.clone(), asked_for)).collect();
         opened.record(progress, planned.clone()).await?;
         records.copied.extend(planned);
         Ok(())

@@ -139,14 +139,14 @@ async fn a_copy_that_is_asked_for_later_sends_every_table_between_its_changes() 
     feed.on_primary("INSERT INTO t VALUES (2), (3); INSERT INTO u VALUES (7)").await;
     feed.caught_up().await;
     relay.stop().await;
-    feed.on_primary("DELETE FROM t WHERE id = 3").await;
+    feed.on_primary("DELETE FROM t WHERE id = 3; INSERT INTO t VALUES (4)").await;
     relay.rewrite_config(&feed.config("initial_copy = true", ""));
     relay.start_again().await;
-    // Two inserts, a delete with its tombstone, two rows.
-    let records = feed.reader().read_count(&["shop.public.t"], 6).await;
+    // Two inserts, a delete with its tombstone, an insert, three rows.
+    let records = feed.reader().read_count(&["shop.public.t"], 8).await;
     let told = |record: &Record| format!("{} {}", record.json()["op"].as_str().unwrap_or("-"), record.key_json()["id"]);
     let told: Vec<String> = records.iter().map(told).collect();
-    assert_eq!(told, ["c 2", "c 3", "d 3", "- 3", "r 1", "r 2"]);
+    assert_eq!(told, ["c 2", "c 3", "d 3", "- 3", "c 4", "r 1", "r 2", "r 4"]);
     assert_eq!(
         events(&feed.reader().read_count(&["shop.public.u"], 2).await),
         [("c".to_owned(), 7), ("r".to_owned(), 7)]

@@ -38,6 +38,10 @@ impl Session {
         let commit_time = (!transaction.is_outside_message()).then_some(transaction.commit_time);
         streaming.progress.lsn = transaction.end_lsn;
         streaming.progress.commit_time = commit_time.or(streaming.progress.commit_time);
+        if parts.is_some() {
+            // What comes behind it in the batch may turn out to be too large itself, and is noted only where it begins.
+            self.commit_what_stands_before(streaming)?;
+        }
         Ok(commit_time)
     }
 
