@@ -49,6 +49,11 @@ impl Ledger {
         }
     }
 
+    /// The same with a sink whose readers may not see yet all that its record covers.
+    pub fn unread(resume: Lsn) -> Self {
+        Self { applied: Applied(Lsn::ZERO), ..Self::new(resume) }
+    }
+
     /// A transaction was received whole; `end_lsn` is the first byte after its commit record.
     pub fn transaction(&mut self, end_lsn: Lsn) -> Arrived {
         if end_lsn <= self.recorded() || self.pending.back().is_some_and(|last| end_lsn <= *last) {

@@ -208,42 +208,46 @@ impl Parts {
         })
     }
 
+    /// `host=` stands for the names before the path and `port=` for their ports, each by itself (`conninfo_uri_parse_options` in
+    /// `src/interfaces/libpq/fe-connect.c`); one port is that of all.
     fn hosts(&self) -> Result<Vec<Host>, String> {
-        let from_parameter = self.host_parameter.as_deref();
-        let list = from_parameter.unwrap_or(&self.hosts);
-        let ports: Vec<&str> = self.port_parameter.as_deref().map_or(Vec::new(), |ports| ports.split(',').collect());
-        let entries: Vec<&str> = list.split(',').collect();
-        if ports.len() > 1 && ports.len() != entries.len() {
+        let authority = self.hosts.split(',').map(name_and_port).collect::<Result<Vec<_>, _>>()?;
+        let names: Vec<&str> = match &self.host_parameter {
+            Some(names) => names.split(',').collect(),
+            None => authority.iter().map(|(name, _)| *name).collect(),
+        };
+        let ports: Vec<&str> = match &self.port_parameter {
+            Some(ports) => ports.split(',').collect(),
+            None if authority.iter().all(|(_, port)| port.is_empty()) => Vec::new(),
+            None => authority.iter().map(|(_, port)| *port).collect(),
+        };
+        if ports.len() > 1 && ports.len() != names.len() {
             return Err(format!(
                 "names {} hosts and {} ports; give one port for all, or one for each",
-                entries.len(),
+                names.len(),
                 ports.len()
             ));
         }
-        entries
-            .iter()
-            .enumerate()
-            .map(|(at, entry)| {
-                let default = ports.get(at).or(ports.first()).copied().unwrap_or("");
-                host(entry, default, from_parameter.is_some())
-            })
-            .collect()
+        let port = |at: usize| if ports.len() == 1 { ports.first() } else { ports.get(at) };
+        names.iter().enumerate().map(|(at, name)| host(name, port(at).copied().unwrap_or(""))).collect()
     }
 }
 
-/// One host: `name`, `name:port`, `[::1]:port`, a percent-encoded or plain folder of a Unix socket; empty is localhost.
-fn host(entry: &str, default_port: &str, is_parameter: bool) -> Result<Host, String> {
-    let (name, port) = if is_parameter || entry.starts_with('/') {
-        (entry, "")
-    } else if let Some(rest) = entry.strip_prefix('[') {
-        let (address, tail) =
-            rest.split_once(']').ok_or_else(|| format!("has the host {entry} without a closing bracket"))?;
-        let port = if tail.is_empty() { Some("") } else { tail.strip_prefix(':') };
-        (address, port.ok_or_else(|| format!("has the host {entry}: after the bracket only :port may follow"))?)
-    } else {
-        entry.split_once(':').unwrap_or((entry, ""))
-    };
-    let port = [port, default_port, "5432"].into_iter().find(|port| !port.is_empty()).unwrap_or("5432");
+/// `name`, `name:port`, `[::1]:port`, a percent-encoded or plain folder of a Unix socket.
+fn name_and_port(entry: &str) -> Result<(&str, &str), String> {
+    if entry.starts_with('/') {
+        return Ok((entry, ""));
+    }
+    let Some(rest) = entry.strip_prefix('[') else { return Ok(entry.split_once(':').unwrap_or((entry, ""))) };
+    let (address, tail) =
+        rest.split_once(']').ok_or_else(|| format!("has the host {entry} without a closing bracket"))?;
+    let port = if tail.is_empty() { Some("") } else { tail.strip_prefix(':') };
+    Ok((address, port.ok_or_else(|| format!("has the host {entry}: after the bracket only :port may follow"))?))
+}
+
+/// One host; an empty name is localhost, an empty port 5432.
+fn host(name: &str, port: &str) -> Result<Host, String> {
+    let port = if port.is_empty() { "5432" } else { port };
     let port = port
         .parse::<u16>()
         .ok()
@@ -256,9 +260,10 @@ fn host(entry: &str, default_port: &str, is_parameter: bool) -> Result<Host, Str
     Ok(Host::Tcp(if name.is_empty() { "localhost".to_owned() } else { name }, port))
 }
 
-/// libpq's own default for the modes that verify; where it is not there, the system's certificates are used.
+/// libpq's own default for the modes that verify, and for `require`, which verifies with it as `verify-ca` does; where it is not there, the
+/// modes that verify use the system's certificates.
 fn default_root_certificate(mode: Option<SslMode>, environment: &Environment) -> Option<PathBuf> {
-    let verifies = matches!(mode, Some(SslMode::VerifyCa | SslMode::VerifyFull));
+    let verifies = matches!(mode, Some(SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull));
     let path = environment.home()?.join(".postgresql/root.crt");
     (verifies && path.exists()).then_some(path)
 }
@@ -330,6 +335,11 @@ mod tests {
         check("postgresql://", Ok(("localhost:5432", "me", "me")));
         check("postgres://u@a:1,b,[::1]:3/d", Ok(("a:1,b:5432,[::1]:3", "u", "d")));
         check("postgres://u@/d?host=/var/run&port=7", Ok(("/var/run/.s.PGSQL.7", "u", "d")));
+        check("postgres://u@localhost:7/d?host=/var/run", Ok(("/var/run/.s.PGSQL.7", "u", "d")));
+        check("postgres://u@:7/d?host=a,b", Ok(("a:7,b:7", "u", "d")));
+        check("postgres://u@h:1/d?port=2", Ok(("h:2", "u", "d")));
+        check("postgres://u@a:1,b:2/d?host=x,y", Ok(("x:1,y:2", "u", "d")));
+        check("postgres://u@a:1,b:2/d?host=x", Err("1 hosts and 2 ports"));
         check("postgres://u@%2Fvar%2Frun:7/d", Ok(("/var/run/.s.PGSQL.7", "u", "d")));
         check("postgres://a%40b:p%2F@h/d%20e", Ok(("h:5432", "a@b", "d e")));
         check("postgres://h/?user=u&dbname=d", Ok(("h:5432", "u", "d")));

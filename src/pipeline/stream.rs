@@ -63,7 +63,8 @@ pub(super) async fn run(
     let Streaming { settings, stream, start, target, mut sink, spool, may_hurry, until } = streaming;
     let process_id = stream.process_id();
     let batch_delay = settings.pipeline.sink.batch_delay();
-    let ledger = Ledger::new(start);
+    let is_unread = sink.waits_for_readers();
+    let ledger = if is_unread { Ledger::unread(start) } else { Ledger::new(start) };
     let (view_in, view) = watch::channel(View::default());
     let (lock_in, standby_lock) = watch::channel(false);
     sink.watch_locks(standby_lock.clone());
@@ -79,7 +80,7 @@ pub(super) async fn run(
         waiting: Waiting::default(),
         under_way: UnderWay::new(sink.round_trip()),
         depth: sink.depth(),
-        is_unread: false,
+        is_unread,
         looks_next: false,
         batching: Batching::new(sink.batch_limit(), sink.round_trip()),
         batch_delay,
@@ -150,6 +151,8 @@ struct Flow<'a> {
 impl Flow<'_> {
     async fn run(&mut self, stop: &CancellationToken) -> Result<(), PipelineError> {
         let mut ticks = every(TICK);
+        // Before anything else is told.
+        self.confirm().await?;
         loop {
             let is_draining = stop.is_cancelled() || self.is_over;
             if is_draining && self.is_drained() {
@@ -418,7 +421,7 @@ impl Flow<'_> {
 
     /// Whether it has come to where the primary was at its beginning; not while rows are to be sent before it goes on.
     fn is_target_reached(&self) -> bool {
-        self.until.is_none() && self.ledger.positions().apply >= self.target
+        self.until.is_none() && self.ledger.positions().flush >= self.target
     }
 
     /// Tells the primary what is promised since.

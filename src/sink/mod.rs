@@ -105,6 +105,15 @@ impl AnySink {
         }
     }
 
+    /// Whether *applied* means that readers see it, of which its record says nothing: that is to be looked at first.
+    pub fn waits_for_readers(&self) -> bool {
+        match self {
+            #[cfg(feature = "kafka")]
+            AnySink::Kafka(sink) => sink.waits_for_readers(),
+            AnySink::Postgres(_) | AnySink::Stdout(_) => false,
+        }
+    }
+
     /// What makes durable what was committed without waiting for the disk, if the sink has it. Once.
     pub(in crate::sink) fn take_flusher(&mut self) -> Option<Box<postgres::Flusher>> {
         match self {

@@ -34,7 +34,7 @@ async fn readers_see_the_events_when_the_commit_returns() {
 async fn somebody_elses_open_transaction_holds_apply_back_and_not_flush() {
     let feed = Feed::start().await;
     feed.on_primary("CREATE TABLE orders (id int PRIMARY KEY, item text)").await;
-    let _relay = feed.relay("apply_means = \"readable\"").await;
+    let mut relay = feed.relay("apply_means = \"readable\"").await;
     feed.become_synchronous().await;
     let mut settings = ClientConfig::new();
     settings.set("bootstrap.servers", feed.broker.address()).set("transactional.id", "somebody else");
@@ -55,7 +55,14 @@ async fn somebody_elses_open_transaction_holds_apply_back_and_not_flush() {
     let unpublished = feed.on_primary("SET synchronous_commit = on; CREATE TABLE unpublished AS SELECT 1 AS a");
     tokio::time::timeout(Duration::from_secs(5), unpublished).await.expect("an idle position waits for readers");
     assert!(!waiting.is_finished());
+    // Nor does a restart make them visible.
+    relay.kill9();
+    relay.start_again().await;
+    super::harness::streams(&relay).await;
+    feed.on_primary("SET synchronous_commit = on; INSERT INTO orders VALUES (13, 'x')").await;
+    let early = tokio::time::timeout(Duration::from_secs(2), &mut waiting).await;
+    assert!(early.is_err(), "the commit returned with the restart");
     stranger.abort_transaction(PATIENCE).unwrap();
     tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
-    assert_eq!(feed.reader().read(&["shop.public.orders"]).await.len(), 12);
+    assert_eq!(feed.reader().read(&["shop.public.orders"]).await.len(), 13);
 }

@@ -1,7 +1,7 @@
 //! What Kafka Connect keeps of a Debezium connector for Postgres: the offset up to which its events were sent. Reads Connect's own
 //! topic, writes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
@@ -85,7 +85,7 @@ fn read(sink: &KafkaSink, topic: &str, connector: &str, halt: &Halt) -> Result<D
     }
     consumer.assign(&assignment).map_err(|error| failed(error.into()))?;
     let deadline = Instant::now() + READ_LIMIT;
-    let mut reading = Reading { connector, last: None, others: BTreeSet::new() };
+    let mut reading = Reading::new(connector, &sink.topic_prefix);
     while !unfinished.is_empty() {
         match consumer.poll(PAUSE) {
             Some(Ok(record)) => reading.take(record.key().unwrap_or_default(), record.payload()),
@@ -109,17 +109,27 @@ fn partitions_of(consumer: &BaseConsumer<Events>, topic: &str) -> Result<i32, Fa
 /// Gathers what the topic says; of each key the last record counts, and all of one key stand in one partition.
 struct Reading<'a> {
     connector: &'a str,
-    last: Option<(String, Vec<u8>)>,
+    /// Ours: of several that the connector has had, this one counts.
+    topic_prefix: &'a str,
+    /// The last offset under each of the connector's prefixes.
+    last: BTreeMap<String, Vec<u8>>,
     others: BTreeSet<String>,
 }
 
-impl Reading<'_> {
+impl<'a> Reading<'a> {
+    fn new(connector: &'a str, topic_prefix: &'a str) -> Self {
+        Self { connector, topic_prefix, last: BTreeMap::new(), others: BTreeSet::new() }
+    }
+
     /// The key is `["connector",{"server":"prefix"}]`.
     fn take(&mut self, key: &[u8], value: Option<&[u8]>) {
         let Ok((name, partition)) = serde_json::from_slice::<(String, serde_json::Value)>(key) else { return };
         if name == self.connector {
             let server = partition["server"].as_str().unwrap_or("").to_owned();
-            self.last = value.map(|value| (server, value.to_vec()));
+            match value {
+                Some(value) => drop(self.last.insert(server, value.to_vec())),
+                None => drop(self.last.remove(&server)),
+            }
         } else if value.is_none() {
             self.others.remove(&name);
         } else if self.others.len() < CONNECTORS_LIMIT {
@@ -127,8 +137,21 @@ impl Reading<'_> {
         }
     }
 
-    fn finish(self) -> Result<DebeziumOffsets, SinkError> {
-        let found = self.last.map(|(server, value)| offset_of(self.connector, server, &value)).transpose()?;
+    fn finish(mut self) -> Result<DebeziumOffsets, SinkError> {
+        let ours = self.last.remove_entry(self.topic_prefix);
+        let found = match ours {
+            None if self.last.len() > 1 => {
+                let prefixes: Vec<String> = self.last.keys().map(|prefix| format!("\"{prefix}\"")).collect();
+                return Err(SinkError::Refused(format!(
+                    "the connector \"{}\" has offsets under several prefixes, {}: set topic_prefix in [pipeline.sink] to the one to go on from",
+                    self.connector,
+                    prefixes.join(", ")
+                )));
+            }
+            None => self.last.pop_first(),
+            ours => ours,
+        };
+        let found = found.map(|(server, value)| offset_of(self.connector, server, &value)).transpose()?;
         Ok(DebeziumOffsets { found, others: self.others })
     }
 }
@@ -153,7 +176,7 @@ mod tests {
     use super::*;
 
     fn check(records: &[(&str, Option<&str>)], expected: Result<Option<u64>, &str>) {
-        let mut reading = Reading { connector: "shop-connector", last: None, others: BTreeSet::new() };
+        let mut reading = Reading::new("shop-connector", "shop");
         for (key, value) in records {
             reading.take(key.as_bytes(), value.map(str::as_bytes));
         }
@@ -177,11 +200,19 @@ mod tests {
         check(&[(key, Some(r#"{"lsn":50,"snapshot":true,"last_snapshot_record":false}"#))], Err("initial_copy = true"));
         check(&[(key, Some(r#"{"filename":"a"}"#))], Err("no position"));
         check(&[(key, Some("[]"))], Err("not one of Debezium's"));
+        // The connector had other prefixes: ours counts, in whatever order they come; without it, only one that is alone.
+        let (before, long_before) =
+            (r#"["shop-connector",{"server":"old"}]"#, r#"["shop-connector",{"server":"older"}]"#);
+        let old = r#"{"lsn_commit":900}"#;
+        check(&[(key, Some(streaming)), (before, Some(old))], Ok(Some(100)));
+        check(&[(key, Some(streaming)), (before, None)], Ok(Some(100)));
+        check(&[(before, Some(old))], Ok(Some(900)));
+        check(&[(before, Some(old)), (long_before, Some(old))], Err("\"old\", \"older\""));
     }
 
     #[test]
     fn other_connectors_are_named() {
-        let mut reading = Reading { connector: "a", last: None, others: BTreeSet::new() };
+        let mut reading = Reading::new("a", "x");
         reading.take(br#"["b",{"server":"x"}]"#, Some(b"{}"));
         reading.take(br#"["c",{"server":"x"}]"#, Some(b"{}"));
         reading.take(br#"["c",{"server":"x"}]"#, None);

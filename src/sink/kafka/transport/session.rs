@@ -140,7 +140,8 @@ impl Session {
         let mut encoder = Encoder::new(self.opening.sink.clone(), origin);
         self.catalog.describe(&tables, &mut encoder)?;
         if let Some(readability) = &mut self.readability {
-            readability.committed(progress.lsn, Vec::new());
+            // What stands before the record may be hidden from readers by somebody's open transaction, wherever it went.
+            readability.committed(progress.lsn, self.carrier.topics.partitions());
         }
         self.streaming = Some(Streaming { encoder, progress, skipping: Skipping::new(&skip_until, &begun) });
         Ok(())

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::KafkaSink as Settings;
+use crate::config::kafka::ApplyMeans;
 use crate::model::{Lsn, PipelineName, Progress, QualifiedName, Retry};
 
 use super::catalog::Catalog;
@@ -34,6 +35,7 @@ enum Order {
 pub struct KafkaSink {
     orders: mpsc::Sender<Order>,
     position: Lsn,
+    waits_for_readers: bool,
     halt: Halt,
 }
 
@@ -76,7 +78,8 @@ impl KafkaSink {
         let (orders, incoming) = mpsc::channel(ORDERS_LIMIT);
         let (opened, wait) = oneshot::channel();
         let halt = Halt::default();
-        let sink = Self { orders, position: Lsn::ZERO, halt: halt.clone() };
+        let waits_for_readers = opening.sink.apply_means == ApplyMeans::Readable;
+        let sink = Self { orders, position: Lsn::ZERO, waits_for_readers, halt: halt.clone() };
         let runtime = Handle::current();
         let span = tracing::Span::current();
         let started = thread::Builder::new().name("walrelay-kafka".to_owned()).spawn(move || {
@@ -101,6 +104,11 @@ impl KafkaSink {
     pub async fn start(&mut self, start: Start) -> Result<(), SinkError> {
         self.position = start.progress.lsn;
         self.order(|answer| Order::Start(Box::new(start), answer)).await
+    }
+
+    /// `apply_means = "readable"`.
+    pub fn waits_for_readers(&self) -> bool {
+        self.waits_for_readers
     }
 
     /// Where the durable record stands.

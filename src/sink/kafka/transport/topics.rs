@@ -82,6 +82,12 @@ impl Topics {
         self.known.get(name)
     }
 
+    /// All partitions of the known topics that hold events.
+    pub(super) fn partitions(&self) -> Vec<(String, i32)> {
+        let of_events = self.known.iter().filter(|(name, _)| **name != self.sink.progress_topic);
+        of_events.flat_map(|(name, facts)| (0..facts.partitions).map(move |at| (name.clone(), at))).collect()
+    }
+
     /// The least `max.message.bytes` among the known topics and those that will be made later.
     pub(super) fn smallest_record_bytes(&self) -> usize {
         let made = self.sink.create_topics.as_ref().and_then(|create| create.config.get("max.message.bytes"));
