@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::model::{Lsn, QualifiedName, State};
 use crate::sink::kafka::transport::{CopiedTable, Opening};
-use crate::snapshot::{self, CopyProgress, KafkaCopy, Part, PreparedKafka};
+use crate::snapshot::{self, CopyProgress, Part, PreparedKafka};
 use crate::source::{Publication, lists_standby, synchronous_standby_names};
 
 use super::PipelineError;
@@ -60,18 +60,8 @@ impl Attempt<'_> {
             );
         }
         let progress = Arc::new(CopyProgress::default());
-        let copy = KafkaCopy {
-            pipeline: &self.settings.pipeline,
-            primary: &self.settings.primary,
-            publication: &publication.name,
-            tables: &publication.tables,
-            identity: &primary.identity,
-            earlier: copied,
-            part: if is_listed { Part::CutOff } else { Part::Again },
-            smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
-            progress: Arc::clone(&progress),
-            cancel: self.stop.clone(),
-        };
+        let part = if is_listed { Part::CutOff } else { Part::Again };
+        let copy = self.kafka_copy(primary, publication, copied, part, &progress);
         let prepared = self
             .reported(&progress, async {
                 let mut prepared = snapshot::prepare_kafka(copy).await?;

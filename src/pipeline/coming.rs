@@ -61,8 +61,8 @@ impl Attempt<'_> {
     /// Which relations of the stream are ours: what the publication holds of the set. In one of our own a name that is not listed is a
     /// partition that has come since; in somebody else's it may be anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
-        let sought = self.refusals.sought().into_iter().filter(|table| !publication.tables.contains(table));
-        let sought: Vec<_> = sought.collect();
+        let mut sought = self.refusals.sought();
+        sought.retain(|table| !publication.tables.contains(table));
         if !sought.is_empty() {
             let tables = listed(&sought);
             tracing::warn!(

@@ -1,6 +1,7 @@
 //! The way to a started stream towards Kafka. The order matters: own the pipeline, read the record without fencing anybody and
 //! refuse a stranger's, only then take the producer over, read again, and stream from there.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -166,19 +167,31 @@ impl Attempt<'_> {
         if !self.settings.pipeline.initial_copy {
             return Ok(None);
         }
-        let copy = KafkaCopy {
+        let copy = self.kafka_copy(primary, publication, &records.copied, part, progress);
+        Ok(Some(self.reported(progress, snapshot::prepare_kafka(copy)).await?))
+    }
+
+    /// What a copy of this part is made of.
+    pub(super) fn kafka_copy<'a>(
+        &'a self,
+        primary: &'a Primary,
+        publication: &'a Publication,
+        earlier: &'a HashMap<QualifiedName, CopiedTable>,
+        part: Part<'a>,
+        progress: &Arc<CopyProgress>,
+    ) -> KafkaCopy<'a> {
+        KafkaCopy {
             pipeline: &self.settings.pipeline,
             primary: &self.settings.primary,
             publication: &publication.name,
             tables: &publication.tables,
             identity: &primary.identity,
-            earlier: &records.copied,
+            earlier,
             part,
             smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
             progress: Arc::clone(progress),
             cancel: self.stop.clone(),
-        };
-        Ok(Some(self.reported(progress, snapshot::prepare_kafka(copy)).await?))
+        }
     }
 
     /// Makes what is missing: slot, record, copy. Returns where the stream begins; what was copied stands in `records` then.

@@ -12,6 +12,11 @@ fn events(records: &[Record]) -> Vec<(String, i64)> {
     records.iter().filter_map(event).collect()
 }
 
+/// Operation and id of a record; a tombstone's is `-`.
+fn told(record: &Record) -> String {
+    format!("{} {}", record.json()["op"].as_str().unwrap_or("-"), record.key_json()["id"])
+}
+
 async fn is_published(feed: &Feed, table: &str) {
     let sql = format!("SELECT count(*) FROM pg_publication_tables WHERE tablename = '{table}'");
     eventually(&format!("{table} is published"), || async {
@@ -121,7 +126,6 @@ async fn a_table_that_was_out_of_the_publication_for_a_time_is_sent_again_betwee
     relay.start_again().await;
     // Two rows, a delete with its tombstone, two rows.
     let records = feed.reader().read_count(&["shop.public.t"], 6).await;
-    let told = |record: &Record| format!("{} {}", record.json()["op"].as_str().unwrap_or("-"), record.key_json()["id"]);
     let told: Vec<String> = records.iter().map(told).collect();
     assert_eq!(told[2..4], ["d 1", "- 1"], "{told:?}");
     assert_eq!(told[4..], ["r 2", "r 3"], "{told:?}");
@@ -144,7 +148,6 @@ async fn a_copy_that_is_asked_for_later_sends_every_table_between_its_changes() 
     relay.start_again().await;
     // Two inserts, a delete with its tombstone, an insert, three rows.
     let records = feed.reader().read_count(&["shop.public.t"], 8).await;
-    let told = |record: &Record| format!("{} {}", record.json()["op"].as_str().unwrap_or("-"), record.key_json()["id"]);
     let told: Vec<String> = records.iter().map(told).collect();
     assert_eq!(told, ["c 2", "c 3", "d 3", "- 3", "c 4", "r 1", "r 2", "r 4"]);
     assert_eq!(

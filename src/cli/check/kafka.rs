@@ -97,23 +97,8 @@ fn existence(place: &str, sink: &KafkaSink, survey: &Survey, findings: &mut Vec<
         }
         Some(_) => {}
     }
-    if let Some(progress) = survey.topics.iter().find(|topic| topic.name == sink.progress_topic)
-        && progress.partitions != 1
-    {
-        let message =
-            format!("the progress topic \"{}\" has {} partitions, it must have 1", progress.name, progress.partitions);
-        findings.push(Finding::error(place, message, "name another with progress_topic, or let walrelay create it"));
-    }
-    let progress = survey.topics.iter().find(|topic| topic.name == sink.progress_topic);
-    if let Some(policy) =
-        progress.and_then(|topic| topic.cleanup_policy.as_deref()).filter(|policy| *policy != "compact")
-    {
-        let name = &sink.progress_topic;
-        let message = format!(
-            "the progress topic \"{name}\" has cleanup.policy = {policy}, so its records would be deleted in time"
-        );
-        let remedy = "kafka-configs --alter --entity-type topics --entity-name ";
-        findings.push(Finding::error(place, message, format!("{remedy}{name} --add-config cleanup.policy=compact")));
+    if let Some(progress) = survey.topics.iter().find(|topic| is_progress(&topic.name)) {
+        progress_topic(place, progress, findings);
     }
     let holds_nothing = survey.records.progress.is_none();
     let existing: Vec<&str> =
@@ -125,6 +110,24 @@ fn existence(place: &str, sink: &KafkaSink, survey: &Survey, findings: &mut Vec<
         );
         let remedy = "expected when walrelay takes over from another connector; else choose another topic_prefix";
         findings.push(Finding::new(Level::Info, place, message, remedy));
+    }
+}
+
+fn progress_topic(
+    place: &str,
+    TopicSurvey { name, partitions, cleanup_policy, .. }: &TopicSurvey,
+    findings: &mut Vec<Finding>,
+) {
+    if *partitions != 1 {
+        let message = format!("the progress topic \"{name}\" has {partitions} partitions, it must have 1");
+        findings.push(Finding::error(place, message, "name another with progress_topic, or let walrelay create it"));
+    }
+    if let Some(policy) = cleanup_policy.as_deref().filter(|policy| *policy != "compact") {
+        let message = format!(
+            "the progress topic \"{name}\" has cleanup.policy = {policy}, so its records would be deleted in time"
+        );
+        let remedy = "kafka-configs --alter --entity-type topics --entity-name ";
+        findings.push(Finding::error(place, message, format!("{remedy}{name} --add-config cleanup.policy=compact")));
     }
 }
 
