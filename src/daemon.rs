@@ -2,7 +2,9 @@
 //! apart from the others.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,12 +60,18 @@ pub async fn run(
     log_level: LogLevel,
 ) -> Result<(), DaemonError> {
     let mut wishes = Wishes::listen()?;
-    // Kept for as long as the daemon runs, and removed with it.
-    let temporary = match &config.spool_dir {
-        Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("walrelay-spool-").tempdir()?),
+    // A temporary one is kept for as long as the daemon runs, and removed with it.
+    let (spool_dir, _temporary) = match &config.spool_dir {
+        Some(folder) => (folder.clone(), None),
+        None => match own_spool_dir(&std::env::temp_dir()) {
+            Ok(folder) => (folder, None),
+            Err(error) => {
+                tracing::warn!(%error, "the spool folder of this account cannot be used; a new one is made (spool_dir names another)");
+                let folder = tempfile::Builder::new().prefix("walrelay-spool-").tempdir()?;
+                (folder.path().to_path_buf(), Some(folder))
+            }
+        },
     };
-    let spool_dir = config.spool_dir.clone().or_else(|| temporary.as_ref().map(|folder| folder.path().to_path_buf()));
     let board = Arc::new(Board::default());
     let stop_http = CancellationToken::new();
     let http = match config.http {
@@ -80,7 +88,7 @@ pub async fn run(
         config,
         config_path: config_path.map(Path::to_path_buf),
         environment,
-        spool_dir: spool_dir.unwrap_or_default(),
+        spool_dir,
         pipelines: BTreeMap::new(),
         leaving: Vec::new(),
         board,
@@ -101,6 +109,22 @@ pub async fn run(
         let _ = timeout(Duration::from_secs(1), http).await;
     }
     Ok(())
+}
+
+/// `walrelay-spool-UID` among the temporary files: the same at every start, so that what a killed daemon left there is found and removed.
+fn own_spool_dir(parent: &Path) -> io::Result<PathBuf> {
+    let own_id = std::fs::metadata("/proc/self")?.uid();
+    let folder = parent.join(format!("walrelay-spool-{own_id}"));
+    match DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // Anybody may make a folder of that name there, or a link to one of ours.
+    let facts = std::fs::symlink_metadata(&folder)?;
+    if !facts.is_dir() || facts.uid() != own_id || facts.mode() & 0o077 != 0 {
+        return Err(io::Error::other(format!("{} is not a folder that only this account may enter", folder.display())));
+    }
+    Ok(folder)
 }
 
 fn environment_socket(environment: &Environment) -> crate::status::service::Systemd {
@@ -233,4 +257,24 @@ async fn end(running: &mut Running, limit: Duration) {
 
 fn complain(error: &ConfigError) {
     tracing::error!(%error, "the configuration was not read again; the old one stays");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn the_spool_folder_of_an_account_is_one_and_nobody_elses() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = own_spool_dir(parent.path()).unwrap();
+        assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(own_spool_dir(parent.path()).unwrap(), folder);
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(own_spool_dir(parent.path()).is_err());
+        std::fs::remove_dir(&folder).unwrap();
+        symlink(parent.path(), &folder).unwrap();
+        assert!(own_spool_dir(parent.path()).is_err());
+    }
 }

@@ -52,7 +52,15 @@ pub fn start(log: &Log) -> Result<LogLevel, TelemetryError> {
             registry.with(layer.with_writer(io::stderr)).try_init()?;
         }
     }
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(LogLevel { handle })
+}
+
+/// Where it was, and what the code says of itself; never a text that was put together, which may hold a row's value.
+fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let what = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("(a text that is not shown)");
+    tracing::error!(place, what, "a fault of walrelay itself: please report it");
 }
 
 fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {

@@ -103,6 +103,11 @@ mod tests {
         let mut unit = message.into_unit(Timestamp(7));
         assert!(unit.is_outside_message());
         assert_eq!((unit.commit_lsn, unit.end_lsn, unit.rows), (Lsn(0x1F), Lsn(0x1F), 0));
+        // Replayed here long after its commit elsewhere, it has waited since it was sent.
+        (unit.origin, unit.commit_time) = (Some("elsewhere".to_owned()), Timestamp(1));
+        assert_eq!(unit.waits_since(), Timestamp(7));
+        unit.origin = None;
+        assert_eq!(unit.waits_since(), Timestamp(1));
         let chunk = unit.next_chunk().unwrap().unwrap();
         let frame = frames(&chunk).next().unwrap().unwrap();
         let ReplicationMessage::XLogData { start, payload, .. } = parse(frame.body).unwrap() else { panic!("no data") };

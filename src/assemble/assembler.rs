@@ -146,19 +146,23 @@ impl Assembler {
         streams.max_by_key(|(_, stream)| stream.size_bytes)
     }
 
-    /// What is known of an open streamed transaction; `None` once it has ended.
-    pub fn stream(&self, xid: u32) -> Option<OpenStream> {
-        self.open_stream_list().find(|stream| stream.xid == xid).map(OpenStream::of)
+    /// What is known of an open streamed transaction, and how much still stands of what had come when this was asked last (no limit
+    /// where nothing was cut off since); `None` once it has ended.
+    pub fn look_at_stream(&mut self, xid: u32) -> Option<(OpenStream, u64)> {
+        self.open_stream(xid).map(|stream| (OpenStream::of(stream), stream.take_cut_to()))
     }
 
     /// The run of whole messages at `offset` of an open streamed transaction, where a message begins, for who writes it before its
     /// end is known. `None` where nothing more has come. May read from the spool folder.
     pub fn read_stream(&mut self, xid: u32, offset: u64) -> Result<Option<Bytes>, AssembleError> {
-        let stream = match &mut self.state {
+        Ok(self.open_stream(xid).map(|stream| stream.read(offset)).transpose()?.flatten())
+    }
+
+    fn open_stream(&mut self, xid: u32) -> Option<&mut Stream> {
+        match &mut self.state {
             State::Block(stream) if stream.xid == xid => Some(stream),
-            _ => self.streams.get_mut(&xid),
-        };
-        Ok(stream.map(|stream| stream.read(offset)).transpose()?.flatten())
+            _ => self.streams.get_mut(&xid).map(|stream| &mut **stream),
+        }
     }
 
     fn open_stream_list(&self) -> impl Iterator<Item = &Stream> {

@@ -31,6 +31,8 @@ pub(super) struct Stream {
     read_bytes: u64,
     /// … and how often a rollback took some of that back.
     taken_back: u32,
+    /// The shortest that it was cut to since that was asked last.
+    cut_to_bytes: u64,
     subtransactions: Subtransactions,
     subtransactions_reservation: Reservation,
 }
@@ -44,6 +46,7 @@ impl Stream {
             body: OpenBody::new(budget),
             read_bytes: 0,
             taken_back: 0,
+            cut_to_bytes: u64::MAX,
             subtransactions: Subtransactions::new(xid),
             subtransactions_reservation: budget.reservation(),
         }
@@ -67,6 +70,7 @@ impl Stream {
     /// The subtransaction `subxid` rolled back. One that never changed anything here is nothing to take back.
     pub(super) fn abort(&mut self, subxid: u32) -> Result<(), AssembleError> {
         if let Some(offset) = self.subtransactions.cut(subxid) {
+            self.cut_to_bytes = self.cut_to_bytes.min(offset);
             if offset < self.read_bytes {
                 self.taken_back += 1;
                 self.read_bytes = 0;
@@ -88,6 +92,11 @@ impl Stream {
     /// How often what was read was taken back.
     pub(super) fn taken_back(&self) -> u32 {
         self.taken_back
+    }
+
+    /// What still stands of what had come when this was asked last; what has come since may stand behind it.
+    pub(super) fn take_cut_to(&mut self) -> u64 {
+        std::mem::replace(&mut self.cut_to_bytes, u64::MAX)
     }
 
     /// Everything reserved.

@@ -52,8 +52,12 @@ pub(super) fn run(args: &RunArgs) -> Exit {
         Err(error) => {
             complain(&error);
             match error {
-                // Whoever has the address may be about to go: the service is started again.
-                DaemonError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => Exit::Unreachable,
+                // Whoever has the address may be about to go, and its interface to come up: the service is started again.
+                DaemonError::Listen { source, .. }
+                    if matches!(source.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable) =>
+                {
+                    Exit::Unreachable
+                }
                 DaemonError::Listen { .. } => Exit::Configuration,
                 DaemonError::System(_) => Exit::Internal,
             }

@@ -191,17 +191,29 @@ impl Parts {
                     .to_owned(),
             );
         }
+        let default = |name| default_file(name, environment);
+        // As in libpq, `require` verifies where there is a file to verify with.
+        let verifies = matches!(ssl_mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
+        let ssl_root_certificate = self.ssl_root_certificate.or_else(|| default("root.crt").filter(|_| verifies));
+        if let Some(list) = default("root.crl").filter(|_| verifies && ssl_root_certificate.is_some() && !is_system) {
+            return Err(format!(
+                "would have libpq refuse the certificates that {} lists as revoked; walrelay cannot check that: move the file \
+                 away if nothing depends on it",
+                list.display()
+            ));
+        }
+        let ssl_certificate = self.ssl_certificate.or_else(|| default("postgresql.crt"));
+        let ssl_key = self.ssl_key.or_else(|| default("postgresql.key").filter(|_| ssl_certificate.is_some()));
         Ok(ServerUrl {
             hosts,
             database: if self.database.is_empty() { user.clone() } else { self.database },
             user,
             password: self.password.map(Secret::new),
+            host_passwords: Vec::new(),
             ssl_mode,
-            ssl_root_certificate: self
-                .ssl_root_certificate
-                .or_else(|| default_root_certificate(self.ssl_mode, environment)),
-            ssl_certificate: self.ssl_certificate,
-            ssl_key: self.ssl_key,
+            ssl_root_certificate,
+            ssl_certificate,
+            ssl_key,
             channel_binding: self.channel_binding.unwrap_or(ChannelBinding::Prefer),
             target_session_attributes: self.target_session_attributes.unwrap_or(TargetSessionAttributes::Any),
             connect_timeout: self.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
@@ -260,12 +272,9 @@ fn host(name: &str, port: &str) -> Result<Host, String> {
     Ok(Host::Tcp(if name.is_empty() { "localhost".to_owned() } else { name }, port))
 }
 
-/// libpq's own default for the modes that verify, and for `require`, which verifies with it as `verify-ca` does; where it is not there, the
-/// modes that verify use the system's certificates.
-fn default_root_certificate(mode: Option<SslMode>, environment: &Environment) -> Option<PathBuf> {
-    let verifies = matches!(mode, Some(SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull));
-    let path = environment.home()?.join(".postgresql/root.crt");
-    (verifies && path.exists()).then_some(path)
+/// One of libpq's own files, if it is there. Without a root.crt the modes that verify use the system's certificates.
+fn default_file(name: &str, environment: &Environment) -> Option<PathBuf> {
+    Some(environment.home()?.join(".postgresql").join(name)).filter(|path| path.exists())
 }
 
 fn ssl_mode(value: &str) -> Result<SslMode, String> {
@@ -372,5 +381,37 @@ mod tests {
         ] {
             assert!(!text.contains("s3cret"), "{text}");
         }
+    }
+
+    #[test]
+    fn libpqs_own_files_count_where_it_takes_them() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join(".postgresql");
+        std::fs::create_dir(&folder).unwrap();
+        let environment = Environment::from_pairs([("HOME", home.path().to_str().unwrap()), ("USER", "u")]);
+        let url = |mode: &str| parse(&format!("postgres://h/d?sslmode={mode}"), &environment);
+        let names = |url: ServerUrl| {
+            let name = |path: Option<PathBuf>| path.map_or("-".to_owned(), |path| path.display().to_string());
+            [url.ssl_root_certificate, url.ssl_certificate, url.ssl_key]
+                .map(name)
+                .join(" ")
+                .replace(&format!("{}/", folder.display()), "")
+        };
+        let put = |name: &str| std::fs::write(folder.join(name), "").unwrap();
+        put("postgresql.key");
+        assert_eq!(names(url("verify-full").unwrap()), "- - -");
+        put("postgresql.crt");
+        put("root.crt");
+        for (mode, expected) in [
+            ("prefer", "- postgresql.crt postgresql.key"),
+            ("require", "root.crt postgresql.crt postgresql.key"),
+            ("verify-full", "root.crt postgresql.crt postgresql.key"),
+            ("verify-full&sslrootcert=r&sslcert=c&sslkey=k", "r c k"),
+        ] {
+            assert_eq!(names(url(mode).unwrap()), expected, "{mode}");
+        }
+        put("root.crl");
+        assert!(url("verify-full").unwrap_err().contains("root.crl lists as revoked"));
+        assert!(url("prefer").is_ok() && url("verify-full&sslrootcert=system").is_ok());
     }
 }

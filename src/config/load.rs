@@ -129,7 +129,7 @@ fn server_url(
     let password_file = section.path("password_file")?;
     let mut url = libpq::parse(&text, environment)
         .map_err(|rule| section.error("url", Some(format!("\"{}\"", libpq::without_password(&text))), rule))?;
-    url.password = password::resolve(&url, password_file.as_deref(), credential, environment)
+    password::resolve(&mut url, password_file.as_deref(), credential, environment)
         .map_err(|rule| section.error("password_file", None, rule))?;
     Ok(url)
 }

@@ -189,7 +189,7 @@ pub struct PostgresSink {
 /// file. The error is the rule that it breaks.
 pub fn parse_url(text: &str, environment: &Environment) -> Result<ServerUrl, String> {
     let mut url = libpq::parse(text, environment)?;
-    url.password = password::resolve(&url, None, "primary.password", environment)?;
+    password::resolve(&mut url, None, "primary.password", environment)?;
     Ok(url)
 }
 

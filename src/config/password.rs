@@ -11,30 +11,26 @@ use super::{Host, Secret, ServerUrl, text_file};
 /// Where a server's socket is by default.
 const DEFAULT_SOCKET_FOLDERS: &[&str] = &["/tmp", "/var/run/postgresql", "/run/postgresql"];
 
-/// The password of a url, or the reason why a named file cannot be read.
+/// Gives a url its password, or those of its hosts. The error is the reason why a named file cannot be read.
 pub(super) fn resolve(
-    url: &ServerUrl,
+    url: &mut ServerUrl,
     password_file: Option<&Path>,
     credential: &str,
     environment: &Environment,
-) -> Result<Option<Secret>, String> {
-    if let Some(password) = &url.password {
-        return Ok(Some(password.clone()));
+) -> Result<(), String> {
+    if url.password.is_some() {
+        return Ok(());
     }
-    if let Some(path) = password_file {
-        return read_file(path).map(Some);
+    url.password = match of_file(password_file, credential, environment)? {
+        Some(password) => Some(password),
+        None => environment.get("PGPASSWORD").map(Secret::new),
+    };
+    if url.password.is_none() {
+        let named = environment.get("PGPASSFILE").map(PathBuf::from);
+        let path = named.or_else(|| environment.home().map(|home| home.join(".pgpass")));
+        url.host_passwords = path.map(|path| from_password_file(&path, url)).unwrap_or_default();
     }
-    if let Some(path) =
-        environment.credentials_directory().map(|folder| folder.join(credential)).filter(|path| path.exists())
-    {
-        return read_file(&path).map(Some);
-    }
-    if let Some(password) = environment.get("PGPASSWORD") {
-        return Ok(Some(Secret::new(password)));
-    }
-    let named = environment.get("PGPASSFILE").map(PathBuf::from);
-    let path = named.or_else(|| environment.home().map(|home| home.join(".pgpass")));
-    Ok(path.and_then(|path| from_password_file(&path, url)))
+    Ok(())
 }
 
 /// A password that no url may hold: from a named file, else from a systemd credential.
@@ -59,14 +55,16 @@ fn read_file(path: &Path) -> Result<Secret, String> {
 }
 
 /// The manual's page "The Password File": lines of host:port:database:user:password, `*` for any, `\` before `:` and `\`.
-fn from_password_file(path: &Path, url: &ServerUrl) -> Option<Secret> {
-    let mode = fs::metadata(path).ok()?.permissions().mode();
+fn from_password_file(path: &Path, url: &ServerUrl) -> Vec<(Host, Secret)> {
+    let Ok(facts) = fs::metadata(path) else { return Vec::new() };
+    let mode = facts.permissions().mode();
     if mode & 0o077 != 0 {
         tracing::warn!(path = %path.display(), "the password file is ignored: others may read it (chmod 600)");
-        return None;
+        return Vec::new();
     }
-    let content = text_file::read(path).ok()?;
-    url.hosts.iter().find_map(|host| content.lines().find_map(|line| password_of(line, host, url)))
+    let Ok(content) = text_file::read(path) else { return Vec::new() };
+    let of_host = |host: &Host| content.lines().find_map(|line| password_of(line, host, url));
+    url.hosts.iter().filter_map(|host| Some((host.clone(), of_host(host)?))).collect()
 }
 
 fn password_of(line: &str, host: &Host, url: &ServerUrl) -> Option<Secret> {
@@ -121,20 +119,25 @@ mod tests {
         let variables = [("PGPASSFILE", path.to_str().unwrap())];
         let environment = Environment::from_pairs(variables);
         let password = |text: &str| {
-            let url = super::super::libpq::parse(text, &environment).unwrap();
-            resolve(&url, None, "none", &environment).unwrap().map(|secret| secret.reveal().to_owned())
+            let mut url = super::super::libpq::parse(text, &environment).unwrap();
+            resolve(&mut url, None, "none", &environment).unwrap();
+            let seen = |host| url.at(host).password.map_or("-".to_owned(), |secret| secret.reveal().to_owned());
+            url.hosts.iter().map(seen).collect::<Vec<_>>().join(" ")
         };
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         for (url, expected) in [
-            ("postgres://u@a:1/d", Some("by port")),
-            ("postgres://u@a,b/d", Some("by host")),
-            ("postgres://v@a/d", None),
-            ("postgres://v@/d?host=/tmp", Some("local")),
-            ("postgres://v@/d?host=/srv", Some("by folder")),
+            ("postgres://u@a:1/d", "by port"),
+            // Each host sees its own password and nobody else's.
+            ("postgres://u@a,b/d", "- by host"),
+            ("postgres://u@a:1,b/d", "by port by host"),
+            ("postgres://v@a/d", "-"),
+            ("postgres://v@/d?host=/tmp", "local"),
+            ("postgres://v@/d?host=/srv", "by folder"),
+            ("postgres://u:own@a:1,b/d", "own own"),
         ] {
-            assert_eq!(password(url).as_deref(), expected, "{url}");
+            assert_eq!(password(url), expected, "{url}");
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert_eq!(password("postgres://u@a:1/d"), None);
+        assert_eq!(password("postgres://u@a:1/d"), "-");
     }
 }

@@ -15,8 +15,10 @@ pub struct ServerUrl {
     pub user: String,
     /// Database; libpq's default is the user's name.
     pub database: String,
-    /// From the url, a file, a credential, PGPASSWORD or the password file.
+    /// From the url, a file, a credential or PGPASSWORD: the same for every host.
     pub password: Option<Secret>,
+    /// From the password file, if none of those gave one: what its lines say of each host.
+    pub host_passwords: Vec<(Host, Secret)>,
     /// `sslmode`, default `prefer`.
     pub ssl_mode: SslMode,
     /// `sslrootcert`: PEM file with one or more certificates, or `system`.
@@ -31,6 +33,14 @@ pub struct ServerUrl {
     pub target_session_attributes: TargetSessionAttributes,
     /// `connect_timeout`, default 10 s: for each host, until it is ready for queries.
     pub connect_timeout: Duration,
+}
+
+impl ServerUrl {
+    /// As one of its hosts is to see it: a password that the password file has for another host is not shown to this one.
+    pub fn at(&self, host: &Host) -> Self {
+        let own = self.host_passwords.iter().find(|(known, _)| known == host).map(|(_, password)| password);
+        Self { password: self.password.as_ref().or(own).cloned(), host_passwords: Vec::new(), ..self.clone() }
+    }
 }
 
 impl fmt::Display for ServerUrl {

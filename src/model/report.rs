@@ -54,6 +54,8 @@ pub struct PipelineReport {
     pub memory_bytes: u64,
     /// Bytes of open transactions in the spool folder.
     pub spool_bytes: u64,
+    /// Faults since the pipeline started, each of which ended the stream or an attempt to begin it.
+    pub interruptions: u64,
     /// The initial copy.
     pub copy: CopyReport,
     /// What is being waited for, in state `waiting` or `starting`.
@@ -107,6 +109,7 @@ impl PipelineReport {
             rows_per_second: 0.0,
             memory_bytes: 0,
             spool_bytes: 0,
+            interruptions: 0,
             copy: CopyReport::default(),
             waiting_for: None,
             last_error: None,

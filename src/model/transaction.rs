@@ -67,7 +67,20 @@ pub trait SpooledChunks: Send + Sync {
     fn rewind(&mut self);
 }
 
+/// Where the time stands at which the primary sent a message, in a `CopyData` with an `XLogData`: behind tag, length, tag, start and end.
+const SENT_AT: std::ops::Range<usize> = 22..30;
+
 impl Transaction {
+    /// From when on it counts as waiting: its commit. One that was replayed on the primary was committed elsewhere, perhaps long before:
+    /// there it is the sending of its first row, while that is in memory.
+    pub fn waits_since(&self) -> Timestamp {
+        let sent = match (&self.origin, &self.body) {
+            (Some(_), Body::Memory(chunks)) => chunks.front().and_then(|chunk| chunk.get(SENT_AT)?.try_into().ok()),
+            _ => None,
+        };
+        sent.map_or(self.commit_time, |bytes| Timestamp(i64::from_be_bytes(bytes)))
+    }
+
     /// Whether this is a unit of its own for one non-transactional logical message, which belongs to no transaction.
     pub fn is_outside_message(&self) -> bool {
         self.xid == 0

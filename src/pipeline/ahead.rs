@@ -97,7 +97,7 @@ impl Lead {
             }
             return Ok(());
         }
-        let Some(stream) = assembler.stream(self.xid) else {
+        let Some((stream, cut_to_bytes)) = assembler.look_at_stream(self.xid) else {
             self.give_up("it was rolled back on the primary");
             return Ok(());
         };
@@ -105,8 +105,17 @@ impl Lead {
             self.give_up("a part of it was rolled back on the primary");
             return Ok(());
         }
+        self.forbid(cut_to_bytes);
         self.allow(stream.size_bytes, ledger);
         self.write(assembler)
+    }
+
+    /// What was rolled back is permitted no more: what has come in its place may stand behind commits that are not applied.
+    fn forbid(&mut self, cut_to_bytes: u64) {
+        self.allowed_bytes = self.allowed_bytes.min(cut_to_bytes);
+        if let Some((size_bytes, _)) = &mut self.mark {
+            *size_bytes = cut_to_bytes.min(*size_bytes);
+        }
     }
 
     fn allow(&mut self, size_bytes: u64, ledger: &Ledger) {

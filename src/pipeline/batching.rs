@@ -56,7 +56,7 @@ impl Waiting {
     }
 
     pub(super) fn oldest(&self) -> Option<Timestamp> {
-        self.transactions.front().map(|transaction| transaction.commit_time)
+        self.transactions.front().map(Transaction::waits_since)
     }
 }
 

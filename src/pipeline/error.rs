@@ -30,6 +30,11 @@ pub enum PipelineError {
     /// Somebody else runs the pipeline, or something is not there yet.
     #[error("{0}")]
     NotYet(String),
+    /// A panic in the pipeline's task. Without its text, which may hold a row's value.
+    #[error(
+        "a fault of walrelay itself ended the pipeline (its log says where): please report it; a reload (SIGHUP) starts it again"
+    )]
+    Fault,
     /// We were asked to stop.
     #[error("stopped")]
     Stopped,
@@ -49,7 +54,7 @@ impl PipelineError {
             PipelineError::Snapshot(error) => error.retry(),
             PipelineError::Assemble(error) => error.retry(),
             PipelineError::Spool(_) | PipelineError::NotYet(_) | PipelineError::Stopped => Retry::Later,
-            PipelineError::Refused(_) => Retry::Never,
+            PipelineError::Refused(_) | PipelineError::Fault => Retry::Never,
         }
     }
 }

@@ -38,9 +38,11 @@ mod to_kafka;
 mod under_way;
 mod value_form;
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -130,7 +132,7 @@ async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationT
         let began = tokio::time::Instant::now();
         let applied_before = reporter.transactions();
         let attempt = Attempt { settings, reporter, stop: &stop, noticed: &noticed, refusals: &refusals, has_streamed };
-        let error = match Box::pin(attempt.run()).await {
+        let error = match survive(Box::pin(attempt.run())).await {
             Ok(()) | Err(PipelineError::Stopped) => break,
             Err(error) => error,
         };
@@ -156,9 +158,16 @@ async fn supervise(settings: &Settings, reporter: &Reporter, stop: CancellationT
     }
 }
 
+/// A panic ends the attempt, whose connections end with it, and is told like any error: a report that stands still would go on
+/// saying that all is well.
+async fn survive(attempt: impl Future<Output = Result<(), PipelineError>>) -> Result<(), PipelineError> {
+    // Nothing of the attempt is looked at again.
+    AssertUnwindSafe(attempt).catch_unwind().await.unwrap_or(Err(PipelineError::Fault))
+}
+
 fn fail(reporter: &Reporter, error: &PipelineError) {
     reporter.state(State::Failed);
-    reporter.update(|report| report.last_error = Some(error.to_string()));
+    reporter.fault(error);
     reporter.interrupted();
 }
 
@@ -171,7 +180,7 @@ async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration,
         }
         error => {
             tracing::warn!(%error, retry_in_ms = delay.as_millis() as u64, "the pipeline was interrupted and tries again");
-            reporter.update(|report| report.last_error = Some(error.to_string()));
+            reporter.fault(error);
             format!("another attempt after: {error}")
         }
     };
@@ -180,5 +189,19 @@ async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration,
     tokio::select! {
         () = stop.cancelled() => {}
         () = tokio::time::sleep(delay) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_that_needs_a_person_and_tells_no_value() {
+        let secret = String::from("a row's value");
+        let error = survive(async { panic!("{secret}") }).await.unwrap_err();
+        assert_eq!(error.retry(), Retry::Never);
+        let text = error.to_string();
+        assert!(text.contains("please report it") && !text.contains(&secret), "{text}");
     }
 }

@@ -24,6 +24,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(10);
 /// An answer that takes longer is given up, and the session with it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
+/// So many looks in a row may fail before what was seen last counts no more.
+const FAILURES_LIMIT: u32 = 3;
+
 /// The primary's words.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct View {
@@ -42,15 +45,22 @@ pub(super) struct View {
     is_hidden: bool,
     /// Whether `synchronous_standby_names` lists us.
     is_named: bool,
+    /// Whether it could not be asked of late.
+    is_unknown: bool,
 }
 
 impl View {
+    /// Nothing of what was seen before is told as if it were now.
+    fn unknown() -> Self {
+        Self { is_unknown: true, ..Self::default() }
+    }
+
     /// Whether commits may wait for us: a potential standby may become one at any moment, and where the role may not see what
     /// the primary made of us, the setting alone decides.
     pub(super) fn is_listed(&self) -> bool {
         match self.sync_state.as_deref() {
             Some(state) => matches!(state, "sync" | "quorum" | "potential"),
-            None => self.is_named,
+            None => self.is_named || self.is_unknown,
         }
     }
 }
@@ -85,6 +95,7 @@ pub(super) async fn watch_primary(
     let mut ticks = every(EVERY);
     let mut session = None;
     let mut is_told = false;
+    let mut failures = 0;
     loop {
         ticks.tick().await;
         match timeout(ANSWER_LIMIT, look(primary, pipeline, slot, walsender_process_id, &mut session)).await {
@@ -97,12 +108,16 @@ pub(super) async fn watch_primary(
                     );
                 }
                 view.send_if_modified(|old| std::mem::replace(old, new.clone()) != new);
+                failures = 0;
+                continue;
             }
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "the primary's statistics cannot be read");
-                session = None;
-            }
-            Err(_) => session = None,
+            Ok(Err(error)) => tracing::debug!(%error, "the primary's statistics cannot be read"),
+            Err(_) => tracing::debug!("the primary's statistics cannot be read within {ANSWER_LIMIT:?}"),
+        }
+        session = None;
+        failures += 1;
+        if failures >= FAILURES_LIMIT {
+            view.send_if_modified(|old| std::mem::replace(old, View::unknown()) != View::unknown());
         }
     }
 }
@@ -175,5 +190,6 @@ async fn look(
         safe_wal_size_bytes: row.get(12),
         is_hidden: row.get(13),
         is_named: lists_standby(row.get(14), pipeline.as_str()),
+        is_unknown: false,
     })
 }

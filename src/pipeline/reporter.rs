@@ -7,6 +7,8 @@ use tokio::sync::watch;
 
 use crate::model::{Fallbacks, FeedCounts, Heartbeat, Lsn, PipelineReport, Prefetching, State};
 
+use super::PipelineError;
+
 /// Over this long a rate is averaged.
 const RATE_SECONDS: f64 = 3.0;
 
@@ -132,6 +134,14 @@ impl Reporter {
     /// Whether a stream runs, which tells its own numbers.
     pub(super) fn is_in_stream(&self) -> bool {
         matches!(self.current_state(), State::CatchingUp | State::Streaming)
+    }
+
+    /// What ended the stream, or an attempt to begin it.
+    pub(super) fn fault(&self, error: &PipelineError) {
+        self.update(|report| {
+            report.last_error = Some(error.to_string());
+            report.interruptions += 1;
+        });
     }
 
     /// What only a stream knows is unknown from now on; what the standby holds stays.

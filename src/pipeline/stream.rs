@@ -356,7 +356,7 @@ impl Flow<'_> {
         if batch.position > self.ledger.positions().flush {
             self.idle.recorded(now);
         }
-        let first_commit_time = batch.transactions.first().map(|first| first.commit_time);
+        let first_commit_time = batch.transactions.first().map(Transaction::waits_since);
         self.under_way.begin(now, first_commit_time, batch.size_bytes(), batch.ahead.is_some());
         self.worker.begin(batch).await;
         if !self.batching.is_hurried() {

@@ -90,13 +90,12 @@ async fn ensure_once(
             )));
         }
         Some(existing) => {
-            if !existing.omitted_operations.is_empty() && is_managed {
-                return Err(SourceError::Refused(format!(
-                    "the publication \"{name}\" does not publish {}; a standby would miss them: ALTER PUBLICATION {} \
-                     SET (publish = 'insert, update, delete, truncate')",
-                    existing.omitted_operations.join(", "),
-                    escape_identifier(name)
-                )));
+            if !existing.omitted_operations.is_empty() {
+                let reason = omission(name, &existing.omitted_operations);
+                if is_managed {
+                    return Err(SourceError::Refused(reason));
+                }
+                tracing::warn!(reason, "somebody else's publication is used as it is");
             }
             if is_managed && !existing.publishes_all_tables {
                 add_missing(sql, name, &existing, &wanted, additions).await?;
@@ -137,6 +136,20 @@ async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, Sourc
         is_owned: row.get(5),
         named: named.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
     }))
+}
+
+/// What a publication that leaves operations out means, and what mends it.
+fn omission(name: &str, omitted: &[&str]) -> String {
+    format!(
+        "the publication \"{name}\" does not publish {}; a standby would miss them: {}",
+        omitted.join(", "),
+        all_operations_sql(name)
+    )
+}
+
+/// Has a publication publish all four operations.
+pub fn all_operations_sql(name: &str) -> String {
+    format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')", escape_identifier(name))
 }
 
 /// `ONLY`, so that an inheritance child is published only if it is in the set itself; on a partitioned table it has no effect.

@@ -96,9 +96,12 @@ pub(super) fn copy_data_of(chunk: Bytes) -> Result<Read, SourceError> {
     Ok(Read { copy_data: copy_data.freeze(), wants_reply, sent: last_sent })
 }
 
+/// `object_not_in_prerequisite_state`: "skipped loading publication" (`pgoutput.c`, LoadPublications), in whatever language.
+const SKIPPED_LOADING: &str = "55000";
+
 /// From 18 on a missing publication is only a warning inside the stream, and its changes are left out: fatal for a standby.
 fn notice(notice: &ServerError) -> Result<(), SourceError> {
-    if notice.message.contains("publication") && notice.severity == "WARNING" {
+    if notice.code == SKIPPED_LOADING && notice.severity == "WARNING" {
         return Err(SourceError::Skipping(notice.to_string()));
     }
     tracing::info!(notice = %notice, "the primary says");
@@ -159,7 +162,9 @@ mod tests {
         check(&[(b'd', b"w1"), (b'S', b"TimeZone\0UTC\0"), (b'd', b"w2")], Ok((&[b"w1", b"w2"], false)));
         check(&[(b'd', b"w1"), (b'N', b"SNOTICE\0Mhello\0\0"), (b'd', b"w2")], Ok((&[b"w1", b"w2"], false)));
         check(&[(b'C', b"COPY 0\0")], Err("ended the replication stream"));
-        check(&[(b'N', b"SWARNING\0VWARNING\0C01000\0Mskipped loading publication \"p\"\0\0")], Err("skips changes"));
+        let skipped = b"SWARNUNG\0VWARNING\0C55000\0M\xc3\x9cberspringe das Laden der Publikation\0\0";
+        check(&[(b'N', skipped)], Err("skips changes"));
+        check(&[(b'N', b"SWARNING\0VWARNING\0C01000\0Mabout a publication\0\0"), (b'd', b"w1")], Ok((&[b"w1"], false)));
         check(&[(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0")], Err("57P01"));
         check(&[(b'?', b"")], Err("message '?'"));
     }

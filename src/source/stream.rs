@@ -14,7 +14,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes};
-use postgres_protocol::escape::{escape_identifier, escape_literal};
+use postgres_protocol::escape::escape_identifier;
 use tokio::time::{Interval, timeout};
 
 use crate::backoff::{every, moment};
@@ -72,11 +72,11 @@ impl StreamOptions {
             150_000..160_000 => 3,
             160_000.. => 4,
         };
-        // The publications' names are identifiers inside a literal: quoted twice.
+        // The publications' names are identifiers inside a literal: quoted twice. The grammar of this command knows no E'…'
+        // (`repl_scanner.l`): a backslash in it is one.
         let names: Vec<String> = self.publications.iter().map(|name| escape_identifier(name)).collect();
-        let publications = escape_literal(&names.join(","));
-        let mut options =
-            format!("proto_version '{protocol}', publication_names {}, streaming 'on'", publications.trim_start());
+        let publications = names.join(",").replace('\'', "''");
+        let mut options = format!("proto_version '{protocol}', publication_names '{publications}', streaming 'on'");
         if self.binary {
             options.push_str(", binary 'true'");
         }

@@ -1,13 +1,20 @@
-//! The HTTP listener. Answers from the board; changes nothing.
+//! The HTTP listener. Answers from the board; changes nothing, and is not kept busy by whoever is silent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::State;
@@ -15,17 +22,44 @@ use crate::model::State;
 use super::metrics::render;
 use super::{Board, status_json};
 
-/// Serves until stopped.
+/// How many may be connected at once; others wait.
+const MOST_VISITORS: usize = 64;
+/// How long a request's head may take, and a connection be without one.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Serves until stopped; who is connected then is cut off.
 pub async fn serve(listener: TcpListener, board: Arc<Board>, stop: CancellationToken) {
+    serve_within(SILENCE_LIMIT, listener, board, stop).await;
+}
+
+async fn serve_within(silence: Duration, mut listener: TcpListener, board: Arc<Board>, stop: CancellationToken) {
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .with_state(board);
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
-        tracing::error!(%error, "the HTTP listener ended");
+    let mut visitors = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some(_) = visitors.join_next() => {}
+            (stream, _) = Listener::accept(&mut listener), if visitors.len() < MOST_VISITORS => {
+                visitors.spawn(attend(stream, router.clone(), silence));
+            }
+        }
     }
+}
+
+/// One connection, as many requests as it brings. What goes wrong on it is the other side's affair.
+async fn attend(stream: TcpStream, router: Router, silence: Duration) {
+    // Whoever does not read the answer is not waited for either.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(silence));
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(silence)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .await;
 }
 
 /// 200 only when every pipeline streams; else who does not, and why.
@@ -57,4 +91,36 @@ async fn status(Shared(board): Shared<Arc<Board>>) -> Response {
 
 async fn metrics(Shared(board): Shared<Arc<Board>>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], render(&board.reports())).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_silent_makes_room_for_who_asks() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve_within(Duration::from_millis(50), listener, Arc::default(), stop.clone()));
+        let mut silent = Vec::new();
+        for _ in 0..MOST_VISITORS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut visitor = TcpStream::connect(address).await.unwrap();
+        visitor.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 15];
+        visitor.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        // The last of them was let in once the others were sent away; all of them are in the end.
+        for mut stream in silent {
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            assert!(rest.is_empty() || rest.starts_with(b"HTTP/1.1 408"), "{rest:?}");
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
 }

@@ -66,6 +66,12 @@ const METRICS: &[(&str, &str, &str, Read)] = &[
     ("block_reads_per_row", "gauge", "Blocks that the standby's database read of late for each row change.", |r| {
         r.prefetch.and_then(|prefetch| prefetch.block_reads_per_row)
     }),
+    (
+        "interruptions_total",
+        "counter",
+        "Faults since the pipeline started that ended the stream or a try to begin it.",
+        |r| Some(r.interruptions as f64),
+    ),
     ("memory_bytes", "gauge", "Rows held in memory, bytes.", |r| Some(r.memory_bytes as f64)),
     ("spool_bytes", "gauge", "Open transactions in the spool folder, bytes.", |r| Some(r.spool_bytes as f64)),
 ];

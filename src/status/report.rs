@@ -50,6 +50,7 @@ fn pipeline(report: &PipelineReport) -> Value {
         "apply_fallbacks_total": report.apply_fallbacks.iter().map(|(.., count)| count).sum::<u64>(),
         "feed": report.feed.map(feed),
         "prefetch": report.prefetch.map(prefetch),
+        "interruptions": report.interruptions,
     })
 }
 

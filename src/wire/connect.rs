@@ -79,7 +79,8 @@ async fn first_usable(wish: Wish<'_>) -> Result<Opened, WireError> {
     };
     for pass in passes {
         for host in &wish.url.hosts {
-            match one_host(wish, host, *pass, &mut reasons).await {
+            let url = wish.url.at(host);
+            match one_host(Wish { url: &url, ..wish }, host, *pass, &mut reasons).await {
                 Search::Found(opened) => return Ok(*opened),
                 Search::NextHost => {}
                 Search::Over => return Err(reasons.into_error()),

@@ -1,5 +1,7 @@
 //! TLS by rustls with libpq's meaning of sslmode and sslrootcert. Verifies exactly what the URL asks for, no less and no more.
 
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -92,6 +94,19 @@ fn client_config(url: &ServerUrl, host: &str) -> Result<ClientConfig, WireError>
     }
 }
 
+/// libpq's rule of a key file (fe-secure-openssl.c, initialize_SSL): nobody but its owner reads it, or, of root's, its group.
+fn must_be_private(key: &Path, facts: &Metadata) -> Result<(), WireError> {
+    let (others, rule) = if facts.uid() == 0 { (0o037, "0640") } else { (0o077, "0600") };
+    if !facts.is_file() || facts.mode() & others == 0 {
+        return Ok(());
+    }
+    Err(WireError::Tls(format!(
+        "sslkey {} has mode {:04o}, so that others may read or write it: chmod {rule} or less, as libpq demands",
+        key.display(),
+        facts.mode() & 0o7777
+    )))
+}
+
 /// The client's certificate and its key. rustls' own `with_client_auth_cert` would refuse a certificate of version 1.
 fn client_identity(
     chain: Vec<CertificateDer<'static>>,
@@ -104,6 +119,7 @@ fn client_identity(
             key.display()
         ))
     };
+    must_be_private(key, &fs::metadata(key).map_err(|error| unreadable(error.to_string()))?)?;
     let der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(error.to_string()))?;
     let signing_key = provider.key_provider.load_private_key(der).map_err(|error| unreadable(error.to_string()))?;
     let certificate = chain.first().and_then(|der| certificate::parse(der).ok());

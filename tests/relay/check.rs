@@ -300,6 +300,25 @@ async fn a_publication_that_leaves_something_out_is_completed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_somebody_else_is_asked_for_and_what_it_leaves_out_is_told() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let config = pair.config("publication = \"mine\"");
+    let first = Checked::of(&config);
+    first.refused();
+    first.names("error", "primary", "\"mine\" does not exist", "CREATE PUBLICATION \"mine\" FOR TABLE");
+    first.mend(&mut pair).await;
+    Checked::of(&config).passes();
+    pair.on_primary("ALTER PUBLICATION mine SET (publish = 'insert')").await;
+    let partial = Checked::of(&config);
+    partial.passes();
+    partial.names("warning", "primary", "does not publish every operation", "SET (publish = 'insert, update, delete");
+    let relay = Relay::start(&config).await;
+    relay.wait_state("streaming").await;
+    assert!(relay.log().contains("does not publish update, delete, truncate"), "{}", relay.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_start_would_refuse_check_refuses_in_the_same_words() {
     let pair = Pair::start(18).await;
     pair.on_both(TABLES).await;

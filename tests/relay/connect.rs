@@ -1,6 +1,8 @@
 //! URLs against real servers: every way to authenticate, every sslmode, certificates good and bad, several hosts. Each URL is
 //! tried with our own protocol and with tokio-postgres: both must have the same outcome.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -267,11 +269,16 @@ async fn a_client_certificate_opens_the_door_and_a_strangers_does_not() {
         ("stranger", stranger.issue("by_certificate", &[])),
     ] {
         case.file(&format!("{name}.crt"), &identity.certificate);
-        case.file(&format!("{name}.key"), &identity.key);
+        let key = case.file(&format!("{name}.key"), &identity.key);
+        std::fs::set_permissions(key, Permissions::from_mode(0o600)).unwrap();
+        if name == "right" {
+            case.file("open.key", &identity.key);
+        }
     }
     for (parameters, expected) in [
         ("sslcert=@/right.crt&sslkey=@/right.key", Ok(true)),
         ("sslcert=@/version_1.crt&sslkey=@/version_1.key", Ok(true)),
+        ("sslcert=@/right.crt&sslkey=@/open.key", Err("right.open.key has mode 0644, so that others may read")),
         ("", Err("requires a valid client certificate")),
         ("sslcert=@/other.crt&sslkey=@/other.key", Err("certificate authentication failed")),
         ("sslcert=@/stranger.crt&sslkey=@/stranger.key", Err("the server refuses our certificate")),

@@ -54,15 +54,23 @@ async fn a_commit_waits_for_the_relay_and_returns_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_standby_refuses_every_other_writer() {
-    let pair = Pair::start(18).await;
+async fn the_standby_refuses_every_other_writer_until_it_takes_the_lost_primarys_place() {
+    let mut pair = Pair::start(18).await;
     pair.on_both(TABLES).await;
-    let _relay = pair.relay("").await;
+    let mut relay = pair.relay("").await;
+    let mut hint = String::new();
     for sql in ["INSERT INTO orders VALUES (1)", "UPDATE orders SET item = ''", "DELETE FROM orders", "TRUNCATE orders"]
     {
         let error = try_run(&pair.standby, "shop", sql).await.unwrap_err();
         let error = error.as_db_error().unwrap();
         assert_eq!(error.code().code(), "25006", "{sql}");
-        assert!(error.hint().unwrap().contains("write there"), "{error:?}");
+        hint = error.hint().unwrap().to_owned();
+        assert!(hint.contains("write there"), "{error:?}");
     }
+    // What it says that a failover does, works without the primary.
+    pair.primary.kill9();
+    relay.stop().await;
+    let (_, sql) = hint.split_once("stop walrelay, then ").unwrap();
+    pair.on_standby(sql).await;
+    pair.on_standby("INSERT INTO orders VALUES (1, 'written here')").await;
 }

@@ -8,7 +8,7 @@ fn check(groups: &[&[Vec<u8>]], limit_bytes: u64, expected_taken_back: u32) {
     let (mut out, mut read, mut taken_back) = (Vec::new(), Vec::new(), 0);
     for group in groups {
         fixture.assembler.push(Bytes::from(group.concat()), &mut out).unwrap();
-        let Some(stream) = fixture.assembler.stream(7) else { continue };
+        let Some((stream, _)) = fixture.assembler.look_at_stream(7) else { continue };
         if stream.taken_back != taken_back {
             taken_back = stream.taken_back;
             read.clear();
@@ -19,7 +19,7 @@ fn check(groups: &[&[Vec<u8>]], limit_bytes: u64, expected_taken_back: u32) {
         assert_eq!(read.len() as u64, stream.size_bytes);
         assert_eq!(fixture.assembler.largest_stream(), Some((7, stream)));
     }
-    assert_eq!((fixture.assembler.stream(7), fixture.assembler.largest_stream()), (None, None));
+    assert_eq!((fixture.assembler.look_at_stream(7), fixture.assembler.largest_stream()), (None, None));
     let Some(Arrival::Transaction(mut transaction)) = out.pop() else { panic!("no transaction") };
     assert_eq!(transaction.taken_back, expected_taken_back);
     let mut whole = Vec::new();
@@ -52,4 +52,26 @@ fn what_was_read_is_the_beginning_of_the_whole_or_was_taken_back() {
         let unread = [first.clone(), second.clone(), vec![stream_abort(7, 8)]].concat();
         check(&[&unread, &[stream_commit(7, 100)]], limit_bytes, 0);
     }
+}
+
+#[test]
+fn what_was_cut_off_is_told_once_whether_it_was_read_or_not() {
+    let mut fixture = Fixture::new(NO_LIMIT);
+    let mut out = Vec::new();
+    let mut push = |fixture: &mut Fixture, messages: &[Vec<u8>]| {
+        fixture.assembler.push(Bytes::from(messages.concat()), &mut out).unwrap();
+        fixture.assembler.look_at_stream(7).map(|(stream, cut_to_bytes)| (stream.size_bytes, cut_to_bytes))
+    };
+    let row = |xid: u32| streamed(b'I', xid, "a row");
+    let begin = [stream_start(7, true), row(7), row(8), row(8), stream_stop()];
+    let (whole, none_cut) = push(&mut fixture, &begin).unwrap();
+    assert_eq!(none_cut, u64::MAX);
+    // Cut, and grown beyond its old length before anybody looks.
+    let again = [stream_abort(7, 8), stream_start(7, false), row(9), row(9), row(9), row(9), stream_stop()];
+    let (grown, cut_to_bytes) = push(&mut fixture, &again).unwrap();
+    assert!(cut_to_bytes < whole && whole < grown, "{cut_to_bytes} {whole} {grown}");
+    assert_eq!(fixture.assembler.read_stream(7, 0).unwrap().map(|run| run.len() as u64), Some(grown));
+    assert_eq!(push(&mut fixture, &[]), Some((grown, u64::MAX)));
+    assert_eq!(push(&mut fixture, &[stream_abort(7, 7)]), None);
+    fixture.check_clean();
 }

@@ -7,8 +7,8 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 use crate::config::{self, Config};
 use crate::model::{PipelineName, QualifiedName};
 use crate::source::{
-    PublishableTable, SlotFacts, SourceError, coming_tables, create_publication_sql, lists_standby, missing_tables_sql,
-    publishable_tables, published_tables, slot_facts, without_standby,
+    PublishableTable, SlotFacts, SourceError, all_operations_sql, coming_tables, create_publication_sql, lists_standby,
+    missing_tables_sql, publishable_tables, published_tables, slot_facts, without_standby,
 };
 use crate::wire::sql::{self, SqlClient};
 
@@ -250,11 +250,15 @@ async fn publication(
     let wanted = if is_managed { publishable_tables(&primary.sql, &pipeline.tables).await? } else { Vec::new() };
     match row {
         None if !is_managed => {
-            let remedy = format!(
-                "CREATE PUBLICATION {} FOR TABLE …, or leave out the key `publication`",
-                escape_identifier(&name)
+            let tables = publishable_tables(&primary.sql, &pipeline.tables).await?;
+            findings.push(
+                Finding::error(
+                    PLACE,
+                    format!("the publication \"{name}\" does not exist"),
+                    "create it, or leave out the key `publication` to have one managed",
+                )
+                .with_sql([create_publication_sql(&name, &tables)]),
             );
-            findings.push(Finding::error(PLACE, format!("the publication \"{name}\" does not exist"), remedy));
             Ok(Vec::new())
         }
         None => {
@@ -272,9 +276,17 @@ async fn publication(
             leaves_of(primary, &names).await
         }
         Some(row) => {
+            if !row.get::<_, bool>(1) {
+                // Somebody else's publication may leave them out on purpose.
+                let level = if is_managed { Level::Error } else { Level::Warning };
+                let message =
+                    format!("the publication \"{name}\" does not publish every operation; a standby would miss some");
+                let finding = Finding::new(level, PLACE, message, "let it publish all four");
+                findings.push(finding.with_sql([all_operations_sql(&name)]));
+            }
             if is_managed {
                 let level = if has_slot { Level::Warning } else { Level::Error };
-                examine_managed(primary, &name, row.get(0), row.get(1), (&wanted, level), findings).await?;
+                examine_managed(primary, &name, row.get(0), (&wanted, level), findings).await?;
             }
             let mut published = published_tables(&primary.sql, &name).await?;
             let leaves = leaves_of(primary, &wanted.iter().map(|table| table.name.clone()).collect::<Vec<_>>()).await?;
@@ -284,22 +296,15 @@ async fn publication(
     }
 }
 
-/// A managed publication that is there already: all operations, all tables, or the right to add them. What already streams
+/// A managed publication that is there already: all tables, or the right to add them. What already streams
 /// goes on without tables that came later (`if_missing`).
 async fn examine_managed(
     primary: &Primary,
     name: &str,
     is_owned: bool,
-    publishes_all_operations: bool,
     (wanted, if_missing): (&[PublishableTable], Level),
     findings: &mut Findings,
 ) -> Result<(), SourceError> {
-    if !publishes_all_operations {
-        let sql =
-            format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate')", escape_identifier(name));
-        let message = format!("the publication \"{name}\" does not publish every operation; a standby would miss some");
-        findings.push(Finding::error(PLACE, message, "let it publish all four").with_sql([sql]));
-    }
     let Some(sql) = missing_tables_sql(&primary.sql, name, wanted).await? else { return Ok(()) };
     let names: Vec<QualifiedName> = wanted.iter().map(|table| table.name.clone()).collect();
     if !is_owned || !owns(primary, &names).await? {

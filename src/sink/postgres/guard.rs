@@ -46,8 +46,13 @@ fn primary_text(url: &ServerUrl) -> String {
 }
 
 /// The function's body. Everything in it is a literal or a variable of the trigger.
-fn body(primary: &ServerUrl) -> String {
-    let hint = format!("walrelay replicates it from the primary {}: write there.", primary_text(primary));
+fn body(pipeline: &PipelineName, primary: &ServerUrl) -> String {
+    // Whose primary is lost finds the way here.
+    let hint = format!(
+        "walrelay replicates it from the primary {}: write there. After a failover to this server: stop walrelay, then {}",
+        primary_text(primary),
+        drop_sql(pipeline)
+    );
     format!(
         "BEGIN RAISE EXCEPTION USING ERRCODE = '25006', MESSAGE = pg_catalog.format('cannot execute %s on the replicated table \
          %I.%I', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME), HINT = {}; END",
@@ -62,7 +67,7 @@ pub fn function_query(pipeline: &PipelineName, primary: &ServerUrl) -> String {
          JOIN pg_catalog.pg_language l ON l.oid = f.prolang WHERE n.nspname = 'walrelay' AND f.proname = {} AND f.pronargs = 0 \
          AND NOT f.prosecdef AND l.lanname = 'plpgsql' AND f.prosrc = {}",
         escape_literal(&function_name(pipeline)),
-        escape_literal(&body(primary))
+        escape_literal(&body(pipeline, primary))
     )
 }
 
@@ -71,7 +76,7 @@ pub fn create_function_sql(pipeline: &PipelineName, primary: &ServerUrl) -> Stri
     format!(
         "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY INVOKER AS {}",
         function_sql(pipeline),
-        escape_literal(&body(primary))
+        escape_literal(&body(pipeline, primary))
     )
 }
 
@@ -153,6 +158,7 @@ mod tests {
             user: "walrelay".to_owned(),
             database: "shop".to_owned(),
             password: Some(crate::config::Secret::new("secret")),
+            host_passwords: Vec::new(),
             ssl_mode: crate::config::SslMode::Prefer,
             ssl_root_certificate: None,
             ssl_certificate: None,
