@@ -61,7 +61,8 @@ const SHAPE: &str = concat!("pg_catalog.json_build_object(
     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
     WHERE k.place <= i.indnkeyatts AND i.indexrelid = COALESCE(
       (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisreplident AND c.relreplident = 'i'),
-      (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisprimary))), '[]'::json),
+      (SELECT r.indexrelid FROM pg_catalog.pg_index r WHERE r.indrelid = c.oid AND r.indisprimary))
+      AND i.indimmediate AND i.indisvalid), '[]'::json),
   'unique_keys', COALESCE((
     SELECT pg_catalog.json_agg((
       SELECT pg_catalog.json_agg(a.attname ORDER BY k.place)

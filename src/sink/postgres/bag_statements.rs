@@ -83,9 +83,9 @@ fn equal(target: &Target, at: u16) -> String {
     let (ours, theirs) = (format!("t.{}", name(target, at)), value(target, "u", 'o', at));
     match (column.is_not_null, EXACT_TYPES.contains(&column.type_oid)) {
         (true, true) => format!("{ours} = {theirs}"),
-        (true, false) => format!("{ours}::text = ({theirs})::text"),
+        (true, false) => format!("{ours}::text COLLATE \"C\" = ({theirs})::text COLLATE \"C\""),
         (false, _) => format!(
-            "COALESCE({ours}::text, '') = COALESCE(({theirs})::text, '') AND ({ours} IS NULL) = ({theirs} IS NULL)"
+            "COALESCE({ours}::text, '') COLLATE \"C\" = COALESCE(({theirs})::text, '') COLLATE \"C\" AND ({ours} IS NULL) = ({theirs} IS NULL)"
         ),
     }
 }
@@ -105,7 +105,8 @@ mod tests {
         target.columns[0].is_not_null = true;
         assert_eq!(target.way, Way::Bag);
         let found = concat!(
-            r#"JOIN u ON u.p = 1 AND t."a" = u.o0 AND COALESCE(t."c"::text, '') = COALESCE((u.o1::integer[])::text, '') "#,
+            r#"JOIN u ON u.p = 1 AND t."a" = u.o0 AND "#,
+            r#"COALESCE(t."c"::text, '') COLLATE "C" = COALESCE((u.o1::integer[])::text, '') COLLATE "C" "#,
             r#"AND (t."c" IS NULL) = (u.o1::integer[] IS NULL))"#
         );
         let delete = bag_statement(&target, true);

@@ -20,7 +20,9 @@ impl Applier {
     /// Deletes or changes the rows of a bag that were there before.
     pub(super) async fn change_bag(&mut self, work: &Work<'_, '_>, bag: &Bag<'_>) -> Result<(), ApplyError> {
         let rows = &work.carried;
-        let least = if work.target.shape.has_plain_index { SCAN_ROWS } else { 2 };
+        // What the standby alone knows of a row must stay with it: one by one, a row that has just been changed might be taken for the next.
+        let is_one_by_one = work.target.shape.has_plain_index && work.target.extra.is_empty();
+        let least = if is_one_by_one { SCAN_ROWS } else { 2 };
         if rows.len() >= least {
             self.change_in_one_scan(work, bag)?;
             return Ok(self.session.write_if_full().await?);

@@ -26,7 +26,8 @@ use super::prefetch::Prefetch;
 use super::reading::{Reader, Source};
 use super::session::Pipelined;
 use super::store::{MOVE_PROGRESS, MOVE_PROGRESS_TYPES, place_sql};
-use super::tables::Tables;
+use super::tables::{Noted, Tables};
+use super::target::Way;
 
 /// Name of the prepared compare-and-set.
 const PROGRESS_STATEMENT: &str = "progress";
@@ -256,11 +257,14 @@ impl Applier {
                 | Message::Update { relation_oid, .. }
                 | Message::Delete { relation_oid, .. } => relation_oid,
                 Message::Relation(body) => {
-                    if let Some(oid) = tables.note(&body) {
-                        self.write_nets(nets).await?;
-                        // What changes a table's shape or empties it goes behind nothing that may still fail.
-                        self.session.settle_commits().await?;
-                        self.plans.forget(&mut self.session, oid)?;
+                    if let Some(Noted { relation, is_first }) = tables.note(&body) {
+                        // A table that this session has not met is in nobody's way: what a transaction did to the others stays together.
+                        if !is_first || nets.holds(&relation.name) {
+                            self.write_nets(nets).await?;
+                            // What changes a table's shape or empties it goes behind nothing that may still fail.
+                            self.session.settle_commits().await?;
+                        }
+                        self.plans.forget(&mut self.session, relation.oid)?;
                     }
                     continue;
                 }
@@ -276,7 +280,9 @@ impl Applier {
             };
             let Some(target) = self.target(tables, oid, source).await? else { continue };
             self.rows += 1;
-            if mode == Mode::Sets && !self.detours.goes_in_order(&target) {
+            // A table whose triggers or rules may read others goes behind what was written of them, whatever went wrong with it before.
+            let is_in_order = self.detours.goes_in_order(&target) && target.way != Way::InOrder;
+            if mode == Mode::Sets && !is_in_order {
                 if nets.fold(&target, &message)? {
                     continue;
                 }

@@ -195,7 +195,10 @@ fn is_about_rows(error: &ApplyError) -> bool {
         ApplyError::Failure(failure) => {
             let Failure { purpose, error } = &**failure;
             let is_server = matches!(error, WireError::Server(_));
-            let is_passing = error.code().is_none_or(|code| PASSING.iter().any(|class| code.starts_with(class)));
+            let is_passing = error.code().is_none_or(|code| {
+                // A limit of the configuration (temp_file_limit) that rows one by one may keep.
+                code != "53400" && PASSING.iter().any(|class| code.starts_with(class))
+            });
             is_server && !is_passing && !matches!(purpose, Some(Purpose::Progress))
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::decode::{Message, OldTuple, Tuple, Value};
+use crate::model::QualifiedName;
 
 use super::arrays::MixedForms;
 use super::change::ApplyError;
@@ -70,6 +71,11 @@ impl<'a> Nets<'a> {
         self.tables.is_empty()
     }
 
+    /// Whether a table of this name is among them.
+    pub(super) fn holds(&self, name: &QualifiedName) -> bool {
+        self.tables.iter().any(|(target, _)| target.relation.name == *name)
+    }
+
     /// What is to be written, table by table.
     pub(super) fn works(&self) -> Vec<Work<'_, 'a>> {
         self.tables.iter().map(|(target, folded)| Work::new(target, folded)).collect()
@@ -81,7 +87,7 @@ impl<'a> Nets<'a> {
             Some((last, at)) if last == oid => at,
             _ => *self.by_oid.entry(oid).or_insert_with(|| {
                 let folded = match target.way {
-                    Way::Keyed => Folded::Keyed(Net::new(&target.key())),
+                    Way::Keyed => Folded::Keyed(Net::new(&target.key()).named_by(target.named_by())),
                     Way::Bag | Way::Inserts | Way::InOrder => Folded::Inserts(Vec::new()),
                 };
                 self.tables.push((Arc::clone(target), folded));

@@ -34,6 +34,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("default_transaction_deferrable", "off"),
     ("row_security", "off"),
     ("jit", "off"),
+    // More than a batch's rows take: a sort of them, or a scan's rows, must not go through the disk.
+    ("work_mem", "64MB"),
     ("plan_cache_mode", "force_generic_plan"),
     ("enable_seqscan", "off"),
     ("enable_hashjoin", "off"),

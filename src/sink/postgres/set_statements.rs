@@ -15,7 +15,7 @@ use crate::schema::{ColumnIdentity, ShapeColumn};
 
 use super::bag_statements::bag_statement;
 use super::columns::{Columns, key_columns};
-use super::oids::{BOOL_ARRAY, EXACT_TYPES, INT8};
+use super::oids::{BOOL_ARRAY, EXACT_TYPES, INT8, is_exact};
 use super::statements::{Statement, checked, overriding};
 use super::target::Target;
 
@@ -216,15 +216,17 @@ impl Set<'_> {
         }
     }
 
-    /// Whether the row cannot simply be updated beside others. A column is looked at by its text where its type has no equality
-    /// of Postgres' own: a finer distinction only moves a row that might have been updated.
+    /// Whether the row cannot simply be updated beside others. A column is looked at by its text where its equality is not that of
+    /// its bytes, which an index may look at: a finer distinction only moves a row that might have been updated.
     fn is_touched(&self) -> String {
         let is_looked_at = |at: &&u16| self.key.contains(at) || self.target.touchy.contains(at);
         let distinct = |at: &u16| {
             let (name, new) = (self.name(*at), self.value('n', *at));
-            let distinct = match self.column(*at).equality_schema.as_deref() {
-                Some("pg_catalog") => format!("t.{name} IS DISTINCT FROM {new}"),
-                _ => format!("t.{name}::pg_catalog.text IS DISTINCT FROM ({new})::pg_catalog.text"),
+            let distinct = if is_exact(self.column(*at)) {
+                format!("t.{name} IS DISTINCT FROM {new}")
+            } else {
+                let text = "::pg_catalog.text COLLATE \"C\"";
+                format!("t.{name}{text} IS DISTINCT FROM ({new}){text}")
             };
             if self.form.kept.contains(at) { format!("(NOT u.k{at} AND {distinct})") } else { distinct }
         };

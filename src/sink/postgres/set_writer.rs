@@ -21,6 +21,8 @@ const SET_ROWS: usize = 5000;
 /// From so many rows on, or so many bytes, inserts go by COPY.
 const COPY_ROWS: usize = 50;
 const COPY_BYTES: usize = 1024 * 1024;
+/// The server takes no message above 1 GiB; a row that is sent by itself has no more than its values.
+const MESSAGE_LIMIT_BYTES: usize = 512 * 1024 * 1024;
 /// A larger row goes alone, so that an array stays far below what one value may hold.
 const LARGE_ROW_BYTES: usize = 4 * 1024 * 1024;
 /// Rows of a COPY gather to messages of about this size.
@@ -244,6 +246,14 @@ impl Applier {
                 return Err(work.unprovable("a binary value cannot travel in an array"));
             }
             rest = &rest[columns.count()..];
+        }
+        let size = |value: &Value<'_>| match value {
+            Value::Text(bytes) | Value::Binary(bytes) => bytes.len(),
+            Value::Null | Value::Unchanged => 0,
+        };
+        let size_bytes: usize = parameters.iter().map(size).sum();
+        if size_bytes > MESSAGE_LIMIT_BYTES {
+            return Err(work.unprovable("its values are too large for one statement"));
         }
         parameters.extend(expected.as_ref().map(|bytes| Value::Binary(bytes)));
         let purpose = Purpose::Set(Arc::clone(&work.target), ticket);

@@ -7,6 +7,7 @@ use crate::schema::ShapeColumn;
 use crate::wire::ServerError;
 
 use super::form::{Form, Operation};
+use super::oids::is_exact;
 use super::target::{RowSearch, Target};
 
 /// A statement's text and the types of its parameters: first the values of `Form::set`, then those of `Form::equal`.
@@ -124,12 +125,22 @@ fn found(target: &Target, form: &Form) -> String {
     for (place, at) in form.equal.iter().enumerate() {
         let name = name(target, at);
         let parameter = place + form.set.len() + 1;
-        conditions.push(match (&column(target, at).equality_schema, &target.search) {
+        let column = column(target, at);
+        let as_text = || {
+            format!(
+                "{name}::pg_catalog.text COLLATE \"C\" OPERATOR(pg_catalog.=) ${parameter}::pg_catalog.text COLLATE \"C\""
+            )
+        };
+        // Rows without a key are told apart by what was sent of them, as in a set; the operator may have an index.
+        if target.search == RowSearch::WholeRow && column.equality_schema.is_some() && !is_exact(column) {
+            conditions.push(as_text());
+        }
+        conditions.push(match (&column.equality_schema, &target.search) {
             (Some(schema), _) => format!("{name} OPERATOR({}.=) ${parameter}", escape_identifier(schema)),
             // An index stands on it, so there is an operator for it or for what it is binary coercible to.
             (None, RowSearch::Key(_)) => format!("{name} OPERATOR(pg_catalog.=) ${parameter}"),
             // A type without equality (json, xml, point …) is compared by its text.
-            (None, _) => format!("{name}::pg_catalog.text OPERATOR(pg_catalog.=) ${parameter}::pg_catalog.text"),
+            (None, _) => as_text(),
         });
     }
     conditions.extend(form.null.iter().map(|at| format!("{} IS NULL", name(target, at))));
@@ -220,7 +231,7 @@ mod tests {
         let full = target(ReplicaIdentity::Full, &[("a", true, ""), ("j", true, "json")], &[]);
         let delete = concat!(
             r#"z AS (DELETE FROM ONLY "public"."t" WHERE ctid = (SELECT ctid FROM ONLY "public"."t" WHERE "#,
-            r#""j"::pg_catalog.text OPERATOR(pg_catalog.=) $1::pg_catalog.text AND "a" IS NULL LIMIT 1) RETURNING 1)"#
+            r#""j"::pg_catalog.text COLLATE "C" OPERATOR(pg_catalog.=) $1::pg_catalog.text COLLATE "C" AND "a" IS NULL LIMIT 1) RETURNING 1)"#
         );
         check(&full, Operation::Delete, [&[], &[1], &[0]], &one(delete, "z"));
     }

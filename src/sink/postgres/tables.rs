@@ -50,6 +50,14 @@ pub(super) struct Tables {
     generation: u64,
 }
 
+/// A Relation message that says something new.
+#[derive(Debug)]
+pub(super) struct Noted {
+    pub(super) relation: Arc<Relation>,
+    /// Whether nothing was known of the relation.
+    pub(super) is_first: bool,
+}
+
 impl Tables {
     pub(super) fn new(opening: Opening) -> Self {
         Self {
@@ -134,15 +142,15 @@ impl Tables {
         }
     }
 
-    /// Notes a Relation message. Returns the relation's OID if it says something new: what was made from the old
-    /// description is void.
-    pub(super) fn note(&mut self, body: &RelationBody<'_>) -> Option<u32> {
+    /// Notes a Relation message, if it says something new: what was made from the old description is void.
+    pub(super) fn note(&mut self, body: &RelationBody<'_>) -> Option<Noted> {
         let before = self.relations.get(body.oid).ok().cloned();
         let relation = self.relations.note(body)?;
+        let is_first = before.is_none();
         self.before.push((self.position, relation.oid, before));
         self.generation += 1;
         self.known.insert(relation.oid, self.unresolved(&relation));
-        Some(relation.oid)
+        Some(Noted { relation, is_first })
     }
 
     /// What to do with a change of the relation in the transaction whose commit record starts at `commit_lsn`. A snapshot

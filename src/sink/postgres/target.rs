@@ -141,6 +141,15 @@ impl Target {
         }
     }
 
+    /// Whether the primary names a row by this column, for each column; empty where it names rows by the key alone.
+    pub(super) fn named_by(&self) -> Vec<bool> {
+        let is_full = self.relation.replica_identity == ReplicaIdentity::Full;
+        let named: Vec<bool> = self.relation.columns.iter().map(|column| is_full || column.is_key).collect();
+        let key = self.key();
+        let is_wider = named.iter().enumerate().any(|(at, is_named)| *is_named && !key.contains(&at));
+        if is_wider { named } else { Vec::new() }
+    }
+
     /// Whether any column is an identity column: then INSERT must override it.
     pub(super) fn has_identity(&self) -> bool {
         self.shape.columns.iter().any(|column| column.identity != ColumnIdentity::None)

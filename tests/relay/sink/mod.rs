@@ -5,6 +5,7 @@ mod depth;
 mod faults;
 mod flushing;
 mod guard;
+mod keys;
 mod long_reader;
 mod plans;
 mod prefetch;

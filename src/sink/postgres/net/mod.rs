@@ -88,6 +88,8 @@ pub struct Effect {
 pub struct Net<'a> {
     /// Positions of the key's columns, ascending.
     columns: Vec<usize>,
+    /// Whether the primary names a row by this column too, for each column; empty where it names rows by the key alone.
+    named_by: Vec<bool>,
     hasher: DefaultHashBuilder,
     places: HashTable<Place>,
     /// The bytes of all keys.
@@ -119,11 +121,19 @@ impl<'a> Net<'a> {
         columns.sort_unstable();
         Self {
             columns,
+            named_by: Vec::new(),
             hasher: DefaultHashBuilder::default(),
             places: HashTable::new(),
             keys: Vec::new(),
             rows: Vec::new(),
         }
+    }
+
+    /// Where the primary names rows by more than this key, which only the standby holds unique: these columns too must fit a row that was
+    /// touched before. On the primary another row may have had its key for a moment (a deferrable constraint, or none).
+    pub fn named_by(mut self, is_named_by: Vec<bool>) -> Self {
+        self.named_by = is_named_by;
+        self
     }
 
     /// A new row.
@@ -144,7 +154,10 @@ impl<'a> Net<'a> {
         let next = self.rows.len() as u32;
         let (from, row) = match self.place(from, next) {
             (_, Some(FREE)) => return Err(Unprovable("a row is updated after it was deleted")),
-            (key, Some(row)) => (key, row),
+            (key, Some(row)) => {
+                self.must_be(row, old.unwrap_or(new))?;
+                (key, row)
+            }
             (key, None) => {
                 self.rows.push(Row { origin: Some(key), key, values: None });
                 (key, next)
@@ -172,7 +185,10 @@ impl<'a> Net<'a> {
         let (key, before) = self.put(key, FREE);
         match before {
             Some(FREE) => return Err(Unprovable("a row is deleted twice")),
-            Some(row) => self.rows[row as usize].values = None,
+            Some(row) => {
+                self.must_be(row, old)?;
+                self.rows[row as usize].values = None;
+            }
             None => self.rows.push(Row { origin: Some(key), key, values: None }),
         }
         Ok(())
@@ -229,6 +245,26 @@ impl<'a> Net<'a> {
             Some(Values::Merged(merged)) => values.extend_from_slice(merged),
             None => {}
         }
+    }
+
+    /// The row with this key must be the one that the primary names.
+    fn must_be(&self, row: u32, named: Tuple<'a>) -> Result<(), Unprovable> {
+        if self.named_by.is_empty() {
+            return Ok(());
+        }
+        let is_other = |(at, (own, named)): (usize, (Value<'_>, Value<'_>))| {
+            let is_known = own != Value::Unchanged && named != Value::Unchanged;
+            self.named_by.get(at).is_some_and(|is_named_by| *is_named_by) && is_known && own != named
+        };
+        let is_another = match &self.rows[row as usize].values {
+            Some(Values::Sent(tuple)) => tuple.iter().zip(named.iter()).enumerate().any(is_other),
+            Some(Values::Merged(merged)) => merged.iter().copied().zip(named.iter()).enumerate().any(is_other),
+            None => false,
+        };
+        if is_another {
+            return Err(Unprovable("two rows have one key for a moment"));
+        }
+        Ok(())
     }
 
     fn merge(&mut self, row: u32, new: Tuple<'a>) -> Result<(), Unprovable> {

@@ -241,3 +241,39 @@ fn changes_that_do_not_fit_each_other_are_refused() {
     check(&[delete, delete], Err("a row is deleted twice"));
     check(&[(b'I', None, Some(2)), (b'U', Some(1), Some(2))], Err("a row takes a key that another one has"));
 }
+
+/// A table of a key and a value of which the primary names rows by both, as with REPLICA IDENTITY FULL.
+fn check_named(changes: &[(u8, Option<(u8, u8)>, Option<(u8, u8)>)], expected: Result<[usize; 4], &str>) {
+    let mut messages: Vec<Vec<u8>> = Vec::new();
+    for (tag, old, new) in changes {
+        let mut message = vec![*tag, 0, 0, 0, 1];
+        for (kind, (key, value)) in old.map(|old| (b'O', old)).into_iter().chain(new.map(|new| (b'N', new))) {
+            put_tuple(&mut message, kind, &vec![Sent::Text(key.to_string()), Sent::Text(value.to_string())]);
+        }
+        messages.push(message);
+    }
+    let mut net = Net::new(&[0]).named_by(vec![true, true]);
+    let folded = messages.iter().try_for_each(|message| match decode(message, Context::default()).unwrap() {
+        Message::Insert { new, .. } => net.insert(new),
+        Message::Update { old, new, .. } => net.update(old.map(|old| old.tuple()), new),
+        Message::Delete { old, .. } => net.delete(old.tuple()),
+        message => panic!("{message:?}"),
+    });
+    let effect = net.effect();
+    let counts = [effect.deletes.len(), effect.updates.len(), effect.moves.len(), effect.inserts.len()];
+    assert_eq!(folded.map(|()| counts).map_err(|error| error.0), expected);
+}
+
+#[test]
+fn another_row_that_has_the_key_for_a_moment_is_not_taken_for_the_first() {
+    let refused = Err("two rows have one key for a moment");
+    let update = |old, new| (b'U', Some(old), Some(new));
+    // id = id + 1 under a deferrable key.
+    check_named(&[update((1, 7), (2, 7)), update((2, 8), (3, 8))], refused);
+    check_named(&[(b'I', None, Some((1, 9))), (b'D', Some((1, 7)), None)], refused);
+    // One row all along.
+    check_named(&[update((1, 7), (2, 7)), update((2, 7), (3, 7)), update((3, 7), (3, 8))], Ok([0, 0, 1, 0]));
+    check_named(&[(b'I', None, Some((1, 9))), update((1, 9), (1, 8)), (b'D', Some((1, 8)), None)], Ok([0; 4]));
+    // The other way round nobody is in the way.
+    check_named(&[update((2, 8), (3, 8)), update((1, 7), (2, 7))], Ok([0, 0, 2, 0]));
+}
