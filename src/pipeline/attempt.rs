@@ -126,7 +126,7 @@ impl Attempt<'_> {
     pub(super) async fn publication(
         &self,
         primary: &Primary,
-        additions: Additions,
+        additions: &Additions,
     ) -> Result<Publication, PipelineError> {
         let pipeline = &self.settings.pipeline;
         let is_managed = pipeline.publication.is_none();
@@ -147,9 +147,8 @@ impl Attempt<'_> {
         // Asked again after the record was read: a spare has waited meanwhile, and the primary went on.
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, progress.as_ref(), self.settings.pipeline.initial_copy).await?;
-        let wanted = self.additions(&primary, beginning).await?;
-        let additions = self.plan_coming(&primary, sink, wanted).await?;
-        let publication = self.publication(&primary, additions).await?;
+        let additions = self.additions(&primary, beginning).await?;
+        let publication = self.publish_for_standby(&primary, sink, additions).await?;
         let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
         let skip_until = ready.await?;
         let is_read_only = sink.read_only;
@@ -189,7 +188,7 @@ impl Attempt<'_> {
     async fn to_stdout(&self, spool: Spool) -> Result<Streaming, PipelineError> {
         let mut primary = self.primary().await?;
         let beginning = self.beginning(&mut primary, None, false).await?;
-        let publication = self.publication(&primary, Additions::Now).await?;
+        let publication = self.publication(&primary, &Additions::Now).await?;
         let start = match beginning {
             Beginning::Fresh => self.create_slot(&mut primary, SnapshotUse::Nothing).await?.0,
             Beginning::Unrecorded(lsn) | Beginning::Adopt(lsn) | Beginning::Resume(lsn) => lsn,

@@ -6,13 +6,18 @@ use crate::model::QualifiedName;
 use crate::sink::postgres::{TableFilter, Wanted};
 use crate::snapshot::{self, SnapshotError};
 use crate::source::{
-    Additions, Publication, coming_tables, ensure_publication, lists_standby, synchronous_standby_names,
+    Additions, Coming, Publication, coming_tables, ensure_publication, leaves, lists_standby, synchronous_standby_names,
 };
 
 use super::PipelineError;
 use super::attempt::{Attempt, Primary};
 use super::joining::listed;
 use super::resume::Beginning;
+
+/// Where tables are copied as they come, only those are published whose copy is planned.
+pub(super) fn planned(coming: &Coming, additions: Additions, is_copied: bool) -> Additions {
+    if is_copied && additions == Additions::IfAllowed { Additions::Planned(coming.tables.clone()) } else { additions }
+}
 
 impl Attempt<'_> {
     /// New tables are added once commits cannot wait for this pipeline while their copy waits for the commits.
@@ -28,38 +33,54 @@ impl Attempt<'_> {
     }
 
     /// What is to come into a publication of ours must have its place on the standby: a start that is refused changes nothing. One that
-    /// only follows a fault goes on with the tables that streamed before.
-    pub(super) async fn plan_coming(
+    /// only follows a fault goes on with the tables that streamed before. Planned before they are published: else a start that is cut off in
+    /// between would take them for tables that streamed from the first on.
+    pub(super) async fn publish_for_standby(
         &self,
         primary: &Primary,
         sink: &SinkConfig,
         additions: Additions,
-    ) -> Result<Additions, PipelineError> {
-        let coming = self.coming(primary, additions).await?;
-        match snapshot::plan_coming(&primary.sql, &sink.url, &self.settings.pipeline, &coming).await {
+    ) -> Result<Publication, PipelineError> {
+        let pipeline = &self.settings.pipeline;
+        let coming = self.coming(primary, &additions).await?;
+        let mut additions = planned(&coming, additions, pipeline.initial_copy);
+        match snapshot::plan_coming(&primary.sql, &sink.url, pipeline, &coming.leaves).await {
             Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_))) if self.has_streamed => {
                 tracing::warn!(%error, "new tables wait for the next start; the others go on");
-                Ok(Additions::Later)
+                additions = Additions::Later;
             }
-            planned => Ok(planned.map(|()| additions)?),
+            planned => planned?,
         }
+        let publication = self.publication(primary, &additions).await?;
+        if matches!(additions, Additions::Planned(_)) {
+            let late = self.late_leaves(primary, &coming).await?;
+            snapshot::plan_coming(&primary.sql, &sink.url, pipeline, &late).await?;
+        }
+        Ok(publication)
     }
 
     /// The tables that are about to come into a publication of ours, and will be copied.
-    pub(super) async fn coming(
-        &self,
-        primary: &Primary,
-        additions: Additions,
-    ) -> Result<Vec<QualifiedName>, PipelineError> {
+    pub(super) async fn coming(&self, primary: &Primary, additions: &Additions) -> Result<Coming, PipelineError> {
         let pipeline = &self.settings.pipeline;
-        if pipeline.publication.is_some() || !pipeline.initial_copy || additions == Additions::Later {
-            return Ok(Vec::new());
+        if pipeline.publication.is_some() || !pipeline.initial_copy || *additions == Additions::Later {
+            return Ok(Coming::default());
         }
         Ok(coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await?)
     }
 
-    /// Which relations of the stream are ours: what the publication holds of the set. In one of our own a name that is not listed is a
-    /// partition that has come since; in somebody else's it may be anything, and is looked for once.
+    /// Partitions that were made between the plan and the publication: rows may have come into them meanwhile.
+    pub(super) async fn late_leaves(
+        &self,
+        primary: &Primary,
+        coming: &Coming,
+    ) -> Result<Vec<QualifiedName>, PipelineError> {
+        let mut late = leaves(&primary.sql, &coming.tables).await?;
+        late.retain(|leaf| !coming.leaves.contains(leaf));
+        Ok(late)
+    }
+
+    /// Which relations of the stream are ours: what the publication holds of the set. A name that is neither listed nor of the set may be
+    /// a partition that has come since, or anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
         let mut sought = self.refusals.sought();
         sought.retain(|table| !publication.tables.contains(table));
@@ -74,7 +95,7 @@ impl Attempt<'_> {
             set: self.settings.pipeline.tables.clone(),
             names: publication.tables.clone(),
             others: publication.others.iter().cloned().chain(sought).collect(),
-            newcomers: if publication.is_managed { Wanted::Yes } else { Wanted::Unknown },
+            newcomers: Wanted::Unknown,
         }
     }
 
@@ -86,7 +107,7 @@ impl Attempt<'_> {
         before: &Publication,
     ) -> Result<(), PipelineError> {
         let tables = &self.settings.pipeline.tables;
-        let now = ensure_publication(&primary.sql, &before.name, false, tables, Additions::Later).await?;
+        let now = ensure_publication(&primary.sql, &before.name, false, tables, &Additions::Later).await?;
         let new: Vec<_> = now.tables.into_iter().filter(|table| !before.tables.contains(table)).collect();
         if new.is_empty() {
             return Ok(());

@@ -125,7 +125,7 @@ async fn new_tables(
         return Ok(found);
     }
     if !pipeline.initial_copy {
-        ensure_publication(sql, &name, true, &pipeline.tables, Additions::IfAllowed).await?;
+        ensure_publication(sql, &name, true, &pipeline.tables, &Additions::IfAllowed).await?;
         tracing::info!(tables = listed(&found), "joined the feed, with what is written from now on");
         return Ok(Vec::new());
     }

@@ -44,7 +44,7 @@ pub async fn resync(
     let records = read_records(sink, name).await?;
     refuse_unready(&sql, pipeline, sink, &records).await?;
     let publication =
-        ensure_publication(&sql, &pipeline.publication_name(), false, &pipeline.tables, Additions::Later).await?;
+        ensure_publication(&sql, &pipeline.publication_name(), false, &pipeline.tables, &Additions::Later).await?;
     let wanted = matching(name, &publication.tables, &partitioned_above(&sql).await?, patterns)?;
     let copied = |table: &QualifiedName| records.copied.get(table).copied();
     let of = |is_it: &dyn Fn(CopiedTable) -> bool| -> Vec<QualifiedName> {

@@ -15,6 +15,7 @@ use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
 
 use super::again::Again;
 use super::attempt::{Attempt, Primary};
+use super::coming::planned;
 use super::ownership::{self, Ownership};
 use super::resume::Beginning;
 use super::stream::Streaming;
@@ -40,8 +41,7 @@ impl Attempt<'_> {
         primary.identity = identify(&mut primary.replication).await?;
         let first_look = self.beginning(&mut primary, before.progress.as_ref(), wants_copy).await?;
         let additions = self.additions(&primary, first_look).await?;
-        let coming = self.plan_coming_events(&primary, sink, additions, &before).await?;
-        let publication = self.publication(&primary, additions).await?;
+        let (publication, coming) = self.publish_for_feed(&primary, sink, additions, &before).await?;
         let opening = self.kafka_opening(sink, &publication);
         let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
@@ -83,19 +83,35 @@ impl Attempt<'_> {
     /// that came with a new table from one of an old table, whose rows the stream has carried from the first on. Gives those of which nothing
     /// was sent before. One that has a record is another under its name, or was missing for a time, and is to be sent again: consumers
     /// hold its rows.
-    async fn plan_coming_events(
+    async fn publish_for_feed(
         &self,
         primary: &Primary,
         sink: &SinkConfig,
         additions: Additions,
         before: &Records,
-    ) -> Result<Vec<QualifiedName>, PipelineError> {
-        let coming = self.coming(primary, additions).await?;
-        if !before.copied.is_empty() && !coming.is_empty() {
-            let planned = coming.iter().map(|table| (table.clone(), CopiedTable::default()));
-            mark_copied(sink, planned.collect()).await?;
-        }
-        Ok(coming.into_iter().filter(|table| !before.copied.contains_key(table)).collect())
+    ) -> Result<(Publication, Vec<QualifiedName>), PipelineError> {
+        let coming = self.coming(primary, &additions).await?;
+        let additions = planned(&coming, additions, self.settings.pipeline.initial_copy);
+        // What was sent of one before still counts, and its changes of the time between go out with the others.
+        let mark = |table: &QualifiedName| match before.copied.get(table) {
+            Some(earlier) if !earlier.is_unfinished() => CopiedTable { again: true, ..*earlier },
+            _ => CopiedTable::default(),
+        };
+        let plan = async |tables: &[QualifiedName]| {
+            if before.copied.is_empty() || tables.is_empty() {
+                return Ok(());
+            }
+            mark_copied(sink, tables.iter().map(|table| (table.clone(), mark(table))).collect()).await
+        };
+        plan(&coming.leaves).await?;
+        let publication = self.publication(primary, &additions).await?;
+        let late = match &additions {
+            Additions::Planned(_) => self.late_leaves(primary, &coming).await?,
+            _ => Vec::new(),
+        };
+        plan(&late).await?;
+        let new = coming.leaves.into_iter().chain(late).filter(|table| !before.copied.contains_key(table));
+        Ok((publication, new.collect()))
     }
 
     /// A feed that has streamed without a copy is to have one: all tables are marked before the first is sent, so that a copy that is cut off

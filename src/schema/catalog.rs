@@ -89,6 +89,10 @@ const SHAPE: &str = concat!("pg_catalog.json_build_object(
     SELECT pg_catalog.count(DISTINCT COALESCE(pg_catalog.pg_partition_root(i.indexrelid)::pg_catalog.oid, i.indexrelid))
     FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
     JOIN pg_catalog.pg_index i ON i.indrelid = f.oid AND (i.indisunique OR i.indisexclusion) AND i.indimmediate),
+  'deferrable_keys', COALESCE((
+    SELECT pg_catalog.json_agg(x.relname ORDER BY x.relname)
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+    WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND NOT i.indimmediate), '[]'::json),
   'is_constrained_whole', EXISTS (
     SELECT FROM (SELECT c.oid UNION SELECT p.relid FROM pg_catalog.pg_partition_tree(c.oid) p) f(oid)
     JOIN pg_catalog.pg_index i ON i.indrelid = f.oid AND (i.indisunique OR i.indisexclusion) AND i.indimmediate

@@ -105,6 +105,9 @@ pub struct TableShape {
     /// How many such indexes there are; those of partitions that belong to one of the table are one with it.
     #[serde(default)]
     pub constraints: u64,
+    /// Deferrable unique and exclusion constraints, by their indexes' names.
+    #[serde(default)]
+    pub deferrable_keys: Vec<String>,
     /// Whether such an index looks at the row as a whole.
     #[serde(default)]
     pub is_constrained_whole: bool,

@@ -15,11 +15,11 @@ pub use error::SourceError;
 pub use identity::{identify, timeline_switch_point};
 pub use passing_publications::PassingPublications;
 pub use publication::{
-    Additions, Publication, all_operations_sql, coming_tables, create_publication_sql, drop_publication,
+    Additions, Coming, Publication, all_operations_sql, coming_tables, create_publication_sql, drop_publication,
     ensure_publication, joining_tables, missing_tables_sql,
 };
 pub use receive::ReceivePolicy;
 pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};
 pub use standby_names::{lists_standby, synchronous_standby_names, without_standby};
 pub use stream::{Stream, StreamOptions};
-pub use tables::{PublishableTable, partitioned_above, publishable_tables, published_tables};
+pub use tables::{PublishableTable, leaves, partitioned_above, publishable_tables, published_tables};

@@ -32,12 +32,14 @@ pub struct Publication {
 }
 
 /// What to do with tables that have come into the set of a managed publication since it was made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Additions {
     /// Publish them now; a role that may not is refused.
     Now,
     /// Publish them now; where the role may not, only warn: what already streams goes on.
     IfAllowed,
+    /// Publish these of them now, whose copy is planned, and nothing that has come since.
+    Planned(Vec<QualifiedName>),
     /// Only warn: there is a reason to wait for another start. Their rows must be copied under a new snapshot, which waits for every running
     /// transaction; while commits may wait for us as their synchronous standby, that would keep us from streaming for ever.
     Later,
@@ -59,7 +61,7 @@ pub async fn ensure_publication(
     name: &str,
     is_managed: bool,
     tables: &TableSet,
-    additions: Additions,
+    additions: &Additions,
 ) -> Result<Publication, SourceError> {
     for _ in 1..LISTINGS {
         match ensure_once(sql, name, is_managed, tables, additions).await {
@@ -77,9 +79,13 @@ async fn ensure_once(
     name: &str,
     is_managed: bool,
     tables: &TableSet,
-    additions: Additions,
+    additions: &Additions,
 ) -> Result<Publication, SourceError> {
     let wanted = if is_managed { publishable_tables(sql, tables).await? } else { Vec::new() };
+    // A partition of a wanted table is wanted, whatever its own name is.
+    let partitions = partitions_of_wanted(sql, tables).await?;
+    let is_wanted = |table: &QualifiedName| tables.contains(table) || partitions.contains(table);
+    let mut left = Vec::new();
     match existing(sql, name).await? {
         None if is_managed => create_publication(sql, name, &wanted).await?,
         None => {
@@ -98,15 +104,16 @@ async fn ensure_once(
                 tracing::warn!(reason, "somebody else's publication is used as it is");
             }
             if is_managed && !existing.publishes_all_tables {
+                let strangers: Vec<_> = existing.named.iter().filter(|table| !is_wanted(table)).cloned().collect();
+                left = take_out(sql, name, &existing, strangers, wanted.is_empty()).await?;
                 add_missing(sql, name, &existing, &wanted, additions).await?;
             }
         }
     }
     let published = published_tables(sql, name).await?;
-    // A partition of a wanted table is wanted, whatever its own name is.
-    let partitions = partitions_of_wanted(sql, tables).await?;
-    let is_wanted = |table: &QualifiedName| tables.contains(table) || partitions.contains(table);
-    let (published, others): (Vec<_>, Vec<_>) = published.into_iter().partition(is_wanted);
+    let (published, mut others): (Vec<_>, Vec<_>) = published.into_iter().partition(is_wanted);
+    // What was written to them before comes all the same.
+    others.extend(left);
     if published.is_empty() {
         tracing::warn!(
             publication = name,
@@ -216,17 +223,10 @@ pub async fn missing_tables_sql(
 
 /// Tables that have come into the set of a managed publication since, and that this role may add to it.
 pub async fn joining_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Vec<QualifiedName>, SourceError> {
-    let Some(existing) = existing(sql, name).await? else { return Ok(Vec::new()) };
-    if existing.publishes_all_tables || !existing.is_owned {
+    if existing(sql, name).await?.is_none() {
         return Ok(Vec::new());
     }
-    let wanted = publishable_tables(sql, tables).await?;
-    let missing = missing_tables(sql, name, &existing, &wanted).await?;
-    if missing.is_empty() {
-        return Ok(Vec::new());
-    }
-    let owned = owned_tables(sql).await?;
-    Ok(missing.into_iter().map(|table| table.name.clone()).filter(|table| owned.contains(table)).collect())
+    Ok(coming_tables(sql, name, tables).await?.tables)
 }
 
 async fn owned_tables(sql: &SqlClient) -> Result<BTreeSet<QualifiedName>, SourceError> {
@@ -237,20 +237,29 @@ async fn owned_tables(sql: &SqlClient) -> Result<BTreeSet<QualifiedName>, Source
     Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
 }
 
-/// The tables that `ensure_publication` would bring into a managed publication, by the names under which their changes would arrive:
-/// all or none of them, as the role may.
-pub async fn coming_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Vec<QualifiedName>, SourceError> {
+/// Tables that come into a publication.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coming {
+    /// As the publication will name them.
+    pub tables: Vec<QualifiedName>,
+    /// The names under which their changes will arrive: those of partitions.
+    pub leaves: Vec<QualifiedName>,
+}
+
+/// The tables that `ensure_publication` would bring into a managed publication: those that the role may add.
+pub async fn coming_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Coming, SourceError> {
     let wanted = publishable_tables(sql, tables).await?;
-    let missing = match existing(sql, name).await? {
+    let mut missing = match existing(sql, name).await? {
         None => wanted.iter().collect(),
         Some(existing) if existing.publishes_all_tables || !existing.is_owned => Vec::new(),
         Some(existing) => missing_tables(sql, name, &existing, &wanted).await?,
     };
-    let owned = owned_tables(sql).await?;
-    if missing.iter().any(|table| !owned.contains(&table.name)) {
-        return Ok(Vec::new());
+    if !missing.is_empty() {
+        let owned = owned_tables(sql).await?;
+        missing.retain(|table| owned.contains(&table.name));
     }
-    leaves(sql, &missing).await
+    let names: Vec<QualifiedName> = missing.into_iter().map(|table| table.name.clone()).collect();
+    Ok(Coming { leaves: leaves(sql, &names).await?, tables: names })
 }
 
 async fn add_missing(
@@ -258,36 +267,90 @@ async fn add_missing(
     name: &str,
     existing: &Existing,
     wanted: &[PublishableTable],
-    additions: Additions,
+    additions: &Additions,
 ) -> Result<(), SourceError> {
-    let missing = missing_tables(sql, name, existing, wanted).await?;
+    let mut missing = missing_tables(sql, name, existing, wanted).await?;
     if missing.is_empty() {
         return Ok(());
     }
-    if additions == Additions::Later {
+    if *additions == Additions::Later {
         let names = missing.iter().map(|table| table.name.to_string()).collect::<Vec<_>>().join(", ");
-        tracing::warn!(
-            publication = name,
-            tables = names,
-            "new tables are not replicated yet: they wait for a start while this pipeline does not stand in synchronous_standby_names"
-        );
+        tracing::warn!(publication = name, tables = names, "new tables are not replicated yet: they wait for another start");
+        return Ok(());
+    }
+    if *additions != Additions::Now {
+        missing = allowed(sql, name, existing, missing).await?;
+    }
+    if let Additions::Planned(planned) = additions {
+        missing.retain(|table| planned.contains(&table.name));
+    }
+    if missing.is_empty() {
         return Ok(());
     }
     let command = add_command(name, &missing);
     let context = format!("adding {} tables to the publication \"{name}\"", missing.len());
-    let added = if existing.is_owned {
-        tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
-        run_or_refuse(sql, &command, &context).await
-    } else {
-        Err(refused_for_rights(&context, "the role does not own it", &command))
-    };
-    match added {
-        Err(SourceError::Refused(reason)) if additions == Additions::IfAllowed => {
-            tracing::warn!(publication = name, reason, "new tables are not replicated");
-            Ok(())
-        }
-        added => added,
+    if !existing.is_owned {
+        return Err(refused_for_rights(&context, "the role does not own it", &command));
     }
+    tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
+    run_or_refuse(sql, &command, &context).await
+}
+
+/// Those of them that the role may add; warns of the others.
+async fn allowed<'a>(
+    sql: &SqlClient,
+    name: &str,
+    existing: &Existing,
+    missing: Vec<&'a PublishableTable>,
+) -> Result<Vec<&'a PublishableTable>, SourceError> {
+    let owned = if existing.is_owned { owned_tables(sql).await? } else { BTreeSet::new() };
+    let (allowed, others): (Vec<_>, Vec<_>) = missing.into_iter().partition(|table| owned.contains(&table.name));
+    if !others.is_empty() {
+        let whose = if existing.is_owned { "they" } else { "the publication" };
+        let reason = format!("the role does not own {whose}; let the owner of both run: {}", add_command(name, &others));
+        tracing::warn!(publication = name, reason, "new tables are not replicated");
+    }
+    Ok(allowed)
+}
+
+/// Takes tables out that have left the set: what is written to them from now on is replicated no more, and if they came back without a
+/// word of that, it would be missing for good. So they come back as new ones, with a copy. Gives the names under which what was written
+/// to them before still comes.
+async fn take_out(
+    sql: &SqlClient,
+    name: &str,
+    existing: &Existing,
+    strangers: Vec<QualifiedName>,
+    is_set_empty: bool,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    if strangers.is_empty() {
+        return Ok(strangers);
+    }
+    let names = strangers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if is_set_empty {
+        return Err(SourceError::Refused(format!(
+            "no table of the primary is of the set (tables, exclude), and the publication \"{name}\" holds {names}: look for a misspelt \
+             pattern"
+        )));
+    }
+    let list: Vec<String> = strangers.iter().map(|table| format!("ONLY {}", table.sql())).collect();
+    let command = format!("ALTER PUBLICATION {} DROP TABLE {}", escape_identifier(name), list.join(", "));
+    let taken_out = match existing.is_owned {
+        true => run_or_refuse(sql, &command, &format!("taking tables out of the publication \"{name}\"")).await,
+        false => Err(refused_for_rights("tables that left the set", "the role does not own the publication", &command)),
+    };
+    match taken_out {
+        Ok(()) => tracing::info!(publication = name, tables = names, "taken out of the publication: not of the set any more"),
+        Err(SourceError::Refused(reason)) => tracing::warn!(
+            publication = name,
+            reason,
+            "tables that left the set stay published; if they come back into it, what is written meanwhile is missing"
+        ),
+        Err(error) => return Err(error),
+    }
+    let mut left = leaves(sql, &strangers).await?;
+    left.extend(strangers);
+    Ok(left)
 }
 
 async fn run_or_refuse(sql: &SqlClient, command: &str, context: &str) -> Result<(), SourceError> {

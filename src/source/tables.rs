@@ -49,9 +49,12 @@ pub async fn publishable_tables(sql: &SqlClient, tables: &TableSet) -> Result<Ve
 }
 
 /// The names under which changes of these arrive where each is published as itself: their partitions'. From the catalogs alone.
-pub(super) async fn leaves(sql: &SqlClient, tables: &[&PublishableTable]) -> Result<Vec<QualifiedName>, SourceError> {
+pub async fn leaves(sql: &SqlClient, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, SourceError> {
+    if tables.is_empty() {
+        return Ok(Vec::new());
+    }
     let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.name.schema.as_str(), table.name.name.as_str())).unzip();
+        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
     let query = "WITH RECURSIVE covered AS ( \
                      SELECT c.oid FROM unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace n ON n.nspname = w.s \
                      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.t \

@@ -218,11 +218,11 @@ async fn a_standby_that_differs_is_mended_by_what_check_prints() {
     pair.on_primary(
         "CREATE TABLE orders (id int PRIMARY KEY, item text, price numeric(10,2), total int); \
          CREATE SCHEMA sales; CREATE TABLE sales.missing (a int, b text, PRIMARY KEY (b, a)); \
-         CREATE TABLE keyed (id int PRIMARY KEY); INSERT INTO orders VALUES (1, 'x', 1.5, 2); INSERT INTO sales.missing VALUES (1, 'x')",
+         CREATE TABLE keyed (id int PRIMARY KEY); CREATE TABLE late (id int PRIMARY KEY); INSERT INTO orders VALUES (1, 'x', 1.5, 2); INSERT INTO sales.missing VALUES (1, 'x')",
     )
     .await;
     pair.on_standby(
-        "CREATE TABLE orders (id int PRIMARY KEY, item varchar, total int GENERATED ALWAYS AS (id * 2) STORED, extra int NOT NULL); CREATE TABLE keyed (id int)",
+        "CREATE TABLE orders (id int PRIMARY KEY, item varchar, total int GENERATED ALWAYS AS (id * 2) STORED, extra int NOT NULL); CREATE TABLE keyed (id int); CREATE TABLE late (id int PRIMARY KEY DEFERRABLE)",
     )
     .await;
     let first = Checked::of(&pair.config(""));
@@ -243,6 +243,8 @@ async fn a_standby_that_differs_is_mended_by_what_check_prints() {
         "",
     );
     first.names("warning", "standby1", "public.keyed has no primary key on the standby", "ADD PRIMARY KEY (\"id\")");
+    let late = "public.late has deferrable constraints on the standby (late_pkey)";
+    first.names("warning", "standby1", late, "");
     first.names("error", "standby1", "max_active_replication_origins is 0", "ALTER SYSTEM SET");
     first.mend(&mut pair).await;
     Checked::of(&pair.config("")).passes();

@@ -233,7 +233,7 @@ async fn coming(
     if pipeline.publication.is_some() || (pipeline.initial_copy && has_slot && is_listed) {
         return Ok(Vec::new());
     }
-    coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await
+    Ok(coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await?.leaves)
 }
 
 /// The publication: there, or to be made by us, or to be made by somebody with the rights.

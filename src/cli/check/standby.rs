@@ -238,6 +238,7 @@ impl Look<'_> {
                 self.columns(source, shape, findings);
                 self.extra_columns(source, shape, findings);
                 self.key(source, shape, findings);
+                self.deferrable_keys(shape, findings);
             }
         }
         let present: Vec<QualifiedName> = here.iter().map(TableShape::qualified_name).collect();
@@ -259,7 +260,8 @@ impl Look<'_> {
     /// Without a key there, each UPDATE and DELETE reads the whole table.
     fn key(&self, source: &TableShape, target: &TableShape, findings: &mut Findings) {
         let has_columns = source.key_columns.iter().all(|column| target.column(column).is_some());
-        if source.key_columns.is_empty() || !target.key_columns.is_empty() || !has_columns {
+        let has_key = !target.key_columns.is_empty() || !target.deferrable_keys.is_empty();
+        if source.key_columns.is_empty() || has_key || !has_columns {
             return;
         }
         let name = target.qualified_name();
@@ -268,6 +270,20 @@ impl Look<'_> {
         let message =
             format!("{name} has no primary key on the standby: each UPDATE and DELETE may read the whole table");
         findings.push(Finding::warning(self.place(), message, "give it the primary's key").with_sql([sql]));
+    }
+
+    /// Under `session_replication_role = replica` nobody checks them.
+    fn deferrable_keys(&self, target: &TableShape, findings: &mut Findings) {
+        if target.deferrable_keys.is_empty() {
+            return;
+        }
+        let (name, keys) = (target.qualified_name(), target.deferrable_keys.join(", "));
+        let message = format!(
+            "{name} has deferrable constraints on the standby ({keys}): nobody checks them for the rows that are applied, and no row is \
+             found by them"
+        );
+        let remedy = "nothing to do where the primary checks them; a key that rows are to be found by must be NOT DEFERRABLE";
+        findings.push(Finding::warning(self.place(), message, remedy));
     }
 
     /// Columns that only the standby has.
