@@ -56,7 +56,7 @@ pub(super) async fn forget(
             sink.transactional_id, sink.progress_topic
         ))]);
     }
-    match transport::remove(sink, name).await {
+    match transport::remove(sink, name, pipeline.copy_workers.max(1)).await {
         Ok(removed) if removed.is_empty() => Ok(vec![Removed::Done("there is no progress record in Kafka".to_owned())]),
         Ok(removed) => Ok(removed.into_iter().map(|what| Removed::Done(format!("removed {what}"))).collect()),
         Err(error) => Ok(left(&error)),

@@ -196,7 +196,7 @@ impl Flow<'_> {
             }
             // The sink gets its work before the primary is told of what arrived: a commit that waits for the sink gains by it.
             self.flush_if_due().await;
-            self.dispatch().await;
+            self.dispatch(is_draining).await;
             if !is_draining {
                 self.lead.advance(&mut self.assembler, &self.ledger)?;
             }
@@ -273,9 +273,10 @@ impl Flow<'_> {
         Ok(())
     }
 
-    /// Hands the sink what waits, if it has nothing to do, or if that may follow what it has to do.
-    async fn dispatch(&mut self) {
-        if self.under_way.is_empty() && self.is_unread && self.worker.is_ready() {
+    /// Hands the sink what waits, if it has nothing to do, or if that may follow what it has to do. Who is about to end does not wait for
+    /// readers: all is durable without them.
+    async fn dispatch(&mut self, is_draining: bool) {
+        if self.under_way.is_empty() && self.is_unread && self.worker.is_ready() && !is_draining {
             let is_idle_overdue = self.idle_due().is_some_and(|due| due <= Instant::now());
             let is_free = self.waiting.is_empty() && !is_idle_overdue;
             if std::mem::take(&mut self.looks_next) || is_free {

@@ -40,9 +40,13 @@ impl Attempt<'_> {
         // Asked again after the lock was waited for: the primary went on meanwhile.
         primary.identity = identify(&mut primary.replication).await?;
         let first_look = self.beginning(&mut primary, before.progress.as_ref(), wants_copy).await?;
+        if !wants_copy && before.is_unfinished() {
+            return Err(self.refuse_unfinished(sink));
+        }
         let additions = self.additions(&primary, first_look).await?;
         let (publication, coming) = self.publish_for_feed(&primary, sink, additions, &before).await?;
-        let opening = self.kafka_opening(sink, &publication);
+        let left_copies = if before.has_copy_under_way() { self.settings.pipeline.copy_workers.max(1) } else { 0 };
+        let opening = Opening { left_copies, ..self.kafka_opening(sink, &publication) };
         let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
         let beginning = self.beginning(&mut primary, records.progress.as_ref(), wants_copy).await?;
@@ -156,6 +160,7 @@ impl Attempt<'_> {
             memory_limit_bytes: pipeline.memory_limit_bytes,
             filter: self.filter(publication),
             tables: publication.tables.clone(),
+            left_copies: 0,
             heartbeat: self.reporter.heartbeat().clone(),
             feed: self.reporter.feed().clone(),
         }
@@ -166,6 +171,16 @@ impl Attempt<'_> {
         PipelineError::Refused(format!(
             "tables of an earlier \"{name}\" were sent to Kafka (records in the topic \"{}\"), but its slot is gone: what was committed \
              since is missing. Start over: walrelay drop {name}",
+            sink.progress_topic,
+            name = self.name()
+        ))
+    }
+
+    /// Consumers hold parts of tables.
+    fn refuse_unfinished(&self, sink: &SinkConfig) -> PipelineError {
+        PipelineError::Refused(format!(
+            "initial_copy = false, but the copy of \"{name}\" was begun and is not finished (records in the topic \"{}\"): rows were never \
+             sent. Set initial_copy = true to finish it, or start over: walrelay drop {name}",
             sink.progress_topic,
             name = self.name()
         ))

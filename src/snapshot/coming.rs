@@ -6,7 +6,7 @@ use crate::model::QualifiedName;
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
-use super::{published, session, standby, store};
+use super::{published, renamed, session, standby, store};
 
 /// Refuses, with everything that is missing or in the way, what the copy would refuse. Where a copy was made before, the tables are
 /// written into its plan: the publication alone does not tell a partition that came with a new table from one of an old table.
@@ -21,7 +21,9 @@ pub async fn plan_coming(
     }
     let mut columns = published::column_types(primary, tables).await?;
     columns.iter_mut().for_each(|columns| columns.retain(|column| !column.is_generated));
-    let client = session::standby_sql(url, &pipeline.name).await?;
+    let mut client = session::standby_sql(url, &pipeline.name).await?;
+    // A name that a copied table had may be another's now.
+    renamed::follow(primary, &mut client, &pipeline.name).await?;
     let found = standby::fitting(&client, tables.iter().zip(columns.iter().map(Vec::as_slice))).await?;
     if pipeline.on_existing_rows == OnExistingRows::Refuse {
         let found: Vec<_> = tables.iter().zip(&found).collect();

@@ -28,6 +28,7 @@ mod plan;
 mod progress;
 mod published;
 mod pump;
+mod renamed;
 mod session;
 mod standby;
 pub mod store;
@@ -151,8 +152,10 @@ pub async fn prepare(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
 
 async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let pipeline = &copy.pipeline.name;
-    let standby = session::standby_sql(&copy.sink.url, pipeline).await?;
+    let mut standby = session::standby_sql(&copy.sink.url, pipeline).await?;
     ownership::take(&standby, pipeline, &copy.progress).await?;
+    let primary = session::primary_sql(copy.primary, pipeline).await?;
+    renamed::follow(&primary, &mut standby, pipeline).await?;
     let earlier = store::load(&standby, pipeline).await?;
     let wanted = left(&copy, &earlier).await?;
     let workers = copy.pipeline.copy_workers.max(1);
@@ -304,7 +307,11 @@ impl Imported {
         store::ensure(&prepared.standby).await?;
         let pieces = begin::run(&prepared.standby, prepared.beginning(), &prepared.progress).await?;
         let (tables, queue) = schedule(&prepared.unfinished, &pieces);
-        let Prepared { pipeline, progress, standby, cancel, .. } = prepared;
+        let Prepared { pipeline, primary, progress, mut standby, cancel, .. } = prepared;
+        // Notes which tables these are.
+        let catalog = session::primary_sql(&primary, &pipeline).await?;
+        renamed::follow(&catalog, &mut standby, &pipeline).await?;
+        drop(catalog);
         if !tables.is_empty() {
             tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
             let queue = Mutex::new(queue);

@@ -275,7 +275,11 @@ async fn add_missing(
     }
     if *additions == Additions::Later {
         let names = missing.iter().map(|table| table.name.to_string()).collect::<Vec<_>>().join(", ");
-        tracing::warn!(publication = name, tables = names, "new tables are not replicated yet: they wait for another start");
+        tracing::warn!(
+            publication = name,
+            tables = names,
+            "new tables are not replicated yet: they wait for another start, while this pipeline does not stand in synchronous_standby_names"
+        );
         return Ok(());
     }
     if *additions != Additions::Now {
@@ -307,7 +311,8 @@ async fn allowed<'a>(
     let (allowed, others): (Vec<_>, Vec<_>) = missing.into_iter().partition(|table| owned.contains(&table.name));
     if !others.is_empty() {
         let whose = if existing.is_owned { "they" } else { "the publication" };
-        let reason = format!("the role does not own {whose}; let the owner of both run: {}", add_command(name, &others));
+        let reason =
+            format!("the role does not own {whose}; let the owner of both run: {}", add_command(name, &others));
         tracing::warn!(publication = name, reason, "new tables are not replicated");
     }
     Ok(allowed)
@@ -340,7 +345,9 @@ async fn take_out(
         false => Err(refused_for_rights("tables that left the set", "the role does not own the publication", &command)),
     };
     match taken_out {
-        Ok(()) => tracing::info!(publication = name, tables = names, "taken out of the publication: not of the set any more"),
+        Ok(()) => {
+            tracing::info!(publication = name, tables = names, "taken out of the publication: not of the set any more")
+        }
         Err(SourceError::Refused(reason)) => tracing::warn!(
             publication = name,
             reason,

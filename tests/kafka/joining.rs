@@ -95,7 +95,7 @@ async fn a_table_that_was_dropped_and_made_again_joins_again_each_time() {
         "CREATE TABLE orders (id int PRIMARY KEY); CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
     )
     .await;
-    let _relay = feed.relay_with("initial_copy = true", "").await;
+    let mut relay = feed.relay_with("initial_copy = true", "").await;
     let mut expected = vec![("r".to_owned(), 1)];
     for round in 1..=2 {
         let ids = (round * 10, round * 10 + 1);
@@ -110,6 +110,13 @@ async fn a_table_that_was_dropped_and_made_again_joins_again_each_time() {
         expected.extend([("r".to_owned(), ids.0), ("c".to_owned(), ids.1)]);
         assert_eq!(events(&feed.reader().read_count(&["shop.public.t"], expected.len()).await), expected);
     }
+    // While nobody listens: what was written to the old one is told all the same.
+    relay.stop().await;
+    feed.on_primary("INSERT INTO t VALUES (30)").await;
+    feed.on_primary("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (40)").await;
+    relay.start_again().await;
+    expected.extend([("c".to_owned(), 30), ("r".to_owned(), 40)]);
+    assert_eq!(events(&feed.reader().read_count(&["shop.public.t"], expected.len()).await), expected);
 }
 
 /// What was deleted while it was on its way out is told before its rows come again.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 
-use super::harness::{Feed, PATIENCE, eventually, streams};
+use serde_json::Value;
+
+use super::harness::{Feed, PATIENCE, Relay, eventually, fails_with, streams};
 
 /// A transaction of this id that holds a record of the progress topic, and is never ended.
 fn leave_open(address: &str, id: &str) -> ThreadedProducer<DefaultProducerContext> {
@@ -37,6 +39,30 @@ async fn a_transaction_left_open_by_a_killed_relay_does_not_hold_up_its_successo
     assert!(began.elapsed() < Duration::from_secs(20), "it took {:?}", began.elapsed());
     let progress = feed.reader().read_one("walrelay.progress").await;
     assert!(progress.iter().all(|record| record.key_text() != "left open"), "{progress:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_worker_of_the_copy_left_open_does_not_hold_up_the_next_start() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 250000) i").await;
+    let mut relay = Relay::start(&feed.config("copy_workers = 2", "")).await;
+    let is_begun = |report: &Value| report["copy"]["rows"].as_u64() >= Some(20_000);
+    relay.wait("feed1", "a part is sent", is_begun).await;
+    relay.kill9();
+    let address = feed.broker.address();
+    let dead = tokio::task::spawn_blocking(move || leave_open(&address, "walrelay.shop.feed1.copy.1")).await.unwrap();
+    std::mem::forget(dead);
+    // Consumers hold a part of the table.
+    relay.rewrite_config(&feed.config("initial_copy = false", ""));
+    relay.start_again().await;
+    fails_with(&relay, &["initial_copy = false, but the copy of \"feed1\" was begun", "walrelay drop feed1"]).await;
+    relay.stop().await;
+    relay.rewrite_config(&feed.config("copy_workers = 2", ""));
+    let began = Instant::now();
+    relay.start_again().await;
+    streams(&relay).await;
+    assert!(began.elapsed() < Duration::from_secs(60), "it took {:?}", began.elapsed());
 }
 
 /// Somebody takes the transactional id over, and goes away.

@@ -278,7 +278,7 @@ async fn a_client_certificate_opens_the_door_and_a_strangers_does_not() {
     for (parameters, expected) in [
         ("sslcert=@/right.crt&sslkey=@/right.key", Ok(true)),
         ("sslcert=@/version_1.crt&sslkey=@/version_1.key", Ok(true)),
-        ("sslcert=@/right.crt&sslkey=@/open.key", Err("right.open.key has mode 0644, so that others may read")),
+        ("sslcert=@/right.crt&sslkey=@/open.key", Err("/open.key has mode 0644, so that others may read")),
         ("", Err("requires a valid client certificate")),
         ("sslcert=@/other.crt&sslkey=@/other.key", Err("certificate authentication failed")),
         ("sslcert=@/stranger.crt&sslkey=@/stranger.key", Err("the server refuses our certificate")),

@@ -71,7 +71,7 @@ impl Steps {
             Some(tables) => tables.clone(),
             None => {
                 let set = &self.pipeline.tables;
-                source::ensure_publication(&sql, &publication, true, set, Additions::Now).await.unwrap().tables
+                source::ensure_publication(&sql, &publication, true, set, &Additions::Now).await.unwrap().tables
             }
         };
         let copy = Copy {
@@ -373,7 +373,7 @@ async fn a_publication_is_listed_as_the_server_does_but_without_waiting_for_a_lo
         let holder = client(&pair.primary, "shop").await;
         holder.batch_execute("BEGIN; LOCK TABLE plain, root").await.unwrap();
         let set = TableSet { include: vec![TablePattern::new("*.*").unwrap()], exclude: vec![] };
-        let listing = source::ensure_publication(&session, "p", false, &set, Additions::Now);
+        let listing = source::ensure_publication(&session, "p", false, &set, &Additions::Now);
         tokio::time::timeout(Duration::from_secs(10), listing).await.unwrap().unwrap();
     }
 }

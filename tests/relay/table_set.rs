@@ -56,3 +56,70 @@ async fn a_table_that_is_excluded_later_is_left_alone_though_it_stays_published(
     pair.on_primary("INSERT INTO x VALUES (3); INSERT INTO a VALUES (2)").await;
     pair.equal_after_catching_up(&["a"]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_leaves_the_set_and_comes_back_is_copied_again_or_refused_never_half_there() {
+    let pair = Pair::start(18).await;
+    pair.on_both("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE x (id int PRIMARY KEY)").await;
+    pair.on_primary("INSERT INTO x VALUES (1)").await;
+    let mut relay = pair.relay("").await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+    // A pattern that fits nothing is a mistake, and nothing is taken out for it.
+    assert!(relay.stop().await.success());
+    relay.rewrite_config(&pair.config("tables = [\"pubic.*\"]"));
+    relay.start_again().await;
+    relay.fails_with(&["no table of the primary is of the set", "public.a, public.x", "misspelt"]).await;
+    relay.stop().await;
+    relay.rewrite_config(&pair.config("exclude = [\"public.x\"]"));
+    relay.start_again().await;
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO x VALUES (2); INSERT INTO a VALUES (1)").await;
+    pair.equal_after_catching_up(&["a"]).await;
+    // Back in the set, with rows of before on the standby: what came between is not to be missing.
+    assert!(relay.stop().await.success());
+    relay.rewrite_config(&pair.config(""));
+    relay.start_again().await;
+    relay.fails_with(&["public.x"]).await;
+    relay.stop().await;
+    relay.rewrite_config(&pair.config("on_existing_rows = \"truncate\""));
+    relay.start_again().await;
+    pair.on_primary("INSERT INTO x VALUES (3)").await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+    assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM x").await, "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renamed_tables_are_those_that_they_were() {
+    for major in oldest_and_newest() {
+        let pair = Pair::start(major).await;
+        let tables = "CREATE TABLE orders (id int PRIMARY KEY); CREATE TABLE orders_new (id int PRIMARY KEY, at int); \
+             CREATE TABLE log (id int PRIMARY KEY)";
+        pair.on_both(tables).await;
+        pair.on_primary(
+            "INSERT INTO orders VALUES (1); INSERT INTO orders_new VALUES (2, 2); INSERT INTO log VALUES (3)",
+        )
+        .await;
+        let mut relay = pair.relay("").await;
+        pair.equal_after_catching_up(&["orders", "orders_new", "log"]).await;
+        relay.kill9();
+        // One changes places with another, one is rotated away and made again.
+        let renaming = "BEGIN; ALTER TABLE orders RENAME TO orders_old; ALTER TABLE orders_new RENAME TO orders; \
+             ALTER TABLE log RENAME TO log_1; CREATE TABLE log (id int PRIMARY KEY); COMMIT";
+        pair.on_both(renaming).await;
+        pair.on_primary(
+            "INSERT INTO orders VALUES (4, 4); INSERT INTO orders_old VALUES (5); INSERT INTO log_1 VALUES (6)",
+        )
+        .await;
+        pair.on_primary("INSERT INTO log VALUES (7)").await;
+        for _ in 0..2 {
+            relay.start_again().await;
+            relay.wait_state("streaming").await;
+            pair.on_primary("INSERT INTO orders SELECT max(id) + 1, 0 FROM orders").await;
+            pair.equal_after_catching_up(&["orders", "orders_old", "log_1", "log"]).await;
+            relay.kill9();
+        }
+        let done = "SELECT string_agg(table_name || ' ' || state, ', ' ORDER BY table_name) FROM walrelay.copy";
+        let expected = "log done, log_1 done, orders done, orders_old done";
+        assert_eq!(value(&pair.standby, "shop", done).await, expected, "{major}");
+    }
+}

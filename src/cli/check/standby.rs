@@ -282,7 +282,8 @@ impl Look<'_> {
             "{name} has deferrable constraints on the standby ({keys}): nobody checks them for the rows that are applied, and no row is \
              found by them"
         );
-        let remedy = "nothing to do where the primary checks them; a key that rows are to be found by must be NOT DEFERRABLE";
+        let remedy =
+            "nothing to do where the primary checks them; a key that rows are to be found by must be NOT DEFERRABLE";
         findings.push(Finding::warning(self.place(), message, remedy));
     }
 

@@ -102,7 +102,7 @@ impl CopyWriter {
         let writer = Self { orders, halt: halt.clone() };
         let mut opening = opening.clone();
         let progress_id = opening.sink.transactional_id.clone();
-        opening.sink.transactional_id = format!("{progress_id}.copy.{number}");
+        opening.sink.transactional_id = open::copy_id(&progress_id, number);
         let runtime = Handle::current();
         let span = tracing::Span::current();
         let started = thread::Builder::new().name("walrelay-copy".to_owned()).spawn(move || {

@@ -46,6 +46,7 @@ pub(super) fn open(opening: &Opening, runtime: Handle, halt: &Halt) -> Result<Op
     if sink.delivery == Delivery::ExactlyOnce {
         let Transactional { producer, timeout } =
             transactional(sink, opening.memory_limit_bytes, smallest, &runtime, halt)?;
+        fence_copies(sink, opening.left_copies, smallest, &runtime, halt)?;
         return Ok(Opened { producer, topics, timeout });
     }
     let mut settings = client::producer_settings(sink, opening.memory_limit_bytes, smallest);
@@ -66,6 +67,27 @@ pub(super) fn warn_of_foreign_records(opening: &Opening, topics: &Topics) {
         Ok(_) => {}
         Err(fault) => tracing::debug!(%fault, "the topics could not be looked at"),
     }
+}
+
+/// Ends what the workers of a copy that was cut off have left open, and fences off those that may still write: else the progress topic
+/// could not be read to its end before the brokers' time-out.
+pub(super) fn fence_copies(
+    sink: &KafkaSink,
+    workers: usize,
+    smallest_record_bytes: usize,
+    runtime: &Handle,
+    halt: &Halt,
+) -> Result<(), SinkError> {
+    for number in 0..workers {
+        let sink = KafkaSink { transactional_id: copy_id(&sink.transactional_id, number), ..sink.clone() };
+        transactional(&sink, 0, smallest_record_bytes, runtime, halt)?;
+    }
+    Ok(())
+}
+
+/// The transactional id of a worker of the copy.
+pub(super) fn copy_id(transactional_id: &str, number: usize) -> String {
+    format!("{transactional_id}.copy.{number}")
 }
 
 /// A producer that has fenced off every earlier one of its transactional id.

@@ -20,6 +20,8 @@ pub struct Opening {
     pub filter: TableFilter,
     /// Tables whose topics are to exist beforehand.
     pub tables: Vec<QualifiedName>,
+    /// Workers of a copy that was cut off: each may have left a transaction open.
+    pub left_copies: usize,
     /// Beats while work is done.
     pub heartbeat: Heartbeat,
     /// Counts what is committed.

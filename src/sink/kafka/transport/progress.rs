@@ -107,6 +107,11 @@ impl Records {
         self.copied.values().any(CopiedTable::is_finished)
     }
 
+    /// Whether a copy may have been cut off, the initial one or one that was asked for.
+    pub fn has_copy_under_way(&self) -> bool {
+        self.copied.values().any(|copied| copied.again || copied.is_unfinished())
+    }
+
     /// Whether the copy was begun and has not come to its end.
     pub fn is_unfinished(&self) -> bool {
         self.copied.values().any(CopiedTable::is_unfinished)

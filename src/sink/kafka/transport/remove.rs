@@ -10,19 +10,20 @@ use crate::sink::SinkError;
 use super::open::{self, Transactional};
 use super::producer::{Halt, Outgoing, Producer};
 use super::progress::copied_key;
-use super::reader::read_records;
+use super::reader::{look_at_records, read_records};
 use super::sink::in_background;
 use super::topics::Topics;
 
 /// Writes the tombstones and tells, in words, what was removed. What is not there is no fault.
-pub async fn remove(sink: &KafkaSink, pipeline: &PipelineName) -> Result<Vec<String>, SinkError> {
+pub async fn remove(sink: &KafkaSink, pipeline: &PipelineName, copy_workers: usize) -> Result<Vec<String>, SinkError> {
     let (sink, pipeline, runtime) = (sink.clone(), pipeline.clone(), Handle::current());
-    in_background(move |halt| remove_now(&sink, &pipeline, runtime, halt)).await
+    in_background(move |halt| remove_now(&sink, &pipeline, copy_workers, runtime, halt)).await
 }
 
 fn remove_now(
     sink: &KafkaSink,
     pipeline: &PipelineName,
+    copy_workers: usize,
     runtime: Handle,
     halt: &Halt,
 ) -> Result<Vec<String>, SinkError> {
@@ -33,6 +34,9 @@ fn remove_now(
     // Fences off whoever may still write, so that the tombstone is the last word.
     let Transactional { mut producer, timeout } =
         open::transactional(sink, 0, topics.smallest_record_bytes(), &runtime, halt)?;
+    if look_at_records(sink, pipeline, halt)?.has_copy_under_way() {
+        open::fence_copies(sink, copy_workers, topics.smallest_record_bytes(), &runtime, halt)?;
+    }
     let records = read_records(sink, pipeline, halt)?;
     let mut keys: Vec<Vec<u8>> = records.copied.keys().map(|table| copied_key(&sink.transactional_id, table)).collect();
     let mut removed = Vec::new();

@@ -242,8 +242,11 @@ fn changes_that_do_not_fit_each_other_are_refused() {
     check(&[(b'I', None, Some(2)), (b'U', Some(1), Some(2))], Err("a row takes a key that another one has"));
 }
 
+/// Tag, old row, new row; a row is its key and its value.
+type Named = (u8, Option<(u8, u8)>, Option<(u8, u8)>);
+
 /// A table of a key and a value of which the primary names rows by both, as with REPLICA IDENTITY FULL.
-fn check_named(changes: &[(u8, Option<(u8, u8)>, Option<(u8, u8)>)], expected: Result<[usize; 4], &str>) {
+fn check_named(changes: &[Named], expected: Result<[usize; 4], &str>) {
     let mut messages: Vec<Vec<u8>> = Vec::new();
     for (tag, old, new) in changes {
         let mut message = vec![*tag, 0, 0, 0, 1];
