@@ -21,7 +21,6 @@ use super::stage::{Load, Stage, read_load};
 use super::usage::{Meter, Usage};
 
 const LEVELS: [&str; 3] = ["remote_write", "on", "remote_apply"];
-const CLIENTS: [usize; 3] = [1, 8, 32];
 /// The network that is shown beside.
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 /// The flush that is shown beside, µs.
@@ -87,10 +86,21 @@ impl Between {
         }
     }
 
+    /// How many clients at a time.
+    fn clients(self) -> Vec<usize> {
+        let default = if self == Between::Nothing { "1,8,32" } else { "1,32" };
+        let text = setting("CLIENTS", default.to_owned());
+        text.split(',')
+            .map(|count| count.trim().parse().expect("WALRELAY_BENCH_CLIENTS: numbers with commas"))
+            .collect()
+    }
+
     /// Levels and numbers of clients: beside the plain matrix only what the bar is about.
     fn cells(self, standby: Standby) -> Vec<(&'static str, usize)> {
-        let levels = if self == Between::Nothing && standby != Standby::Nobody { &LEVELS[..] } else { &LEVELS[1..2] };
-        let clients = if self == Between::Nothing { &CLIENTS[..] } else { &[1, 32] };
+        // A subscription that waits for its writer process takes what it takes.
+        let has_levels = !matches!(standby, Standby::Nobody | Standby::Follower(Peer::Native));
+        let levels = if self == Between::Nothing && has_levels { &LEVELS[..] } else { &LEVELS[1..2] };
+        let clients = self.clients();
         levels.iter().flat_map(|level| clients.iter().map(|count| (*level, *count))).collect()
     }
 }
@@ -274,7 +284,7 @@ fn cost(cells: &[(Load, Usage)]) -> String {
 
 /// A line for each standby and level, a column for each number of clients.
 fn matrix(between: Between, cells: &Cells, show: fn(&[(Load, Usage)]) -> String) -> String {
-    let clients = if between == Between::Nothing { &CLIENTS[..] } else { &[1, 32] };
+    let clients = between.clients();
     let heads: Vec<String> = clients.iter().map(|count| format!("{count} client(s)")).collect();
     let mut text = format!("| standby | synchronous_commit | {} |\n", heads.join(" | "));
     let _ = writeln!(text, "| --- | --- | {} |", vec!["---"; clients.len()].join(" | "));

@@ -23,6 +23,7 @@ use crate::model::{Lsn, MemoryBudget, Timestamp};
 use crate::wire::frame::{HEADER_BYTES, frames};
 use crate::wire::replication::{ReplicationMessage, parse};
 
+use super::descriptions::Descriptions;
 use super::error::AssembleError;
 use super::ordinary::Ordinary;
 use super::stream::Stream;
@@ -60,6 +61,8 @@ pub struct Assembler {
     state: State,
     /// Streamed transactions between two blocks.
     streams: HashMap<u32, Box<Stream>>,
+    /// All that came.
+    descriptions: Descriptions,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,7 @@ impl State {
 impl Assembler {
     /// Nothing open.
     pub fn new(budget: Arc<MemoryBudget>, spool: Spool) -> Self {
-        Self { budget, spool, state: State::Idle, streams: HashMap::new() }
+        Self { budget, spool, state: State::Idle, streams: HashMap::new(), descriptions: Descriptions::default() }
     }
 
     /// Takes the next chunk, a run of whole CopyData messages, and appends what became complete to `out`.
@@ -180,7 +183,8 @@ impl Assembler {
         match &mut self.state {
             State::Ordinary(open) => match tag {
                 Tag::Insert | Tag::Update | Tag::Delete => open.rows += 1,
-                Tag::Relation | Tag::Type | Tag::Truncate => {}
+                Tag::Relation => self.descriptions.note(&payload[1..], None),
+                Tag::Type | Tag::Truncate => {}
                 // Bit 0 of its flags: transactional. Any other is sent between transactions.
                 Tag::Logical if payload.get(1).is_some_and(|flags| flags & 1 == 1) => {}
                 _ => return Ok(false),
@@ -191,7 +195,10 @@ impl Assembler {
                     stream.note(payload[0], payload, run_bytes)?;
                 }
                 Tag::Truncate | Tag::Logical => stream.note(payload[0], payload, run_bytes)?,
-                Tag::Relation | Tag::Type => {}
+                Tag::Relation => {
+                    self.descriptions.note(payload.get(5..).unwrap_or_default(), Some(&mut stream.descriptions));
+                }
+                Tag::Type => {}
                 _ => return Ok(false),
             },
             State::Idle => return Ok(false),
@@ -281,7 +288,11 @@ impl Assembler {
         end_lsn: Lsn,
         commit_time: Timestamp,
     ) -> Result<Arrival, AssembleError> {
-        let stream = self.streams.remove(&xid).ok_or(AssembleError::UnknownStream { tag: b'c', xid })?;
+        let mut stream = self.streams.remove(&xid).ok_or(AssembleError::UnknownStream { tag: b'c', xid })?;
+        let newer = self.descriptions.since(&stream.descriptions, xid, commit_lsn)?;
+        if !newer.is_empty() {
+            stream.append(&newer)?;
+        }
         Ok(Arrival::Transaction(stream.commit(commit_lsn, end_lsn, commit_time)?))
     }
 

@@ -13,6 +13,7 @@
 mod arrival;
 mod assembler;
 mod body;
+mod descriptions;
 mod error;
 mod ordinary;
 mod spill;

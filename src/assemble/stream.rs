@@ -17,6 +17,7 @@ use crate::decode::stream_xid;
 use crate::model::{Lsn, MemoryBudget, Reservation, Timestamp, Transaction};
 
 use super::body::OpenBody;
+use super::descriptions::Descriptions;
 use super::error::{AssembleError, SpoolError};
 use super::subtransactions::Subtransactions;
 
@@ -27,6 +28,7 @@ pub(super) struct Stream {
     pub(super) origin: Option<String>,
     pub(super) rows: u64,
     pub(super) body: OpenBody,
+    pub(super) descriptions: Descriptions,
     /// How far the body was read before its end is known, …
     read_bytes: u64,
     /// … and how often a rollback took some of that back.
@@ -44,6 +46,7 @@ impl Stream {
             origin: None,
             rows: 0,
             body: OpenBody::new(budget),
+            descriptions: Descriptions::default(),
             read_bytes: 0,
             taken_back: 0,
             cut_to_bytes: u64::MAX,

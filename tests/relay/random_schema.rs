@@ -340,7 +340,10 @@ impl Table {
                     number % 3
                 )
             }
-            14 if dice.roll(8) == 0 => format!("TRUNCATE {name}"),
+            // A table with deferred checks before it cannot be emptied.
+            14 if dice.roll(8) == 0 => {
+                format!("SET CONSTRAINTS ALL IMMEDIATE; TRUNCATE {name}; SET CONSTRAINTS ALL DEFERRED")
+            }
             _ if self.has_unique => self.unique_statement(dice, number),
             _ => format!("UPDATE {name} SET {column} = {value}"),
         }

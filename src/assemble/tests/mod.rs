@@ -173,6 +173,27 @@ fn streamed_blocks_interleave_with_each_other_and_with_ordinary_transactions() {
 }
 
 #[test]
+fn a_description_that_came_later_stands_behind_a_streamed_transaction_that_carries_an_older_one() {
+    let told = |columns: [&str; 2]| {
+        let mut messages =
+            vec![stream_start(9, true), streamed(b'R', 9, columns[0]), streamed(b'I', 9, "a"), stream_stop()];
+        messages.extend([
+            begin(7, 100),
+            change(b'R', columns[1]),
+            change(b'I', "b"),
+            commit(100),
+            stream_commit(9, 200),
+        ]);
+        messages
+    };
+    let ordinary = ["T7@108 [Rtab1(a,c) Ib]", "T9@208 streamed [Rtab1(a,b) Ia Rtab1(a,c)]"];
+    check(&told(["tab1(a,b)", "tab1(a,c)"]), Ok(&ordinary));
+    // The same again, or of another table.
+    check(&told(["tab1(a,b)", "tab1(a,b)"]), Ok(&["T7@108 [Rtab1(a,b) Ib]", "T9@208 streamed [Rtab1(a,b) Ia]"]));
+    check(&told(["tab1(a,b)", "tab2(a,c)"]), Ok(&["T7@108 [Rtab2(a,c) Ib]", "T9@208 streamed [Rtab1(a,b) Ia]"]));
+}
+
+#[test]
 fn empty_blocks_are_legal() {
     check(
         &[

@@ -119,9 +119,10 @@ fn replace(target: &Target, form: &Form) -> String {
     }
 }
 
-/// The search condition. Without a unique key, one of the equal rows is picked by its place.
+/// The search condition. Without a unique key, one of the equal rows is picked by its place, of those most alike.
 fn found(target: &Target, form: &Form) -> String {
     let mut conditions: Vec<String> = Vec::new();
+    let mut likeness: Vec<String> = Vec::new();
     for (place, at) in form.equal.iter().enumerate() {
         let name = name(target, at);
         let parameter = place + form.set.len() + 1;
@@ -131,9 +132,8 @@ fn found(target: &Target, form: &Form) -> String {
                 "{name}::pg_catalog.text COLLATE \"C\" OPERATOR(pg_catalog.=) ${parameter}::pg_catalog.text COLLATE \"C\""
             )
         };
-        // Rows without a key are told apart by what was sent of them, as in a set; the operator may have an index.
-        if target.search == RowSearch::WholeRow && column.equality_schema.is_some() && !is_exact(column) {
-            conditions.push(as_text());
+        if column.equality_schema.is_some() && !is_exact(column) {
+            likeness.push(as_text());
         }
         conditions.push(match (&column.equality_schema, &target.search) {
             (Some(schema), _) => format!("{name} OPERATOR({}.=) ${parameter}", escape_identifier(schema)),
@@ -148,11 +148,14 @@ fn found(target: &Target, form: &Form) -> String {
     if target.search != RowSearch::WholeRow {
         return condition;
     }
+    // Of rows that are equal, the one with the bytes that were sent, if there is one: 1.0 is not 1.00.
+    let order =
+        if likeness.is_empty() { String::new() } else { format!(" ORDER BY ({}) DESC", likeness.join(" AND ")) };
     let table = target.shape.sql_only();
     if target.shape.is_partitioned() {
-        format!("(tableoid, ctid) = (SELECT tableoid, ctid FROM {table} WHERE {condition} LIMIT 1)")
+        format!("(tableoid, ctid) = (SELECT tableoid, ctid FROM {table} WHERE {condition}{order} LIMIT 1)")
     } else {
-        format!("ctid = (SELECT ctid FROM {table} WHERE {condition} LIMIT 1)")
+        format!("ctid = (SELECT ctid FROM {table} WHERE {condition}{order} LIMIT 1)")
     }
 }
 
