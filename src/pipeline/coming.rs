@@ -54,8 +54,9 @@ impl Attempt<'_> {
         let publication = self.publication(primary, &additions).await?;
         if matches!(additions, Additions::Planned(_)) {
             let late = self.late_leaves(primary, &coming).await?;
-            snapshot::plan_coming(&primary.sql, &sink.url, pipeline, &late).await?;
+            snapshot::plan_published(&primary.sql, &sink.url, pipeline, &late).await?;
         }
+        snapshot::note_set(&sink.url, &pipeline.name, &publication.tables, &publication.others).await?;
         Ok(publication)
     }
 
@@ -79,11 +80,10 @@ impl Attempt<'_> {
         Ok(late)
     }
 
-    /// Which relations of the stream are ours: what the publication holds of the set. A name that is neither listed nor of the set may be
-    /// a partition that has come since, or anything, and is looked for once.
+    /// Which relations of the stream are ours: what the publication holds of the set. A name that is neither listed nor of the set is a
+    /// partition that has come since, or was one; where the publication holds other tables too it may be anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
-        let mut sought = self.refusals.sought();
-        sought.retain(|table| !publication.tables.contains(table));
+        let sought = self.refusals.sought_in_vain(&publication.tables);
         if !sought.is_empty() {
             let tables = listed(&sought);
             tracing::warn!(
@@ -95,7 +95,7 @@ impl Attempt<'_> {
             set: self.settings.pipeline.tables.clone(),
             names: publication.tables.clone(),
             others: publication.others.iter().cloned().chain(sought).collect(),
-            newcomers: Wanted::Unknown,
+            newcomers: if publication.has_strangers { Wanted::Unknown } else { Wanted::Yes },
         }
     }
 

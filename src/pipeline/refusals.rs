@@ -42,9 +42,12 @@ impl Refusals {
         true
     }
 
-    /// Tables that were sought: one that is still not listed is gone, or none of ours.
-    pub(super) fn sought(&self) -> Vec<QualifiedName> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).sought.iter().cloned().collect()
+    /// Tables that were sought and are not among the listed ones: gone, or none of ours. Those that are found are forgotten: another may come
+    /// under such a name.
+    pub(super) fn sought_in_vain(&self, listed: &[QualifiedName]) -> Vec<QualifiedName> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sought.retain(|name| !listed.contains(name));
+        state.sought.iter().cloned().collect()
     }
 
     /// Whether a stream that begins here would meet such a transaction.
@@ -62,8 +65,10 @@ mod tests {
     fn a_table_is_sought_once() {
         let (refusals, name) = (Refusals::default(), QualifiedName::new("public", "t"));
         let error = PipelineError::from(SinkError::NewTable(name.clone()));
-        assert!(refusals.note(&error) && refusals.sought() == [name]);
+        assert!(refusals.note(&error) && refusals.sought_in_vain(&[]) == [name.clone()]);
         assert!(!refusals.note(&error), "met again: no reason to begin anew at once");
+        assert!(refusals.sought_in_vain(&[name]).is_empty());
+        assert!(refusals.note(&error), "found, and another one now");
     }
 
     #[test]

@@ -21,6 +21,32 @@ use super::resume::Beginning;
 use super::stream::Streaming;
 use super::{PipelineError, create};
 
+/// Records which tables that were sent have left the set, before their changes are left out: one that comes back lacks them, and is to be sent
+/// again.
+async fn note_set(
+    opened: &mut KafkaSink,
+    records: &mut Records,
+    publication: &Publication,
+) -> Result<(), PipelineError> {
+    let Some(progress) = records.progress.clone() else { return Ok(()) };
+    let changed = records.copied.iter().filter_map(|(table, copied)| {
+        let is_back = copied.left && publication.tables.contains(table);
+        let has_left = !copied.left && publication.others.contains(table);
+        let again = copied.again || (is_back && !copied.is_unfinished());
+        (is_back || has_left).then(|| (table.clone(), CopiedTable { left: has_left, again, ..*copied }))
+    });
+    let changed: Vec<(QualifiedName, CopiedTable)> = changed.collect();
+    if !changed.is_empty() {
+        tracing::info!(tables = changed.len(), "tables have left the set, or come back into it and are sent again");
+        opened.record(progress, changed.clone()).await?;
+        records.copied.extend(changed);
+    }
+    Ok(())
+}
+
+/// Few set more workers than these.
+const MOST_COPY_PRODUCERS: usize = 8;
+
 impl Attempt<'_> {
     /// Everything up to an open sink and a started stream; with tables that are to be sent again once the stream has come to an end
     /// before their snapshot.
@@ -45,7 +71,7 @@ impl Attempt<'_> {
         }
         let additions = self.additions(&primary, first_look).await?;
         let (publication, coming) = self.publish_for_feed(&primary, sink, additions, &before).await?;
-        let left_copies = if before.has_copy_under_way() { self.settings.pipeline.copy_workers.max(1) } else { 0 };
+        let left_copies = if before.has_copy_under_way() { self.copy_producers() } else { 0 };
         let opening = Opening { left_copies, ..self.kafka_opening(sink, &publication) };
         let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
@@ -56,6 +82,9 @@ impl Attempt<'_> {
         let is_resumed = matches!(beginning, Beginning::Resume(_));
         if is_resumed && wants_copy && records.copied.is_empty() {
             self.plan_all(&mut opened, &mut records, &publication).await?;
+        }
+        if is_resumed {
+            note_set(&mut opened, &mut records, &publication).await?;
         }
         self.noticed.joined(&publication.tables);
         let part = if is_resumed { Part::Coming(&coming) } else { Part::Initial };
@@ -133,6 +162,11 @@ impl Attempt<'_> {
         opened.record(progress, planned.clone()).await?;
         records.copied.extend(planned);
         Ok(())
+    }
+
+    /// How many producers a copy may have had that was cut off: somebody may have set fewer workers since.
+    fn copy_producers(&self) -> usize {
+        self.settings.pipeline.copy_workers.max(MOST_COPY_PRODUCERS)
     }
 
     /// A producer is taken over only from one that does not stream any more.

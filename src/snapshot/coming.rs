@@ -2,7 +2,7 @@
 //! then they stand in the plan. Copies nothing.
 
 use crate::config::{OnExistingRows, Pipeline, ServerUrl};
-use crate::model::QualifiedName;
+use crate::model::{PipelineName, QualifiedName};
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
@@ -32,12 +32,72 @@ pub async fn plan_coming(
             return Err(SnapshotError::NotEmpty(full));
         }
     }
-    if store::load(&client, &pipeline.name).await?.tables.is_empty() {
+    write_plan(&client, &pipeline.name, tables).await
+}
+
+/// The same for tables that are published already: what is in their way stops the copy, which knows of them then.
+pub async fn plan_published(
+    primary: &SqlClient,
+    url: &ServerUrl,
+    pipeline: &Pipeline,
+    tables: &[QualifiedName],
+) -> Result<(), SnapshotError> {
+    if tables.is_empty() {
         return Ok(());
     }
-    // Behind it the publication is changed on the other server, for good.
-    let durable = client.batch_execute("SET synchronous_commit = local").await;
-    durable.map_err(|error| server(Side::Standby, "set synchronous_commit", error))?;
-    let planned = store::plan_more(&client, &pipeline.name, tables).await;
+    let mut client = session::standby_sql(url, &pipeline.name).await?;
+    renamed::follow(primary, &mut client, &pipeline.name).await?;
+    write_plan(&client, &pipeline.name, tables).await
+}
+
+/// Durable when it returns: behind it the publication is changed on the other server, for good.
+async fn write_plan(
+    client: &SqlClient,
+    pipeline: &PipelineName,
+    tables: &[QualifiedName],
+) -> Result<(), SnapshotError> {
+    if store::load(client, pipeline).await?.tables.is_empty() {
+        return Ok(());
+    }
+    make_durable(client).await?;
+    let planned = store::plan_more(client, pipeline, tables).await;
     planned.map_err(|error| server(Side::Standby, "write the plan into walrelay.copy", error))
+}
+
+async fn make_durable(client: &SqlClient) -> Result<(), SnapshotError> {
+    let durable = client.batch_execute("SET synchronous_commit = local").await;
+    durable.map_err(|error| server(Side::Standby, "set synchronous_commit", error))
+}
+
+/// Notes which copied tables have left the set, before their changes are left out: one that comes back lacks them, and is to be copied anew.
+pub async fn note_set(
+    url: &ServerUrl,
+    pipeline: &PipelineName,
+    wanted: &[QualifiedName],
+    others: &[QualifiedName],
+) -> Result<(), SnapshotError> {
+    let failed =
+        |error: tokio_postgres::Error| server(Side::Standby, "note in walrelay.copy what is of the set", error);
+    let client = session::standby_sql(url, pipeline).await?;
+    if !renamed::has_columns(&client).await? {
+        return Ok(());
+    }
+    make_durable(&client).await?;
+    let names = |tables: &[QualifiedName]| -> (Vec<String>, Vec<String>) {
+        tables.iter().map(|table| (table.schema.clone(), table.name.clone())).unzip()
+    };
+    let (schemas, tables) = names(wanted);
+    let back = "UPDATE walrelay.copy SET state = 'pending', snapshot_lsn = NULL, rows = 0, bytes = 0, has_left = false, \
+                updated_at = pg_catalog.now() WHERE pipeline = $1 AND has_left \
+                AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
+    let back = client.execute(back, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
+    let (schemas, tables) = names(others);
+    let left = "UPDATE walrelay.copy SET has_left = true, updated_at = pg_catalog.now() \
+                WHERE pipeline = $1 AND NOT has_left AND state = 'done' \
+                AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
+    let left = client.execute(left, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
+    if left + back > 0 {
+        tracing::info!(left, back, "copied tables have left the set, or come back into it with a new copy");
+    }
+    Ok(())
 }

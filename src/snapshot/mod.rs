@@ -57,7 +57,7 @@ use store::{CopyState, TableState};
 use worker::{Finished, Sessions, TableWork, Work};
 
 pub use agreement::{Agreement, agreement};
-pub use coming::plan_coming;
+pub use coming::{note_set, plan_coming, plan_published};
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;

@@ -14,23 +14,8 @@ pub(super) async fn follow(
     pipeline: &PipelineName,
 ) -> Result<(), SnapshotError> {
     let failed = |error: tokio_postgres::Error| server(Side::Standby, "follow renamed tables in walrelay.copy", error);
-    let query = "SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'), EXISTS (SELECT FROM pg_catalog.pg_attribute a \
-                 WHERE a.attrelid = c.oid AND a.attname = 'relation_oid' AND NOT a.attisdropped) FROM pg_catalog.pg_class c \
-                 WHERE c.oid = pg_catalog.to_regclass('walrelay.copy')";
-    let Some(facts) = standby.query_opt(query, &[]).await.map_err(failed)? else { return Ok(()) };
-    let (is_owned, has_column): (bool, bool) = (facts.get(0), facts.get(1));
-    if !has_column {
-        if !is_owned {
-            tracing::debug!(
-                "walrelay.copy is somebody else's and has no column for OIDs: renamed tables are not followed"
-            );
-            return Ok(());
-        }
-        // From a walrelay that did not follow them.
-        standby
-            .batch_execute("ALTER TABLE walrelay.copy ADD COLUMN IF NOT EXISTS relation_oid int8")
-            .await
-            .map_err(failed)?;
+    if !has_columns(standby).await? {
+        return Ok(());
     }
     let recorded = "SELECT schema_name, table_name, COALESCE(relation_oid, 0) FROM walrelay.copy WHERE pipeline = $1";
     let recorded = standby.query(recorded, &[&pipeline.as_str()]).await.map_err(failed)?;
@@ -55,18 +40,40 @@ pub(super) async fn follow(
     transaction.commit().await.map_err(failed)
 }
 
+/// Whether there is a record, with what walrelay keeps there since it follows names: its columns are added where they are missing.
+pub(super) async fn has_columns(standby: &SqlClient) -> Result<bool, SnapshotError> {
+    let failed = |error: tokio_postgres::Error| server(Side::Standby, "look at walrelay.copy", error);
+    let query = "SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'), EXISTS (SELECT FROM pg_catalog.pg_attribute a \
+                 WHERE a.attrelid = c.oid AND a.attname = 'has_left' AND NOT a.attisdropped) FROM pg_catalog.pg_class c \
+                 WHERE c.oid = pg_catalog.to_regclass('walrelay.copy')";
+    let Some(facts) = standby.query_opt(query, &[]).await.map_err(failed)? else { return Ok(false) };
+    let (is_owned, has_columns): (bool, bool) = (facts.get(0), facts.get(1));
+    if !has_columns && is_owned {
+        let add = "ALTER TABLE walrelay.copy ADD COLUMN IF NOT EXISTS relation_oid int8, \
+                   ADD COLUMN IF NOT EXISTS has_left bool NOT NULL DEFAULT false";
+        standby.batch_execute(add).await.map_err(failed)?;
+    } else if !has_columns {
+        tracing::warn!(
+            "walrelay.copy is somebody else's and was made by an older walrelay: tables that are renamed or leave the set are not followed"
+        );
+    }
+    Ok(has_columns || is_owned)
+}
+
 /// What is recorded under a name that a recorded table has now, of one that is there no more.
 const DROP_OVERTAKEN: &str = "DELETE FROM walrelay.copy c USING unnest($2::text[], $3::text[], $4::int8[]) AS p(s, t, o) \
      WHERE c.pipeline = $1 AND (c.schema_name, c.table_name) = (p.s, p.t) AND c.relation_oid IS DISTINCT FROM p.o \
      AND COALESCE(c.relation_oid <> ALL ($4::int8[]), true) \
      AND EXISTS (SELECT FROM walrelay.copy m WHERE m.pipeline = $1 AND m.relation_oid = p.o)";
 
-/// Sorted, so that all are deleted before the first is inserted: two may have changed their names.
+/// Sorted, so that all are deleted before the first is inserted: two may have changed their names. What is in the standby's table of the new
+/// name need not be ours.
 const MOVE: &str = "WITH moved AS (DELETE FROM walrelay.copy c USING unnest($2::text[], $3::text[], $4::int8[]) AS p(s, t, o) \
      WHERE c.pipeline = $1 AND c.relation_oid = p.o AND (c.schema_name, c.table_name) <> (p.s, p.t) \
-     RETURNING p.s, p.t, p.o, c.state, c.snapshot_lsn, c.rows, c.bytes) \
-     INSERT INTO walrelay.copy (pipeline, schema_name, table_name, relation_oid, state, snapshot_lsn, rows, bytes) \
-     SELECT $1, s, t, o, state, snapshot_lsn, rows, bytes FROM moved ORDER BY s, t";
+     RETURNING p.s, p.t, p.o, c.state, c.snapshot_lsn, c.rows, c.bytes, c.has_left) \
+     INSERT INTO walrelay.copy (pipeline, schema_name, table_name, relation_oid, state, snapshot_lsn, rows, bytes, has_left) \
+     SELECT $1, s, t, o, CASE state WHEN 'copying' THEN 'pending' ELSE state END, snapshot_lsn, rows, bytes, has_left \
+     FROM moved ORDER BY s, t";
 
 /// One that is to be copied is another than the one that had its name.
 const NOTE: &str = "UPDATE walrelay.copy c SET relation_oid = p.o FROM unnest($2::text[], $3::text[], $4::int8[]) AS p(s, t, o) \

@@ -27,6 +27,7 @@ const CREATE: &str = "CREATE TABLE IF NOT EXISTS walrelay.copy ( \
      bytes bigint NOT NULL DEFAULT 0, \
      updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(), \
      relation_oid int8, \
+     has_left bool NOT NULL DEFAULT false, \
      PRIMARY KEY (pipeline, schema_name, table_name))";
 
 /// How far one table is.

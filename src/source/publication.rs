@@ -29,6 +29,8 @@ pub struct Publication {
     pub tables: Vec<QualifiedName>,
     /// The same of those that are not of the set.
     pub others: Vec<QualifiedName>,
+    /// Whether it may hold tables that are not of the set, whatever names come up under them.
+    pub has_strangers: bool,
 }
 
 /// What to do with tables that have come into the set of a managed publication since it was made.
@@ -85,7 +87,7 @@ async fn ensure_once(
     // A partition of a wanted table is wanted, whatever its own name is.
     let partitions = partitions_of_wanted(sql, tables).await?;
     let is_wanted = |table: &QualifiedName| tables.contains(table) || partitions.contains(table);
-    let mut left = Vec::new();
+    let mut has_strangers = !is_managed;
     match existing(sql, name).await? {
         None if is_managed => create_publication(sql, name, &wanted).await?,
         None => {
@@ -104,23 +106,25 @@ async fn ensure_once(
                 tracing::warn!(reason, "somebody else's publication is used as it is");
             }
             if is_managed && !existing.publishes_all_tables {
-                let strangers: Vec<_> = existing.named.iter().filter(|table| !is_wanted(table)).cloned().collect();
-                left = take_out(sql, name, &existing, strangers, wanted.is_empty()).await?;
+                let strangers: Vec<_> = existing.named.iter().filter(|table| !is_wanted(table)).collect();
+                if wanted.is_empty() {
+                    refuse_empty_set(name, &strangers)?;
+                }
+                has_strangers = !strangers.is_empty();
                 add_missing(sql, name, &existing, &wanted, additions).await?;
             }
         }
     }
     let published = published_tables(sql, name).await?;
-    let (published, mut others): (Vec<_>, Vec<_>) = published.into_iter().partition(is_wanted);
-    // What was written to them before comes all the same.
-    others.extend(left);
+    let (published, others): (Vec<_>, Vec<_>) = published.into_iter().partition(is_wanted);
     if published.is_empty() {
         tracing::warn!(
             publication = name,
             "the publication covers no table of the table set; nothing will be replicated"
         );
     }
-    Ok(Publication { name: name.to_owned(), is_managed, tables: published, others })
+    has_strangers |= !others.is_empty();
+    Ok(Publication { name: name.to_owned(), is_managed, tables: published, others, has_strangers })
 }
 
 async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, SourceError> {
@@ -143,6 +147,17 @@ async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, Sourc
         is_owned: row.get(5),
         named: named.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
     }))
+}
+
+/// A set that fits nothing is a mistake, where its tables are published.
+fn refuse_empty_set(name: &str, strangers: &[&QualifiedName]) -> Result<(), SourceError> {
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    let names = strangers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(SourceError::Refused(format!(
+        "no table of the primary is of the set (tables, exclude), and the publication \"{name}\" holds {names}: look for a misspelt pattern"
+    )))
 }
 
 /// What a publication that leaves operations out means, and what mends it.
@@ -316,48 +331,6 @@ async fn allowed<'a>(
         tracing::warn!(publication = name, reason, "new tables are not replicated");
     }
     Ok(allowed)
-}
-
-/// Takes tables out that have left the set: what is written to them from now on is replicated no more, and if they came back without a
-/// word of that, it would be missing for good. So they come back as new ones, with a copy. Gives the names under which what was written
-/// to them before still comes.
-async fn take_out(
-    sql: &SqlClient,
-    name: &str,
-    existing: &Existing,
-    strangers: Vec<QualifiedName>,
-    is_set_empty: bool,
-) -> Result<Vec<QualifiedName>, SourceError> {
-    if strangers.is_empty() {
-        return Ok(strangers);
-    }
-    let names = strangers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    if is_set_empty {
-        return Err(SourceError::Refused(format!(
-            "no table of the primary is of the set (tables, exclude), and the publication \"{name}\" holds {names}: look for a misspelt \
-             pattern"
-        )));
-    }
-    let list: Vec<String> = strangers.iter().map(|table| format!("ONLY {}", table.sql())).collect();
-    let command = format!("ALTER PUBLICATION {} DROP TABLE {}", escape_identifier(name), list.join(", "));
-    let taken_out = match existing.is_owned {
-        true => run_or_refuse(sql, &command, &format!("taking tables out of the publication \"{name}\"")).await,
-        false => Err(refused_for_rights("tables that left the set", "the role does not own the publication", &command)),
-    };
-    match taken_out {
-        Ok(()) => {
-            tracing::info!(publication = name, tables = names, "taken out of the publication: not of the set any more")
-        }
-        Err(SourceError::Refused(reason)) => tracing::warn!(
-            publication = name,
-            reason,
-            "tables that left the set stay published; if they come back into it, what is written meanwhile is missing"
-        ),
-        Err(error) => return Err(error),
-    }
-    let mut left = leaves(sql, &strangers).await?;
-    left.extend(strangers);
-    Ok(left)
 }
 
 async fn run_or_refuse(sql: &SqlClient, command: &str, context: &str) -> Result<(), SourceError> {

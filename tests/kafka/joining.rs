@@ -177,3 +177,28 @@ async fn without_a_copy_a_new_table_joins_with_what_is_written_from_then_on() {
     let report = relay.report("feed1").await.unwrap();
     assert!(report["transactions"].as_u64() > transactions.as_u64() && report["last_error"].is_null(), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_leaves_the_set_and_comes_back_is_sent_again() {
+    let feed = Feed::start().await;
+    feed.on_primary(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1)",
+    )
+    .await;
+    let mut relay = feed.relay_with("initial_copy = true", "").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    relay.rewrite_config(&feed.config("initial_copy = true\nexclude = [\"public.t\"]", ""));
+    relay.start_again().await;
+    feed.on_primary("INSERT INTO t VALUES (2); INSERT INTO u VALUES (1)").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    relay.rewrite_config(&feed.config("initial_copy = true", ""));
+    relay.start_again().await;
+    let records = feed.reader().read_count(&["shop.public.t"], 3).await;
+    let told: Vec<String> = records.iter().map(told).collect();
+    assert_eq!(told, ["r 1", "r 1", "r 2"]);
+    feed.on_primary("INSERT INTO t VALUES (3)").await;
+    feed.reader().read_count(&["shop.public.t"], 4).await;
+    assert_eq!(events(&feed.reader().read_one("shop.public.u").await), [("c".to_owned(), 1)]);
+}

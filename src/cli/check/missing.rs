@@ -12,7 +12,11 @@ pub(super) fn create_table_sql(shape: &TableShape, role: &str, rights: &[&str]) 
     let is_simple = |name: &str| !name.contains(['.', '"']);
     // A partition belongs under its partitioned table, with bounds that only pg_dump brings.
     let is_partition = !shape.ancestors.is_empty();
-    if is_partition || shape.columns.iter().any(|column| column.is_generated || !is_simple(&column.type_name)) {
+    // Nor does this say which of its keys are deferrable.
+    if is_partition
+        || !shape.deferrable_keys.is_empty()
+        || shape.columns.iter().any(|column| column.is_generated || !is_simple(&column.type_name))
+    {
         return None;
     }
     let name = shape.qualified_name();

@@ -285,6 +285,7 @@ async fn publication(
                 findings.push(finding.with_sql([all_operations_sql(&name)]));
             }
             if is_managed {
+                refuse_empty_set(primary, &name, &wanted, findings).await?;
                 let level = if has_slot { Level::Warning } else { Level::Error };
                 examine_managed(primary, &name, row.get(0), (&wanted, level), findings).await?;
             }
@@ -294,6 +295,24 @@ async fn publication(
             Ok(published)
         }
     }
+}
+
+/// What a start refuses: a set that fits nothing, where tables are published.
+async fn refuse_empty_set(
+    primary: &Primary,
+    name: &str,
+    wanted: &[PublishableTable],
+    findings: &mut Findings,
+) -> Result<(), SourceError> {
+    let published = if wanted.is_empty() { published_tables(&primary.sql, name).await? } else { Vec::new() };
+    if let Some(first) = published.first() {
+        let message = format!(
+            "no table of the primary is of the set (tables, exclude), and the publication \"{name}\" holds {first} and {} more",
+            published.len() - 1
+        );
+        findings.push(Finding::error(PLACE, message, "look for a misspelt pattern"));
+    }
+    Ok(())
 }
 
 /// A managed publication that is there already: all tables, or the right to add them. What already streams
@@ -383,7 +402,7 @@ async fn examine_tables(
     }
     let (schemas, names) = parameters(tables);
     let query = format!(
-        "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary), \
+        "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid), \
                  pg_catalog.has_table_privilege(c.oid, 'SELECT'), pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), s.nspname::text FROM {NAMED_TABLES}"
     );
     let rows =

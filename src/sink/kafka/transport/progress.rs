@@ -54,6 +54,9 @@ struct CopiedValue {
     /// `walrelay resync` asked for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     resync: bool,
+    /// It is not of the set any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    left: bool,
     version: u32,
 }
 
@@ -70,6 +73,8 @@ pub struct CopiedTable {
     pub rows: u64,
     /// To be sent again. What was sent before still counts, until the new copy is whole.
     pub again: bool,
+    /// Not of the set any more: its changes are left out, and if it comes back it is to be sent again.
+    pub left: bool,
 }
 
 impl CopiedTable {
@@ -153,6 +158,7 @@ pub(super) fn copied_value(table: &QualifiedName, copied: CopiedTable) -> Vec<u8
         skip_until: Some(copied.skip_until.to_string()),
         rows: copied.rows,
         resync: copied.again,
+        left: copied.left,
         version: VERSION,
     };
     serde_json::to_vec(&value).unwrap_or_default()
@@ -265,7 +271,7 @@ impl<'a> Reading<'a> {
         };
         let snapshot_lsn = position(read.snapshot_lsn, "snapshot_lsn")?;
         let skip_until = position(read.skip_until, "skip_until")?.or(snapshot_lsn).unwrap_or(Lsn::ZERO);
-        Ok(CopiedTable { snapshot_lsn, skip_until, rows: read.rows, again: read.resync })
+        Ok(CopiedTable { snapshot_lsn, skip_until, rows: read.rows, again: read.resync, left: read.left })
     }
 }
 
@@ -342,7 +348,7 @@ mod tests {
     #[test]
     fn finished_tables_are_read_and_forgotten() {
         let table = QualifiedName::new("public", "o\"dd");
-        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), skip_until: Lsn(7), rows: 3, again: false };
+        let copied = CopiedTable { snapshot_lsn: Some(Lsn(9)), skip_until: Lsn(7), rows: 3, ..CopiedTable::default() };
         let (key, value) = (copied_key("walrelay.shop.a", &table), copied_value(&table, copied));
         let records = read(false, &[(&key, Some(&value))]).unwrap();
         assert_eq!(records.skip_until(), HashMap::from([(table.clone(), Lsn(7))]));
@@ -352,7 +358,9 @@ mod tests {
         assert!(records.is_unfinished() && !records.has_finished() && records.skip_until().is_empty());
         assert_eq!(read(false, &[(&key, Some(&value)), (&key, None)]).unwrap(), Records::default());
         // What is to be sent again still holds what was sent, and is no part of the initial copy.
-        for copied in [CopiedTable { again: true, ..copied }, CopiedTable { again: true, ..CopiedTable::default() }] {
+        let left = CopiedTable { left: true, ..copied };
+        let again = CopiedTable { again: true, ..copied };
+        for copied in [again, left, CopiedTable { again: true, ..CopiedTable::default() }] {
             let records = read(false, &[(&key, Some(&copied_value(&table, copied)))]).unwrap();
             assert_eq!(records.copied[&table], copied);
             assert!(!records.is_unfinished());
