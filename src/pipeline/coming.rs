@@ -56,7 +56,7 @@ impl Attempt<'_> {
             let late = self.late_leaves(primary, &coming).await?;
             snapshot::plan_published(&primary.sql, &sink.url, pipeline, &late).await?;
         }
-        snapshot::note_set(&sink.url, &pipeline.name, &publication.tables, &publication.others).await?;
+        snapshot::note_set(&primary.sql, &sink.url, &pipeline.name, &publication.tables, &publication.others).await?;
         Ok(publication)
     }
 

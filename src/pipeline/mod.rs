@@ -166,13 +166,13 @@ async fn survive(attempt: impl Future<Output = Result<(), PipelineError>>) -> Re
 }
 
 fn fail(reporter: &Reporter, error: &PipelineError) {
-    reporter.state(State::Failed);
     reporter.fault(error);
     reporter.interrupted();
+    // Last: who sees it, sees why.
+    reporter.state(State::Failed);
 }
 
 async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration, stop: &CancellationToken) {
-    reporter.state(State::Waiting);
     let what = match error {
         PipelineError::NotYet(what) => {
             tracing::info!(waiting_for = %what, "waiting");
@@ -186,6 +186,7 @@ async fn wait_after(reporter: &Reporter, error: &PipelineError, delay: Duration,
     };
     reporter.update(|report| report.waiting_for = Some(what));
     reporter.interrupted();
+    reporter.state(State::Waiting);
     tokio::select! {
         () = stop.cancelled() => {}
         () = tokio::time::sleep(delay) => {}

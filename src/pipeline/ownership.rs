@@ -131,8 +131,8 @@ async fn take(
     let pipeline = claim.pipeline;
     let mut slot_idle_since: Option<Instant> = None;
     while !try_lock(&mut connection, &claim.lock).await? {
-        reporter.state(crate::model::State::Waiting);
         reporter.waiting_for(Some("another walrelay that runs this pipeline (this one is a hot spare)".to_owned()));
+        reporter.state(crate::model::State::Waiting);
         let is_active = slot_facts(primary_sql, slot).await?.is_none_or(|facts| facts.active);
         if is_active || is_copying(&mut connection, pipeline).await? {
             slot_idle_since = None;

@@ -71,6 +71,7 @@ async fn make_durable(client: &SqlClient) -> Result<(), SnapshotError> {
 
 /// Notes which copied tables have left the set, before their changes are left out: one that comes back lacks them, and is to be copied anew.
 pub async fn note_set(
+    primary: &SqlClient,
     url: &ServerUrl,
     pipeline: &PipelineName,
     wanted: &[QualifiedName],
@@ -78,10 +79,12 @@ pub async fn note_set(
 ) -> Result<(), SnapshotError> {
     let failed =
         |error: tokio_postgres::Error| server(Side::Standby, "note in walrelay.copy what is of the set", error);
-    let client = session::standby_sql(url, pipeline).await?;
+    let mut client = session::standby_sql(url, pipeline).await?;
     if !renamed::has_columns(&client).await? {
         return Ok(());
     }
+    // By the names of now: a new name may be what takes a table out of the set.
+    renamed::follow(primary, &mut client, pipeline).await?;
     make_durable(&client).await?;
     let names = |tables: &[QualifiedName]| -> (Vec<String>, Vec<String>) {
         tables.iter().map(|table| (table.schema.clone(), table.name.clone())).unzip()

@@ -14,4 +14,4 @@ pub use broker::{Broker, BrokerOptions, SecureListeners};
 pub use connect::{Connect, ConnectOptions, connector_settings, settings};
 pub use error::ThrowawayError;
 pub use find::{BrokerPrograms, ConnectPrograms, Programs, find_any, find_broker, find_connect, find_major, find_tool};
-pub use server::{Options, Server};
+pub use server::{Options, Server, free_port};

@@ -1,10 +1,12 @@
 //! One throw-away server: initdb, start, stop, kill -9, start again; gone with its folder when dropped.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::{Environment, ServerUrl, parse_url};
@@ -305,9 +307,13 @@ fn children_of(parent: u32) -> Vec<u32> {
 /// server's own port.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// A port that was free a moment ago.
-pub(super) fn free_port() -> Result<u16, ThrowawayError> {
-    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+/// Who was given a port may take its time to bind it, or gives it up for a moment: it is nobody else's in this process.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A port that was free a moment ago, and was never given before.
+pub fn free_port() -> Result<u16, ThrowawayError> {
+    let is_new = |port: u16| GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok() && is_new(*port);
     let mut guesses = std::iter::repeat_with(|| rand::random_range(PORTS)).take(1000);
     let none = || std::io::Error::new(std::io::ErrorKind::AddrInUse, format!("none in {PORTS:?}"));
     guesses.find(is_free).ok_or_else(none).map_err(ThrowawayError::io("looking for a free port"))

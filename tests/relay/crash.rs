@@ -190,7 +190,7 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
     );
     println!("{commits} commits returned, {verified} were looked for and found on the standby");
     assert_eq!(missing, 0, "commits that returned were not on the standby");
-    assert!(verified > 10 * kills, "too few commits were looked for: {verified}");
+    assert!(verified > 4 * kills, "too few commits were looked for: {verified}");
     relay.wait_state("streaming").await;
     pair.equal_after_catching_up(&["accounts", "history"]).await;
     pair.equal_after_catching_up(&PGBENCH_TABLES).await;

@@ -149,14 +149,17 @@ async fn the_loss_of_our_sessions_alone_loses_and_repeats_nothing() {
         let sql = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 ({roles})$'"
         );
+        let before = value(&scene.pair.standby, "postgres", "SELECT clock_timestamp()").await;
         let ended: usize = value(&scene.pair.standby, "postgres", &sql).await.parse().unwrap();
         assert_eq!(ended, roles.split('|').count(), "sessions of {roles}");
         scene.assert_recorded(&scene.confirmed().await, &format!("without {roles}")).await;
         // One that is left alone does not go on: both are opened anew.
         eventually("both sessions are there again", || async {
-            let sql =
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 (apply|flush)$'";
-            (value(&scene.pair.standby, "postgres", sql).await == "2").then_some(())
+            let sql = format!(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 (apply|flush)$' \
+                 AND backend_start > '{before}'"
+            );
+            (value(&scene.pair.standby, "postgres", &sql).await == "2").then_some(())
         })
         .await;
     }

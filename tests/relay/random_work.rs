@@ -170,7 +170,8 @@ pub fn statement(dice: &mut Dice, mark: u64) -> String {
             0 => "UPDATE t_uniq SET u = u + 1".to_owned(),
             1 => "UPDATE t_uniq SET r = int4range(390 - lower(r), 400 - lower(r)), u = 3000 - u WHERE r IS NOT NULL"
                 .to_owned(),
-            2 => "UPDATE t_uniq SET w = 40 - w WHERE w > 0".to_owned(),
+            // Only the standby has an index on it: nobody may put a row in its way meanwhile.
+            2 => "LOCK TABLE t_uniq IN SHARE ROW EXCLUSIVE MODE; UPDATE t_uniq SET w = 40 - w WHERE w > 0".to_owned(),
             3 => format!("UPDATE t_uniq SET u = NULL, r = NULL, v = 'free' WHERE i % 5 = {}", number % 5),
             _ => {
                 let pair = format!(

@@ -123,11 +123,25 @@ impl Feed {
         }
         let changed = self.admin().alter_configs([&change], &AdminOptions::new()).await.unwrap();
         changed.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+        eventually("the settings count", || async {
+            let found = self.admin().describe_configs(&[ResourceSpecifier::Topic(name)], &AdminOptions::new()).await;
+            let found = found.ok()?.into_iter().next()?.ok()?;
+            let is_set =
+                |(key, value): &(&str, &str)| found.get(key).and_then(|entry| entry.value.as_deref()) == Some(*value);
+            config.iter().all(is_set).then_some(())
+        })
+        .await;
     }
 
     pub async fn delete_topics(&self, names: &[&str]) {
         let deleted = self.admin().delete_topics(names, &AdminOptions::new()).await.unwrap();
         deleted.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+        // The controller has answered; the broker follows. Somebody may make them again before this is seen.
+        let gone = eventually("the topics are gone", || async {
+            let there = self.reader().topics().await;
+            names.iter().all(|name| !there.contains(*name)).then_some(())
+        });
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), gone).await;
     }
 
     pub fn admin(&self) -> AdminClient<DefaultClientContext> {

@@ -46,10 +46,17 @@ async fn a_commit_that_does_not_wait_is_visible_first_and_durable_with_a_flush()
     for major in major_versions() {
         let mut replay = replay(major).await;
         let mut worker = begin(&mut replay, Commit::Visible).await;
-        let (first, durable) = applied(&mut worker).await;
+        let (mut first, durable) = applied(&mut worker).await;
         assert_eq!(durable, None, "{major}");
         assert_eq!(replay.found("SELECT * FROM t").await, ["(1)"]);
-        assert_eq!(replay.found(IS_FLUSHED).await, ["(f)"], "{major}: the test shows nothing");
+        // The WAL writer may have come by.
+        let mut tries = 0;
+        while replay.found(IS_FLUSHED).await != ["(f)"] {
+            tries += 1;
+            assert!(tries < 5, "{major}: the test shows nothing");
+            next_batch(&replay, &mut worker, Commit::Visible).await;
+            first = applied(&mut worker).await.0;
+        }
         // What is committed while the flush is under way is not covered by it.
         worker.flush().await;
         assert!(!worker.may_flush());
