@@ -13,6 +13,7 @@ use super::PipelineError;
 use super::monitor::primary_session;
 use super::ownership;
 use super::removed::Removed;
+use super::to_kafka::copy_producers;
 
 /// A session on the primary that owns the pipeline; refuses while a daemon does.
 pub(super) async fn own(config: &config::Config, name: &PipelineName) -> Result<Connection, PipelineError> {
@@ -56,7 +57,7 @@ pub(super) async fn forget(
             sink.transactional_id, sink.progress_topic
         ))]);
     }
-    match transport::remove(sink, name, pipeline.copy_workers.max(1)).await {
+    match transport::remove(sink, name, copy_producers(pipeline)).await {
         Ok(removed) if removed.is_empty() => Ok(vec![Removed::Done("there is no progress record in Kafka".to_owned())]),
         Ok(removed) => Ok(removed.into_iter().map(|what| Removed::Done(format!("removed {what}"))).collect()),
         Err(error) => Ok(left(&error)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::assemble::Spool;
-use crate::config::KafkaSink as SinkConfig;
+use crate::config::{self, KafkaSink as SinkConfig};
 use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::kafka::transport::{CopiedTable, KafkaSink, Opening, Records, Start, mark_copied, read_records};
@@ -47,6 +47,11 @@ async fn note_set(
 /// Few set more workers than these.
 const MOST_COPY_PRODUCERS: usize = 8;
 
+/// How many producers a copy may have had that was cut off: somebody may have set fewer workers since.
+pub(super) fn copy_producers(pipeline: &config::Pipeline) -> usize {
+    pipeline.copy_workers.max(MOST_COPY_PRODUCERS)
+}
+
 impl Attempt<'_> {
     /// Everything up to an open sink and a started stream; with tables that are to be sent again once the stream has come to an end
     /// before their snapshot.
@@ -71,7 +76,7 @@ impl Attempt<'_> {
         }
         let additions = self.additions(&primary, first_look).await?;
         let (publication, coming) = self.publish_for_feed(&primary, sink, additions, &before).await?;
-        let left_copies = if before.has_copy_under_way() { self.copy_producers() } else { 0 };
+        let left_copies = if before.has_copy_under_way() { copy_producers(&self.settings.pipeline) } else { 0 };
         let opening = Opening { left_copies, ..self.kafka_opening(sink, &publication) };
         let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
@@ -162,11 +167,6 @@ impl Attempt<'_> {
         opened.record(progress, planned.clone()).await?;
         records.copied.extend(planned);
         Ok(())
-    }
-
-    /// How many producers a copy may have had that was cut off: somebody may have set fewer workers since.
-    fn copy_producers(&self) -> usize {
-        self.settings.pipeline.copy_workers.max(MOST_COPY_PRODUCERS)
     }
 
     /// A producer is taken over only from one that does not stream any more.

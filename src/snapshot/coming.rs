@@ -21,9 +21,7 @@ pub async fn plan_coming(
     }
     let mut columns = published::column_types(primary, tables).await?;
     columns.iter_mut().for_each(|columns| columns.retain(|column| !column.is_generated));
-    let mut client = session::standby_sql(url, &pipeline.name).await?;
-    // A name that a copied table had may be another's now.
-    renamed::follow(primary, &mut client, &pipeline.name).await?;
+    let (client, _) = by_the_names_of_now(primary, url, &pipeline.name).await?;
     let found = standby::fitting(&client, tables.iter().zip(columns.iter().map(Vec::as_slice))).await?;
     if pipeline.on_existing_rows == OnExistingRows::Refuse {
         let found: Vec<_> = tables.iter().zip(&found).collect();
@@ -45,9 +43,20 @@ pub async fn plan_published(
     if tables.is_empty() {
         return Ok(());
     }
-    let mut client = session::standby_sql(url, &pipeline.name).await?;
-    renamed::follow(primary, &mut client, &pipeline.name).await?;
+    let (client, _) = by_the_names_of_now(primary, url, &pipeline.name).await?;
     write_plan(&client, &pipeline.name, tables).await
+}
+
+/// A session on the standby, whose record has followed renamed tables: a name that a copied table had may be another's now. And whether
+/// there is such a record.
+async fn by_the_names_of_now(
+    primary: &SqlClient,
+    url: &ServerUrl,
+    pipeline: &PipelineName,
+) -> Result<(SqlClient, bool), SnapshotError> {
+    let mut client = session::standby_sql(url, pipeline).await?;
+    let has_record = renamed::follow(primary, &mut client, pipeline).await?;
+    Ok((client, has_record))
 }
 
 /// Durable when it returns: behind it the publication is changed on the other server, for good.
@@ -79,12 +88,11 @@ pub async fn note_set(
 ) -> Result<(), SnapshotError> {
     let failed =
         |error: tokio_postgres::Error| server(Side::Standby, "note in walrelay.copy what is of the set", error);
-    let mut client = session::standby_sql(url, pipeline).await?;
-    if !renamed::has_columns(&client).await? {
+    // A new name may be what takes a table out of the set.
+    let (client, has_record) = by_the_names_of_now(primary, url, pipeline).await?;
+    if !has_record {
         return Ok(());
     }
-    // By the names of now: a new name may be what takes a table out of the set.
-    renamed::follow(primary, &mut client, pipeline).await?;
     make_durable(&client).await?;
     let names = |tables: &[QualifiedName]| -> (Vec<String>, Vec<String>) {
         tables.iter().map(|table| (table.schema.clone(), table.name.clone())).unzip()

@@ -152,10 +152,8 @@ pub async fn prepare(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
 
 async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
     let pipeline = &copy.pipeline.name;
-    let mut standby = session::standby_sql(&copy.sink.url, pipeline).await?;
+    let standby = session::standby_sql(&copy.sink.url, pipeline).await?;
     ownership::take(&standby, pipeline, &copy.progress).await?;
-    let primary = session::primary_sql(copy.primary, pipeline).await?;
-    renamed::follow(&primary, &mut standby, pipeline).await?;
     let earlier = store::load(&standby, pipeline).await?;
     let wanted = left(&copy, &earlier).await?;
     let workers = copy.pipeline.copy_workers.max(1);
@@ -307,11 +305,11 @@ impl Imported {
         store::ensure(&prepared.standby).await?;
         let pieces = begin::run(&prepared.standby, prepared.beginning(), &prepared.progress).await?;
         let (tables, queue) = schedule(&prepared.unfinished, &pieces);
-        let Prepared { pipeline, primary, progress, mut standby, cancel, .. } = prepared;
-        // Notes which tables these are.
-        let catalog = session::primary_sql(&primary, &pipeline).await?;
-        renamed::follow(&catalog, &mut standby, &pipeline).await?;
-        drop(catalog);
+        let Prepared { pipeline, observer, progress, mut standby, cancel, .. } = prepared;
+        if let Some(observer) = observer {
+            // Notes which tables these are.
+            renamed::follow(&observer, &mut standby, &pipeline).await?;
+        }
         if !tables.is_empty() {
             tracing::info!(tables = tables.len(), pieces = queue.len(), %snapshot_lsn, "copying");
             let queue = Mutex::new(queue);

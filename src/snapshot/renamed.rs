@@ -6,16 +6,16 @@ use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
 
-/// Gives what is recorded of a table that was renamed its new name, and notes the OIDs of those of which none is noted yet. Nothing where
-/// nothing is recorded. Reads catalogs only on the primary, so no lock on a table holds it up.
+/// Gives what is recorded of a table that was renamed its new name, and notes the OIDs of those of which none is noted yet. Whether there
+/// is such a record. Reads catalogs only on the primary, so no lock on a table holds it up.
 pub(super) async fn follow(
     primary: &SqlClient,
     standby: &mut SqlClient,
     pipeline: &PipelineName,
-) -> Result<(), SnapshotError> {
+) -> Result<bool, SnapshotError> {
     let failed = |error: tokio_postgres::Error| server(Side::Standby, "follow renamed tables in walrelay.copy", error);
     if !has_columns(standby).await? {
-        return Ok(());
+        return Ok(false);
     }
     let recorded = "SELECT schema_name, table_name, COALESCE(relation_oid, 0) FROM walrelay.copy WHERE pipeline = $1";
     let recorded = standby.query(recorded, &[&pipeline.as_str()]).await.map_err(failed)?;
@@ -37,11 +37,12 @@ pub(super) async fn follow(
             tracing::info!(tables = done, "tables were renamed since they were copied; their record follows them");
         }
     }
-    transaction.commit().await.map_err(failed)
+    transaction.commit().await.map_err(failed)?;
+    Ok(true)
 }
 
 /// Whether there is a record, with what walrelay keeps there since it follows names: its columns are added where they are missing.
-pub(super) async fn has_columns(standby: &SqlClient) -> Result<bool, SnapshotError> {
+async fn has_columns(standby: &SqlClient) -> Result<bool, SnapshotError> {
     let failed = |error: tokio_postgres::Error| server(Side::Standby, "look at walrelay.copy", error);
     let query = "SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'), EXISTS (SELECT FROM pg_catalog.pg_attribute a \
                  WHERE a.attrelid = c.oid AND a.attname = 'has_left' AND NOT a.attisdropped) FROM pg_catalog.pg_class c \

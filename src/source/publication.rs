@@ -238,10 +238,32 @@ pub async fn missing_tables_sql(
 
 /// Tables that have come into the set of a managed publication since, and that this role may add to it.
 pub async fn joining_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Vec<QualifiedName>, SourceError> {
-    if existing(sql, name).await?.is_none() {
+    match existing(sql, name).await? {
+        None => Ok(Vec::new()),
+        existing => may_be_added(sql, name, existing, tables).await,
+    }
+}
+
+/// What the publication lacks of the set and the role may add.
+async fn may_be_added(
+    sql: &SqlClient,
+    name: &str,
+    existing: Option<Existing>,
+    tables: &TableSet,
+) -> Result<Vec<QualifiedName>, SourceError> {
+    if existing.as_ref().is_some_and(|existing| existing.publishes_all_tables || !existing.is_owned) {
         return Ok(Vec::new());
     }
-    Ok(coming_tables(sql, name, tables).await?.tables)
+    let wanted = publishable_tables(sql, tables).await?;
+    let mut missing = match existing {
+        None => wanted.iter().collect(),
+        Some(existing) => missing_tables(sql, name, &existing, &wanted).await?,
+    };
+    if !missing.is_empty() {
+        let owned = owned_tables(sql).await?;
+        missing.retain(|table| owned.contains(&table.name));
+    }
+    Ok(missing.into_iter().map(|table| table.name.clone()).collect())
 }
 
 async fn owned_tables(sql: &SqlClient) -> Result<BTreeSet<QualifiedName>, SourceError> {
@@ -263,18 +285,8 @@ pub struct Coming {
 
 /// The tables that `ensure_publication` would bring into a managed publication: those that the role may add.
 pub async fn coming_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Coming, SourceError> {
-    let wanted = publishable_tables(sql, tables).await?;
-    let mut missing = match existing(sql, name).await? {
-        None => wanted.iter().collect(),
-        Some(existing) if existing.publishes_all_tables || !existing.is_owned => Vec::new(),
-        Some(existing) => missing_tables(sql, name, &existing, &wanted).await?,
-    };
-    if !missing.is_empty() {
-        let owned = owned_tables(sql).await?;
-        missing.retain(|table| owned.contains(&table.name));
-    }
-    let names: Vec<QualifiedName> = missing.into_iter().map(|table| table.name.clone()).collect();
-    Ok(Coming { leaves: leaves(sql, &names).await?, tables: names })
+    let tables = may_be_added(sql, name, existing(sql, name).await?, tables).await?;
+    Ok(Coming { leaves: leaves(sql, &tables).await?, tables })
 }
 
 async fn add_missing(
