@@ -105,7 +105,7 @@ pub async fn turn(backlog: &Backlog, plan: &Plan, peer: Peer) -> Drain {
 /// Every contestant of a workload in turns.
 pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &mut Report) {
     let mut peers = vec![(Peer::Native, workload.native_rounds), (workload.own, None)];
-    peers.extend_from_slice(workload.more_peers);
+    peers.extend(workload.more_peers.iter().map(|peer| (*peer, None)));
     let mut drains: Vec<Vec<Drain>> = vec![Vec::new(); peers.len()];
     let mut decoded_s = Vec::new();
     for round in 0..plan.rounds {
@@ -181,7 +181,7 @@ fn compare(workload: &Workload, drains: &[Vec<Drain>], report: &mut Report) {
     report.compare(comparison("sum of CPU", Kind::Share, cpu, native, "native", workload.aims.cpu));
     let walsender = |drain: &Drain| drain.walsender_s;
     report.compare(comparison("walsender CPU", Kind::Share, walsender, native, "native", None));
-    for ((peer, _), drains) in workload.more_peers.iter().zip(&drains[2..]) {
+    for (peer, drains) in workload.more_peers.iter().zip(&drains[2..]) {
         let aim = workload.aims.durable_speed.filter(|_| *peer == Peer::NativeDurable);
         report.compare(comparison("wall", Kind::Speed, wall, drains, peer.title(), aim));
     }

@@ -3,6 +3,9 @@
 
 use super::measure::{median, verdict};
 
+/// A turn that takes less is short beside what a machine does now and then.
+const SHORT_S: f64 = 15.0;
+
 /// What a ratio says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -96,8 +99,13 @@ impl Comparison {
         Some(if matches!(self.kind, Kind::Speed | Kind::Rate) { self.ratio() >= aim } else { self.ratio() <= aim })
     }
 
-    /// Its row of the table.
-    pub fn cells(&self) -> [String; 8] {
+    /// Whether the peer had less than [`SHORT_S`] in the middle of its turns, where these are times.
+    fn is_short(&self) -> bool {
+        self.kind == Kind::Speed && self.unit == "s" && self.peer_median() < SHORT_S
+    }
+
+    /// Its row of the table. Of a quick run all turns are short.
+    pub fn cells(&self, is_quick: bool) -> [String; 8] {
         let sign = if matches!(self.kind, Kind::Speed | Kind::Rate) { '≥' } else { '≤' };
         let mut remarks: Vec<String> = Vec::new();
         remarks.extend(self.is_met().map(|is_met| verdict(is_met).to_owned()));
@@ -108,6 +116,12 @@ impl Comparison {
             remarks.push(format!("{} cut off", self.cut_off));
         }
         let is_alone = self.kind == Kind::Absolute;
+        if !is_alone && self.peer.len() < self.own.len() {
+            remarks.push(format!("peer: {} of {} rounds", self.peer.len(), self.own.len()));
+        }
+        if !is_quick && self.is_short() {
+            remarks.push(format!("peer's turn under {SHORT_S} s"));
+        }
         let (low, high) = self.spread();
         [
             self.case.clone(),

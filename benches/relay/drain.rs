@@ -55,6 +55,18 @@ async fn walsender_ended(server: &Server) {
     .await;
 }
 
+/// The newest protocol that the server offers: what walrelay's own source asks for. Each of them streams open transactions, and
+/// has values in binary form.
+async fn protocol(server: &Server) -> String {
+    let version: u32 = value(server, "postgres", "SHOW server_version_num").await.parse().unwrap();
+    let number = match version {
+        ..150_000 => 2,
+        150_000..160_000 => 3,
+        160_000.. => 4,
+    };
+    format!("proto_version={number}")
+}
+
 /// One drain of a copy of the slot.
 pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
     let Source { server, database, target, changes } = source;
@@ -62,11 +74,12 @@ pub async fn run_one(source: &Source<'_>, reader: Reader) -> Drain {
                 SELECT pg_copy_logical_replication_slot('base', 'run')";
     values(server, database, copy).await;
     let url = server.url(database);
+    let protocol = protocol(server).await;
     let mut command = match reader {
         Reader::PgRecvlogical => {
             let mut command = Command::new(tool("pg_recvlogical"));
             command.args(["--start", "--no-loop", "--slot=run", "--file=/dev/null", "--plugin=pgoutput"]);
-            for option in ["proto_version=4", "publication_names=bench", "streaming=on", "binary=true"] {
+            for option in [protocol.as_str(), "publication_names=bench", "streaming=on", "binary=true"] {
                 command.args(["-o", option]);
             }
             command.arg(format!("--endpos={target}")).arg(format!("--dbname={url}"));

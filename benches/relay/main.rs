@@ -38,7 +38,7 @@ mod usage;
 mod workload;
 
 use harness::value;
-use plan::Plan;
+use plan::{CASES, Plan};
 use report::Report;
 use servers::options;
 
@@ -57,36 +57,35 @@ async fn run(plan: &Plan) {
     let server = harness::start_server(plan.major, options()).await;
     let version = value(&server, "postgres", "SELECT version()").await;
     drop(server);
-    let mut report = Report::new(results::head(plan, &version), plan.is_quick);
+    let mut report = Report::new(results::stem(), results::head(plan, &version), plan.is_quick);
     for line in &report.head {
         println!("{line}");
     }
     backlogs(plan, &mut report).await;
-    if plan.wants("b") {
-        live::run(plan, &mut report).await;
-    }
-    if plan.wants("c") {
-        synchronous::run(plan, &mut report).await;
-    }
-    if plan.wants("drain") {
-        decode::run_shapes(plan, &mut report).await;
-    }
-    if plan.wants("commit") {
-        commit::run(plan, &mut report).await;
-    }
-    if plan.wants("idle") {
-        resident::idle(plan, &mut report).await;
-    }
-    if plan.wants("d") {
-        copy::run(plan, &mut report).await;
-    }
-    if plan.wants("k") || plan.wants("k2") {
-        feed::run(plan, &mut report).await;
-    }
-    if plan.wants("large") {
-        resident::large(plan, &mut report).await;
+    // Each case is kept as soon as it is over.
+    for case in CASES {
+        if plan.wants(case) && live_case(case, plan, &mut report).await {
+            results::write(&report);
+        }
     }
     results::finish(&report);
+}
+
+/// A case that has no backlog; false where this is none.
+async fn live_case(case: &str, plan: &Plan, report: &mut Report) -> bool {
+    match case {
+        "b" => live::run(plan, report).await,
+        "c" => synchronous::run(plan, report).await,
+        "d" => copy::run(plan, report).await,
+        "k" => feed::run(plan, report).await,
+        "k2" if !plan.wants("k") => feed::run(plan, report).await,
+        "drain" => decode::run_shapes(plan, report).await,
+        "commit" => commit::run(plan, report).await,
+        "idle" => resident::idle(plan, report).await,
+        "large" => resident::large(plan, report).await,
+        _ => return false,
+    }
+    true
 }
 
 /// Cases A and P, and R on the backlogs of A1 and A3.
@@ -104,5 +103,6 @@ async fn backlogs(plan: &Plan, report: &mut Report) {
         if plan.wants(workload.case) {
             apply::run(&backlog, plan, &workload, report).await;
         }
+        results::write(report);
     }
 }

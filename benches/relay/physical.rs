@@ -4,7 +4,7 @@ use std::process::Command;
 
 use walrelay::throwaway::Server;
 
-use super::harness::{start_server, values};
+use super::harness::{eventually, start_server, value, values};
 use super::servers::options;
 
 /// Its name at the primary, and its slot's.
@@ -37,4 +37,13 @@ pub async fn start(standby: &mut Server, port: u16) {
     );
     standby.write("postgresql.auto.conf", &settings).unwrap();
     standby.start_again().await.unwrap();
+}
+
+/// Until it has replayed the primary's WAL up to there, by its own word.
+pub async fn wait_replayed(standby: &Server, end: &str) {
+    let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'");
+    eventually(&format!("{NAME} has replayed {end}"), || async {
+        (value(standby, "postgres", &sql).await == "t").then_some(())
+    })
+    .await;
 }

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::Instant;
 
 use super::comparison::Comparison;
 
@@ -15,10 +16,14 @@ pub type Cost = [String; COST_COLUMNS.len()];
 
 /// Everything that came out of one run of the program.
 pub struct Report {
+    /// What its files are called.
+    pub stem: String,
     /// Machine, versions, date.
     pub head: Vec<String>,
     /// Whether it must not be quoted.
     pub is_quick: bool,
+    /// When the run began.
+    began: Instant,
     /// Cases in words.
     pub cases: Vec<(String, String)>,
     /// The comparisons.
@@ -29,8 +34,17 @@ pub struct Report {
 
 impl Report {
     /// An empty one.
-    pub fn new(head: Vec<String>, is_quick: bool) -> Self {
-        Self { head, is_quick, cases: Vec::new(), comparisons: Vec::new(), costs: Vec::new(), sections: Vec::new() }
+    pub fn new(stem: String, head: Vec<String>, is_quick: bool) -> Self {
+        Self {
+            stem,
+            head,
+            is_quick,
+            began: Instant::now(),
+            cases: Vec::new(),
+            comparisons: Vec::new(),
+            costs: Vec::new(),
+            sections: Vec::new(),
+        }
     }
 
     /// One run is over.
@@ -44,8 +58,9 @@ impl Report {
         self.cases.push((case.to_owned(), title.to_owned()));
     }
 
-    /// One more line.
+    /// One more line, which is said at once.
     pub fn compare(&mut self, comparison: Comparison) {
+        println!("  {}", comparison.cells(self.is_quick).join(" | "));
         self.comparisons.push(comparison);
     }
 
@@ -76,7 +91,7 @@ impl Report {
         }
         let title = ["case", "measure", "walrelay", "peer", "peer's", "ratio", "aim", ""];
         text.push_str("\n## Against the peers\n\nMedian (min–max) of the rounds; the ratio is that of the medians. A time's ratio is the peer's over ours, a cost's and a rate's is ours over the peer's.\n\n");
-        let rows: Vec<[String; 8]> = self.comparisons.iter().map(Comparison::cells).collect();
+        let rows: Vec<[String; 8]> = self.comparisons.iter().map(|one| one.cells(self.is_quick)).collect();
         table(&mut text, &title, &rows);
         if !self.costs.is_empty() {
             text.push_str("\n## Where the CPU went\n\nSeconds, medians.\n\n");
@@ -85,6 +100,8 @@ impl Report {
         for section in &self.sections {
             let _ = write!(text, "\n{section}");
         }
+        let minutes = self.began.elapsed().as_secs() / 60;
+        let _ = writeln!(text, "\nThe run took {} h {:02} min up to here.", minutes / 60, minutes % 60);
         text
     }
 }

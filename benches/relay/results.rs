@@ -1,7 +1,8 @@
-//! The result file: what was run on what, when; the tables. Written once, at the end.
+//! The result file: what was run on what, when; the tables. Written anew after each case, so that hours of measuring that are cut off
+//! leave what they had. Measures nothing.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::comparison::{Comparison, Kind};
@@ -57,23 +58,32 @@ fn processor() -> String {
     format!("{}, {} GB", model.map_or("processor unknown", |(_, model)| model), kilobytes.unwrap_or_default() >> 20)
 }
 
-/// Prints the tables and writes them below `benches/results`; quick runs into `target`, where nobody quotes them from.
-pub fn finish(report: &Report) {
+/// The name of the files of a run that begins now.
+pub fn stem() -> String {
+    said(Command::new("date").args(["-u", "+%F-%H%M"]))
+}
+
+/// Writes what there is by now below `benches/results`; quick runs into `target`, where nobody quotes them from.
+pub fn write(report: &Report) -> PathBuf {
     let mut text = report.text();
-    println!("\n{text}");
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = root.join(if report.is_quick { "target/bench-quick" } else { "benches/results" });
-    let stem = said(Command::new("date").args(["-u", "+%F-%H%M"]));
     fs::create_dir_all(&folder).unwrap();
     for (name, title, is_in) in PLOTS {
         let chosen: Vec<_> = report.comparisons.iter().filter(|one| one.kind != Kind::Absolute && is_in(one)).collect();
         if !chosen.is_empty() {
-            let file = format!("{stem}-{name}.svg");
+            let file = format!("{}-{name}.svg", report.stem);
             fs::write(folder.join(&file), svg(title, &chosen)).unwrap();
             text.push_str(&format!("\n![{title}]({file})\n"));
         }
     }
-    let file = folder.join(format!("{stem}.md"));
+    let file = folder.join(format!("{}.md", report.stem));
     fs::write(&file, &text).unwrap();
-    println!("written to {}", file.display());
+    file
+}
+
+/// Prints the tables, and where they were written.
+pub fn finish(report: &Report) {
+    println!("\n{}", report.text());
+    println!("written to {}", write(report).display());
 }

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use walrelay::throwaway::Server;
+
 use super::database::{RUN, copy_database, fingerprints, published};
 use super::harness::{Pair, eventually, value, values};
 use super::measure::percentile;
@@ -78,8 +80,13 @@ impl Stage {
 
     /// Both databases must hold the same.
     pub async fn verify(&self, who: &str) {
+        self.verify_on(&self.pair.standby, who).await;
+    }
+
+    /// The same for a standby of another kind.
+    pub async fn verify_on(&self, standby: &Server, who: &str) {
         let expected = fingerprints(&self.pair.primary, RUN, &self.tables).await;
-        let found = fingerprints(&self.pair.standby, RUN, &self.tables).await;
+        let found = fingerprints(standby, RUN, &self.tables).await;
         assert_eq!(found, expected, "{who}: the target differs from the primary");
     }
 

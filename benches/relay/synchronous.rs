@@ -195,6 +195,10 @@ impl Scene {
                 self.stage.reset(&[]).await;
                 physical::start(&mut self.physical, port).await;
                 self.cells(plan, between, standby, None, out).await;
+                // At remote_write and on, the last rows may be replayed after the last commit.
+                let end = value(&self.stage.pair.primary, "postgres", "SELECT pg_current_wal_flush_lsn()").await;
+                physical::wait_replayed(&self.physical, &end).await;
+                self.stage.verify_on(&self.physical, standby.title()).await;
                 self.physical.stop_fast();
             }
             Standby::Follower(peer) => {

@@ -46,8 +46,8 @@ pub struct Workload {
     pub native_rounds: Option<usize>,
     /// walrelay as it is to be judged, …
     pub own: Peer,
-    /// … and who else runs beside it and the native subscription, with a bound of rounds.
-    pub more_peers: &'static [(Peer, Option<usize>)],
+    /// … and who else runs beside it and the native subscription.
+    pub more_peers: &'static [Peer],
     /// Settings of the servers' own.
     pub settings: &'static [(&'static str, &'static str)],
     /// The bars.
@@ -104,8 +104,7 @@ fn tpc_b(plan: &Plan) -> Workload {
         unit: "tx",
         units: count,
         changes: count * 4,
-        // Six times slower than the others: less of it tells as much.
-        more_peers: &[(Peer::NativeDurable, Some(2)), (Peer::NativeTwo, None)],
+        more_peers: &[Peer::NativeDurable, Peer::NativeTwo],
         ..of_rows(
             "a1",
             format!("{count} TPC-B transactions, scale {scale}"),
@@ -187,7 +186,7 @@ fn keyless(plan: &Plan) -> Workload {
 
 /// A table of ten times the shared buffers, read past the operating system's cache.
 fn beyond_memory(plan: &Plan) -> Workload {
-    let (rows, count) = (plan.size("COLD_ROWS", 3_000_000), plan.size("COLD", 200_000));
+    let (rows, count) = (plan.size("COLD_ROWS", 4_000_000), plan.size("COLD", 200_000));
     // A walk over all keys in no order: the factor is prime, and no key comes twice in a backlog shorter than the table.
     let body = format!("UPDATE wide SET a = a + 1 WHERE id = 1 + (k * 2654435761::bigint) % {rows}");
     let title = format!("{count} updates at random, table of {rows} rows, 40 MB of shared buffers, direct I/O");
@@ -201,7 +200,7 @@ fn beyond_memory(plan: &Plan) -> Workload {
     workload.setup.push(filled(rows));
     workload.settings = settings;
     workload.own = Peer::RelayPrefetch;
-    workload.more_peers = &[(Peer::RelayNoPrefetch, None)];
+    workload.more_peers = &[Peer::RelayNoPrefetch];
     workload
 }
 

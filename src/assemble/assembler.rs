@@ -92,7 +92,7 @@ impl Assembler {
     ///
     /// Memory that it holds when it returns is at most the limit of the budget and what only the sink can free
     /// ([`Self::must_wait`]), with up to 64 KiB for each open transaction. While the budget is over its limit this writes to
-    /// the spool folder in large pieces, and a rollback may read from there: call it where blocking is allowed.
+    /// the spool folder in large pieces: call it where blocking is allowed. A rollback shortens a file and reads a few descriptions of it.
     pub fn push(&mut self, chunk: Bytes, out: &mut Vec<Arrival>) -> Result<(), AssembleError> {
         let mut run_start = 0;
         let mut offset = 0;
@@ -105,7 +105,7 @@ impl Assembler {
             }
             match parse(frame.body)? {
                 ReplicationMessage::XLogData { payload, .. } => {
-                    if self.is_body(payload, start - run_start)? {
+                    if self.is_body(payload, start - run_start..offset - run_start)? {
                         continue;
                     }
                     self.take_run(&chunk, run_start..start)?;
@@ -176,9 +176,9 @@ impl Assembler {
         self.streams.values().map(|stream| &**stream).chain(current)
     }
 
-    /// Whether the message belongs to the body of what is open; then it is counted. `run_bytes` lie before it in its run.
+    /// Whether the message, which has this place in its run, belongs to the body of what is open; then it is counted.
     #[inline]
-    fn is_body(&mut self, payload: &[u8], run_bytes: usize) -> Result<bool, AssembleError> {
+    fn is_body(&mut self, payload: &[u8], place: Range<usize>) -> Result<bool, AssembleError> {
         let tag = Tag::of(payload)?;
         match &mut self.state {
             State::Ordinary(open) => match tag {
@@ -191,14 +191,15 @@ impl Assembler {
             },
             State::Block(stream) => match tag {
                 Tag::Insert | Tag::Update | Tag::Delete => {
+                    stream.note(payload[0], payload, place.start)?;
                     stream.rows += 1;
-                    stream.note(payload[0], payload, run_bytes)?;
                 }
-                Tag::Truncate | Tag::Logical => stream.note(payload[0], payload, run_bytes)?,
+                Tag::Truncate | Tag::Logical => stream.note(payload[0], payload, place.start)?,
                 Tag::Relation => {
+                    stream.note_description(place);
                     self.descriptions.note(payload.get(5..).unwrap_or_default(), Some(&mut stream.descriptions));
                 }
-                Tag::Type => {}
+                Tag::Type => stream.note_description(place),
                 _ => return Ok(false),
             },
             State::Idle => return Ok(false),
@@ -303,7 +304,7 @@ impl Assembler {
             return Ok(());
         }
         match self.streams.get_mut(&xid) {
-            Some(stream) => stream.abort(subxid),
+            Some(stream) => Ok(stream.abort(subxid)?),
             None => Ok(()),
         }
     }

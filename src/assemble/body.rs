@@ -2,16 +2,14 @@
 //! in its reservation. Knows no transactions, only runs of whole messages.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::decode::Tag;
 use crate::model::{Body, MemoryBudget, Reservation};
-use crate::wire::frame::{self, HEADER_BYTES};
-use crate::wire::replication::{self, ReplicationMessage};
 
-use super::error::{AssembleError, SpoolError};
+use super::error::SpoolError;
 use super::spill::{SpoolFile, SpooledBody};
 use super::spool::Spool;
 
@@ -112,48 +110,62 @@ impl OpenBody {
         self.write()
     }
 
-    /// Drops everything from `offset` on, where a message begins, except relations and types, which move up: the primary
-    /// describes them once per streamed transaction and would not do so again (`get_schema_sent_in_streamed_txn` in
-    /// `src/backend/replication/pgoutput/pgoutput.c`). Returns the number of rows dropped.
+    /// Drops everything from `offset` on, where a message begins, except what stands at the places `kept`, whole messages behind
+    /// `offset` and in order, which move up.
     ///
-    /// Reads what it drops: each byte at most once in its life, in runs of about 1 MiB.
-    pub(super) fn cut(&mut self, offset: u64) -> Result<u64, AssembleError> {
-        let mut sieve = Sieve::default();
-        let mut at = offset;
-        if let Some(file) = &self.file {
-            while let Some(run) = file.run_at(at)? {
-                at += run.len() as u64;
-                sieve.pass(&run)?;
-            }
-        }
+    /// Reads nothing but these. What is dropped may be gigabytes in the file, and while they were read, nobody would tell the primary that
+    /// we live.
+    pub(super) fn cut(&mut self, offset: u64, kept: &[Range<u64>]) -> Result<(), SpoolError> {
+        let moved = self.gather(kept)?;
         let file_bytes = self.file.as_ref().map_or(0, SpoolFile::size_bytes);
-        self.cut_memory(offset.saturating_sub(file_bytes) as usize, &mut sieve)?;
+        self.cut_memory(offset.saturating_sub(file_bytes) as usize)?;
         if let Some(file) = &mut self.file
             && offset < file_bytes
         {
             file.cut(offset)?;
         }
-        if !sieve.kept.is_empty() {
-            self.append_copy(&sieve.kept)?;
+        if !moved.is_empty() {
+            self.append_copy(&moved)?;
         }
-        self.settle()?;
-        Ok(sieve.rows)
+        self.settle()
+    }
+
+    /// What stands at these places, which are in order, one behind the other.
+    fn gather(&self, places: &[Range<u64>]) -> Result<Vec<u8>, SpoolError> {
+        let mut gathered = Vec::new();
+        let mut before_bytes = 0;
+        if let Some(file) = &self.file {
+            before_bytes = file.size_bytes();
+            for place in places.iter().take_while(|place| place.start < before_bytes) {
+                gathered.extend_from_slice(&file.part(place.start..place.end.min(before_bytes))?);
+            }
+        }
+        for piece in self.pieces.iter().map(|piece| &piece[..]).chain([&self.growing[..]]) {
+            let end_bytes = before_bytes + piece.len() as u64;
+            let first = places.partition_point(|place| place.end <= before_bytes);
+            for place in places[first..].iter().take_while(|place| place.start < end_bytes) {
+                // A place of several messages may begin in the piece before, or in the file, and end in the piece behind.
+                let start = place.start.max(before_bytes) - before_bytes;
+                let end = place.end.min(end_bytes) - before_bytes;
+                gathered.extend_from_slice(&piece[start as usize..end as usize]);
+            }
+            before_bytes = end_bytes;
+        }
+        Ok(gathered)
     }
 
     /// Keeps the first `keep_bytes` of what is in memory.
-    fn cut_memory(&mut self, keep_bytes: usize, sieve: &mut Sieve) -> Result<(), AssembleError> {
+    fn cut_memory(&mut self, keep_bytes: usize) -> Result<(), SpoolError> {
         let mut before_bytes = 0;
         let mut torn = None;
         for (index, piece) in self.pieces.iter().enumerate() {
             let keep = keep_bytes.saturating_sub(before_bytes).min(piece.len());
-            sieve.pass(&piece[keep..])?;
             if keep < piece.len() && torn.is_none() {
                 torn = Some((index, piece.slice(..keep)));
             }
             before_bytes += piece.len();
         }
         let keep = keep_bytes.saturating_sub(before_bytes).min(self.growing.len());
-        sieve.pass(&self.growing[keep..])?;
         self.growing.truncate(keep);
         self.memory_bytes = keep_bytes as u64;
         if let Some((index, rest)) = torn {
@@ -212,32 +224,6 @@ impl OpenBody {
             self.memory_bytes = 0;
         }
         self.reservation.resize(OVERHEAD_BYTES);
-        Ok(())
-    }
-}
-
-/// What is cut off passes through: rows are counted, descriptions are kept.
-#[derive(Default)]
-struct Sieve {
-    rows: u64,
-    kept: Vec<u8>,
-}
-
-impl Sieve {
-    fn pass(&mut self, run: &[u8]) -> Result<(), AssembleError> {
-        let mut offset = 0;
-        for frame in frame::frames(run) {
-            let frame = frame?;
-            let end = offset + HEADER_BYTES + frame.body.len();
-            if let ReplicationMessage::XLogData { payload, .. } = replication::parse(frame.body)? {
-                match Tag::of(payload)? {
-                    Tag::Insert | Tag::Update | Tag::Delete => self.rows += 1,
-                    Tag::Relation | Tag::Type => self.kept.extend_from_slice(&run[offset..end]),
-                    _ => {}
-                }
-            }
-            offset = end;
-        }
         Ok(())
     }
 }

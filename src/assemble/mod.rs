@@ -16,6 +16,7 @@ mod body;
 mod descriptions;
 mod error;
 mod ordinary;
+mod places;
 mod spill;
 mod spool;
 mod stream;

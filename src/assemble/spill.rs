@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,6 +72,12 @@ impl SpoolFile {
         self.read_run(offset).map_err(|error| SpoolError::new(&self.folder, "reading a file", error))
     }
 
+    /// The bytes at a place of what was written.
+    pub(super) fn part(&self, place: Range<u64>) -> Result<BytesMut, SpoolError> {
+        let read = self.read(place.start, place.end.saturating_sub(place.start));
+        read.map_err(|error| SpoolError::new(&self.folder, "reading a file", error))
+    }
+
     fn read_run(&self, offset: u64) -> io::Result<Option<Bytes>> {
         let left_bytes = self.size_bytes.saturating_sub(offset);
         if left_bytes == 0 {
@@ -127,8 +134,8 @@ impl SpooledChunks for SpooledBody {
         Ok(run)
     }
 
-    fn rewind(&mut self) {
-        self.offset = 0;
+    fn rewind_to(&mut self, offset: u64) {
+        self.offset = offset;
     }
 }
 
@@ -178,8 +185,10 @@ mod tests {
             [800_000, 400_000, 3 * READ_BYTES, 5, READ_BYTES, 30]
         );
         assert_eq!(runs.concat(), messages.concat());
-        body.rewind();
+        body.rewind_to(0);
         assert_eq!(body.next_chunk().unwrap().as_ref(), runs.first());
+        body.rewind_to(800_000);
+        assert_eq!(body.next_chunk().unwrap().as_ref(), runs.get(1));
     }
 
     #[test]
@@ -191,7 +200,8 @@ mod tests {
         let error = file.run_at(0).unwrap_err().to_string();
         assert!(error.contains("reading a file: it does not hold what was written"), "{error}");
         named.as_file().set_len(10).unwrap();
-        let error = file.run_at(0).unwrap_err().to_string();
-        assert!(error.contains("/spool/standby1"), "{error}");
+        for error in [file.run_at(0).unwrap_err(), file.part(20..30).unwrap_err()] {
+            assert!(error.to_string().contains("/spool/standby1"), "{error}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 //!                         └─ c ───────────▶ committed
 //! ```
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,7 +20,8 @@ use crate::model::{Lsn, MemoryBudget, Reservation, Timestamp, Transaction};
 use super::body::OpenBody;
 use super::descriptions::Descriptions;
 use super::error::{AssembleError, SpoolError};
-use super::subtransactions::Subtransactions;
+use super::places::Places;
+use super::subtransactions::{First, Subtransactions};
 
 /// Between its first block and its commit or abort.
 #[derive(Debug)]
@@ -36,7 +38,10 @@ pub(super) struct Stream {
     /// The shortest that it was cut to since that was asked last.
     cut_to_bytes: u64,
     subtransactions: Subtransactions,
-    subtransactions_reservation: Reservation,
+    /// Where the descriptions stand in the body.
+    places: Places,
+    /// Of `subtransactions` and `places`.
+    notes_reservation: Reservation,
 }
 
 impl Stream {
@@ -51,37 +56,51 @@ impl Stream {
             taken_back: 0,
             cut_to_bytes: u64::MAX,
             subtransactions: Subtransactions::new(xid),
-            subtransactions_reservation: budget.reservation(),
+            places: Places::default(),
+            notes_reservation: budget.reservation(),
         }
     }
 
-    /// A change in a block, `run_bytes` behind what `body` already holds. Relations and types are not noted: a rollback
-    /// must not take them back.
+    /// A change in a block, `run_bytes` behind what `body` already holds; to be told before it is counted among the rows.
     #[inline]
     pub(super) fn note(&mut self, tag: u8, payload: &[u8], run_bytes: usize) -> Result<(), AssembleError> {
         let xid = stream_xid(payload).ok_or(AssembleError::Misplaced { tag, place: "without its transaction id" })?;
         let offset = self.body.size_bytes() + run_bytes as u64;
-        self.subtransactions.note(xid, offset).map_err(|_| AssembleError::TooManySubtransactions { xid: self.xid })
+        let noted = self.subtransactions.note(xid, offset, self.rows);
+        noted.map_err(|_| AssembleError::TooManySubtransactions { xid: self.xid })
+    }
+
+    /// A relation or a type, at this place of what is behind `body`. A rollback must not take it back: the primary describes it once per
+    /// streamed transaction and would not do so again (`get_schema_sent_in_streamed_txn` in
+    /// `src/backend/replication/pgoutput/pgoutput.c`).
+    pub(super) fn note_description(&mut self, place: Range<usize>) {
+        let before_bytes = self.body.size_bytes();
+        self.places.note(before_bytes + place.start as u64..before_bytes + place.end as u64);
     }
 
     /// Takes the run of messages since the last call.
     pub(super) fn append(&mut self, run: &[u8]) -> Result<(), SpoolError> {
-        self.subtransactions_reservation.resize(self.subtransactions.size_bytes());
+        self.reserve_notes();
         self.body.append_copy(run)
     }
 
     /// The subtransaction `subxid` rolled back. One that never changed anything here is nothing to take back.
-    pub(super) fn abort(&mut self, subxid: u32) -> Result<(), AssembleError> {
-        if let Some(offset) = self.subtransactions.cut(subxid) {
+    pub(super) fn abort(&mut self, subxid: u32) -> Result<(), SpoolError> {
+        if let Some(First { offset, rows, .. }) = self.subtransactions.cut(subxid) {
             self.cut_to_bytes = self.cut_to_bytes.min(offset);
             if offset < self.read_bytes {
                 self.taken_back += 1;
                 self.read_bytes = 0;
             }
-            self.rows -= self.body.cut(offset)?;
-            self.subtransactions_reservation.resize(self.subtransactions.size_bytes());
+            self.body.cut(offset, &self.places.cut(offset))?;
+            self.rows = rows;
+            self.reserve_notes();
         }
         Ok(())
+    }
+
+    fn reserve_notes(&mut self) {
+        self.notes_reservation.resize(self.subtransactions.size_bytes() + self.places.size_bytes());
     }
 
     /// The run at `offset` of what has come, for who writes it before the end is known; `None` where nothing more has.
@@ -104,7 +123,7 @@ impl Stream {
 
     /// Everything reserved.
     pub(super) fn reserved_bytes(&self) -> u64 {
-        self.body.reserved_bytes() + self.subtransactions_reservation.bytes()
+        self.body.reserved_bytes() + self.notes_reservation.bytes()
     }
 
     pub(super) fn commit(

@@ -1,4 +1,4 @@
-//! Where in a streamed transaction's body each subtransaction first appears: what a rollback of it cuts off. Pure.
+//! Where in a streamed transaction's body each subtransaction first appears, and behind how many rows: what a rollback of it cuts off. Pure.
 //!
 //! A loop with an EXCEPTION clause makes one subtransaction a row, so ten million entries are nothing strange. They are kept
 //! as differences in sealed blocks, about 4 bytes each: ids and offsets mostly grow in small steps.
@@ -19,9 +19,11 @@ pub(super) struct LimitReached;
 /// One subtransaction's first appearance. `key` is its id counted from the top-level transaction's, so that it grows across
 /// the wrap-around of ids: a subtransaction always gets its id after its parents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct First {
+pub(super) struct First {
     key: u32,
-    offset: u64,
+    pub(super) offset: u64,
+    /// In the body before it.
+    pub(super) rows: u64,
 }
 
 /// `BLOCK_ENTRIES` entries, all but the first as differences.
@@ -52,13 +54,13 @@ impl Subtransactions {
         Self { top, last: top, sealed: Vec::new(), differences_bytes: 0, tail: Vec::new(), recent: [0; RECENT_ENTRIES] }
     }
 
-    /// A change of `xid` stands at `offset`, which never goes back.
+    /// A change of `xid` stands at `offset`, behind so many rows; neither ever goes back, but by a cut.
     #[inline]
-    pub(super) fn note(&mut self, xid: u32, offset: u64) -> Result<(), LimitReached> {
-        if xid == self.last { Ok(()) } else { self.note_other(xid, offset) }
+    pub(super) fn note(&mut self, xid: u32, offset: u64, rows: u64) -> Result<(), LimitReached> {
+        if xid == self.last { Ok(()) } else { self.note_other(xid, offset, rows) }
     }
 
-    fn note_other(&mut self, xid: u32, offset: u64) -> Result<(), LimitReached> {
+    fn note_other(&mut self, xid: u32, offset: u64, rows: u64) -> Result<(), LimitReached> {
         let key = xid.wrapping_sub(self.top);
         let slot = key as usize % RECENT_ENTRIES;
         // Key 0 is the top-level transaction itself; an empty slot holds 0 too and means the same.
@@ -67,7 +69,7 @@ impl Subtransactions {
                 if self.len() >= LIMIT {
                     return Err(LimitReached);
                 }
-                self.tail.push(First { key, offset });
+                self.tail.push(First { key, offset, rows });
                 self.seal_when_full();
             }
             self.recent[slot] = key;
@@ -77,8 +79,9 @@ impl Subtransactions {
     }
 
     /// `xid` rolled back: where its first change stands, if it had any. It and all that appeared later are forgotten.
-    pub(super) fn cut(&mut self, xid: u32) -> Option<u64> {
-        let offset = self.find(xid.wrapping_sub(self.top))?;
+    pub(super) fn cut(&mut self, xid: u32) -> Option<First> {
+        let cut = self.find(xid.wrapping_sub(self.top))?;
+        let offset = cut.offset;
         while self.sealed.last().is_some_and(|block| block.first.offset >= offset) {
             self.tail.clear();
             self.unseal();
@@ -92,7 +95,7 @@ impl Subtransactions {
         self.seal_when_full();
         self.recent = [0; RECENT_ENTRIES];
         self.last = self.top;
-        Some(offset)
+        Some(cut)
     }
 
     /// Number of subtransactions remembered.
@@ -105,14 +108,14 @@ impl Subtransactions {
         (self.differences_bytes + self.sealed.len() * size_of::<Block>() + self.tail.len() * size_of::<First>()) as u64
     }
 
-    fn find(&self, key: u32) -> Option<u64> {
+    fn find(&self, key: u32) -> Option<First> {
         if let Some(first) = self.tail.iter().rev().find(|first| first.key == key) {
-            return Some(first.offset);
+            return Some(*first);
         }
         let start = self.sealed.partition_point(|block| block.largest_key_so_far < key);
         let mut blocks =
             self.sealed[start..].iter().filter(|block| (block.smallest_key..=block.largest_key).contains(&key));
-        blocks.find_map(|block| block.entries().find(|first| first.key == key)).map(|first| first.offset)
+        blocks.find_map(|block| block.entries().find(|first| first.key == key))
     }
 
     fn seal_when_full(&mut self) {
@@ -141,9 +144,14 @@ impl Block {
         let mut differences = Vec::with_capacity(entries.len() * 4);
         for pair in entries.windows(2) {
             let step = i64::from(pair[1].key) - i64::from(pair[0].key);
-            // Signs to the lowest bit, so that small steps either way stay short.
-            put_number(((step << 1) ^ (step >> 63)) as u64, &mut differences);
+            let rows = pair[1].rows - pair[0].rows;
+            // Signs to the second lowest bit, so that small steps either way stay short; the lowest tells that it is not one row.
+            let step = ((step << 1) ^ (step >> 63)) as u64;
+            put_number((step << 1) | u64::from(rows != 1), &mut differences);
             put_number(pair[1].offset - pair[0].offset, &mut differences);
+            if rows != 1 {
+                put_number(rows, &mut differences);
+            }
         }
         let keys = || entries.iter().map(|entry| entry.key);
         let largest_key = keys().max().unwrap_or(first.key);
@@ -162,8 +170,11 @@ impl Block {
         let following = std::iter::from_fn(move || {
             let step = take_number(&mut rest)?;
             let offset = take_number(&mut rest)?;
+            let rows = if step & 1 == 1 { take_number(&mut rest)? } else { 1 };
+            let step = step >> 1;
             let step = (step >> 1) as i64 ^ -((step & 1) as i64);
-            entry = First { key: (i64::from(entry.key) + step) as u32, offset: entry.offset + offset };
+            let key = (i64::from(entry.key) + step) as u32;
+            entry = First { key, offset: entry.offset + offset, rows: entry.rows + rows };
             Some(entry)
         });
         std::iter::once(self.first).chain(following)
@@ -201,14 +212,16 @@ mod tests {
     /// Notes (`true`) or rolls back (`false`) each id, and compares with a plain list after each step.
     fn check(top: u32, steps: &[(bool, u32)]) {
         let mut subtransactions = Subtransactions::new(top);
-        let mut reference: Vec<(u32, u64)> = Vec::new();
-        for (offset, &(is_note, id)) in steps.iter().enumerate() {
-            let (offset, xid) = (offset as u64 * 300, top.wrapping_add(id));
+        let mut reference: Vec<(u32, First)> = Vec::new();
+        for (number, &(is_note, id)) in steps.iter().enumerate() {
+            let number = number as u64;
+            // No row, one or more between two of them.
+            let (offset, rows, xid) = (number * 300, number * 3 / 4, top.wrapping_add(id));
             let position = reference.iter().position(|(other, _)| *other == xid);
             if is_note {
-                subtransactions.note(xid, offset).unwrap();
+                subtransactions.note(xid, offset, rows).unwrap();
                 if id != 0 && position.is_none() {
-                    reference.push((xid, offset));
+                    reference.push((xid, First { key: id, offset, rows }));
                 }
             } else {
                 assert_eq!(subtransactions.cut(xid), position.map(|position| reference[position].1));
@@ -216,8 +229,8 @@ mod tests {
             }
             assert_eq!(subtransactions.len(), reference.len());
         }
-        for (xid, offset) in reference {
-            assert_eq!(subtransactions.find(xid.wrapping_sub(top)), Some(offset));
+        for (xid, first) in reference {
+            assert_eq!(subtransactions.find(xid.wrapping_sub(top)), Some(first));
         }
     }
 
@@ -244,10 +257,11 @@ mod tests {
     fn ten_million_fit_into_a_few_bytes_each() {
         let mut subtransactions = Subtransactions::new(1);
         for id in 0..1_000_000u32 {
-            subtransactions.note(2 + id, u64::from(id) * 150).unwrap();
+            subtransactions.note(2 + id, u64::from(id) * 150, id.into()).unwrap();
         }
         assert!(subtransactions.size_bytes() < 4_000_000, "{}", subtransactions.size_bytes());
-        assert_eq!(subtransactions.cut(500_002), Some(500_000 * 150));
+        let cut = First { key: 500_001, offset: 500_000 * 150, rows: 500_000 };
+        assert_eq!(subtransactions.cut(500_002), Some(cut));
         assert_eq!(subtransactions.len(), 500_000);
     }
 

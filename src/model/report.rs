@@ -42,6 +42,8 @@ pub struct PipelineReport {
     pub rows: u64,
     /// Table, reason and number of batches whose changes of the table had to be written row by row.
     pub apply_fallbacks: Vec<(String, &'static str, u64)>,
+    /// Table and number of its rows that were written one by one in batches that were written as sets.
+    pub apply_rows_in_order: Vec<(String, u64)>,
     /// What went to Kafka; `None` for a sink of another type.
     pub feed: Option<FeedReport>,
     /// What is read ahead on the standby; `None` where that is not configured.
@@ -103,6 +105,7 @@ impl PipelineReport {
             transactions: 0,
             rows: 0,
             apply_fallbacks: Vec::new(),
+            apply_rows_in_order: Vec::new(),
             feed: None,
             prefetch: None,
             transactions_per_second: 0.0,

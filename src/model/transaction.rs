@@ -63,8 +63,8 @@ pub trait SpooledChunks: Send + Sync {
     /// Blocks on the file system: call it where that is allowed.
     fn next_chunk(&mut self) -> io::Result<Option<Bytes>>;
 
-    /// Begins again at the first run.
-    fn rewind(&mut self);
+    /// Begins again, at a message that stands behind so many bytes.
+    fn rewind_to(&mut self, offset: u64);
 }
 
 /// Where the time stands at which the primary sent a message, in a `CopyData` with an `XLogData`: behind tag, length, tag, start and end.

@@ -150,16 +150,22 @@ impl Lead {
         Ok(pieces)
     }
 
-    /// Waits for the end of what is under way; for ever where nothing is. Cancel safe.
+    /// Waits for the end of what is under way, or of the session between two pieces: its transaction stands open for long, and somebody
+    /// may end it. For ever where there is none. Cancel safe.
     pub(super) async fn done(&mut self) {
-        let State::Busy(work) = &mut self.state else { return pending().await };
-        match work.as_mut().await {
-            Ok(ahead) => self.state = State::Idle(ahead),
-            Err(reason) => {
-                self.attempts = ATTEMPTS_LIMIT;
-                self.give_up(&reason);
-            }
-        }
+        let reason = match &mut self.state {
+            State::Off => return pending().await,
+            State::Idle(ahead) => ahead.lost().await,
+            State::Busy(work) => match work.as_mut().await {
+                Ok(ahead) => {
+                    self.state = State::Idle(ahead);
+                    return;
+                }
+                Err(reason) => reason,
+            },
+        };
+        self.attempts = ATTEMPTS_LIMIT;
+        self.give_up(&reason);
     }
 
     /// A transaction has arrived whole.
@@ -167,7 +173,10 @@ impl Lead {
         if !self.is_under_way() || !transaction.streamed || transaction.xid != self.xid {
             return;
         }
-        if transaction.taken_back == self.taken_back {
+        if self.written_bytes == 0 {
+            // Its commit need not wait for a session to be opened.
+            self.state = State::Off;
+        } else if transaction.taken_back == self.taken_back {
             self.is_committed = true;
         } else {
             self.give_up("a part of it was rolled back on the primary");
@@ -220,5 +229,6 @@ impl Lead {
 /// Runs the work in a task that ends with its future.
 fn beside(work: impl Future<Output = Result<Box<Ahead>, String>> + Send + 'static) -> Work {
     let task = AbortOnDropHandle::new(tokio::spawn(work.in_current_span()));
-    Box::pin(async move { task.await.unwrap_or_else(|error| Err(error.to_string())) })
+    // The text of a panic may hold a row's value; the spool has all that was written.
+    Box::pin(async move { task.await.unwrap_or_else(|_| Err("it broke down; the log tells where".to_owned())) })
 }

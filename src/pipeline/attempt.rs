@@ -131,7 +131,13 @@ impl Attempt<'_> {
         let pipeline = &self.settings.pipeline;
         let is_managed = pipeline.publication.is_none();
         let name = pipeline.publication_name();
-        Ok(ensure_publication(&primary.sql, &name, is_managed, &pipeline.tables, additions).await?)
+        match ensure_publication(&primary.sql, &name, is_managed, &pipeline.tables, additions).await {
+            // It fitted a while ago: its tables may have other names for a moment.
+            Err(SourceError::EmptySet(reason)) if self.has_streamed => {
+                Err(PipelineError::NotYet(format!("a table of the set to be there again: {reason}")))
+            }
+            ensured => Ok(ensured?),
+        }
     }
 
     /// Everything up to an open sink and a started stream.
@@ -409,10 +415,7 @@ impl Attempt<'_> {
         let Primary { replication, identity, sql } = primary;
         replication.close().await;
         drop(sql);
-        let session = Session::replication(self.name().as_str());
-        let connection = Connection::connect(&self.settings.primary, &session)
-            .await
-            .map_err(SourceError::wire("connecting to the primary"))?;
+        let connection = self.stream_connection(&identity).await?;
         let options = source::StreamOptions {
             slot: self.settings.pipeline.slot_name(),
             publications: vec![publication.to_owned()],
@@ -433,6 +436,27 @@ impl Attempt<'_> {
             may_hurry: true,
             until: None,
         })
+    }
+
+    /// A connection for the stream. The url may lead it to another server than the one over which the rules of resume ran (several hosts,
+    /// a failover meanwhile): then they run anew.
+    async fn stream_connection(&self, known: &PrimaryIdentity) -> Result<Connection, PipelineError> {
+        let session = Session::replication(self.name().as_str());
+        let mut connection = Connection::connect(&self.settings.primary, &session)
+            .await
+            .map_err(SourceError::wire("connecting to the primary"))?;
+        let is_in_recovery = connection.parameter("in_hot_standby") == Some("on");
+        let difference = if is_in_recovery {
+            Some("it is in recovery (a physical standby)".to_owned())
+        } else {
+            source::identity_difference(known, &identify(&mut connection).await?)
+        };
+        let Some(difference) = difference else { return Ok(connection) };
+        Err(PipelineError::NotYet(format!(
+            "[primary] url to lead to one server: the stream's connection came to {}, which is not the server that was asked before: \
+             {difference}. Among several hosts, target_session_attrs=read-write in the url picks the primary",
+            connection.host()
+        )))
     }
 }
 

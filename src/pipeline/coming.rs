@@ -4,9 +4,10 @@
 use crate::config::PostgresSink as SinkConfig;
 use crate::model::QualifiedName;
 use crate::sink::postgres::{TableFilter, Wanted};
-use crate::snapshot::{self, SnapshotError};
+use crate::snapshot::{self, Returning, SnapshotError};
 use crate::source::{
-    Additions, Coming, Publication, coming_tables, ensure_publication, leaves, lists_standby, synchronous_standby_names,
+    Additions, Coming, Publication, coming_tables, commit_publication, ensure_publication, leaves, lists_standby,
+    synchronous_standby_names,
 };
 
 use super::PipelineError;
@@ -43,6 +44,12 @@ impl Attempt<'_> {
     ) -> Result<Publication, PipelineError> {
         let pipeline = &self.settings.pipeline;
         let coming = self.coming(primary, &additions).await?;
+        let returning = match additions {
+            _ if !pipeline.initial_copy => Returning::Uncopied,
+            Additions::Later => Returning::Later,
+            _ if self.has_streamed => Returning::CopiedIfFit,
+            _ => Returning::Copied,
+        };
         let mut additions = planned(&coming, additions, pipeline.initial_copy);
         match snapshot::plan_coming(&primary.sql, &sink.url, pipeline, &coming.leaves).await {
             Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_))) if self.has_streamed => {
@@ -51,12 +58,16 @@ impl Attempt<'_> {
             }
             planned => planned?,
         }
-        let publication = self.publication(primary, &additions).await?;
+        let mut publication = self.publication(primary, &additions).await?;
         if matches!(additions, Additions::Planned(_)) {
             let late = self.late_leaves(primary, &coming).await?;
             snapshot::plan_published(&primary.sql, &sink.url, pipeline, &late).await?;
+            commit_publication(&primary.sql, &publication.name).await?;
         }
-        snapshot::note_set(&primary.sql, &sink.url, &pipeline.name, &publication.tables, &publication.others).await?;
+        let set = (publication.tables.as_slice(), publication.others.as_slice());
+        let stay_out = snapshot::note_set(&primary.sql, &sink.url, pipeline, set, returning).await?;
+        publication.tables.retain(|table| !stay_out.contains(table));
+        publication.others.extend(stay_out);
         Ok(publication)
     }
 
@@ -76,14 +87,20 @@ impl Attempt<'_> {
         coming: &Coming,
     ) -> Result<Vec<QualifiedName>, PipelineError> {
         let mut late = leaves(&primary.sql, &coming.tables).await?;
-        late.retain(|leaf| !coming.leaves.contains(leaf));
+        late.retain(|leaf| !coming.leaves.contains(leaf) && !coming.streaming.contains(leaf));
         Ok(late)
     }
 
     /// Which relations of the stream are ours: what the publication holds of the set. A name that is neither listed nor of the set is a
     /// partition that has come since, or was one; where the publication holds other tables too it may be anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
-        let sought = self.refusals.sought_in_vain(&publication.tables);
+        let set = &self.settings.pipeline.tables;
+        // An old change of what had a name of the set then is of ours.
+        let (of_the_set, sought): (Vec<_>, Vec<_>) = self
+            .refusals
+            .sought_in_vain(&publication.tables)
+            .into_iter()
+            .partition(|name| set.contains(name) && !publication.others.contains(name));
         if !sought.is_empty() {
             let tables = listed(&sought);
             tracing::warn!(
@@ -92,8 +109,8 @@ impl Attempt<'_> {
             );
         }
         TableFilter::Listed {
-            set: self.settings.pipeline.tables.clone(),
-            names: publication.tables.clone(),
+            set: set.clone(),
+            names: publication.tables.iter().cloned().chain(of_the_set).collect(),
             others: publication.others.iter().cloned().chain(sought).collect(),
             newcomers: if publication.has_strangers { Wanted::Unknown } else { Wanted::Yes },
         }

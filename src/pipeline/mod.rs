@@ -14,6 +14,7 @@ mod again;
 mod ahead;
 mod attempt;
 mod batching;
+mod clock_offset;
 mod coming;
 mod create;
 mod durability;

@@ -41,12 +41,13 @@ pub(super) struct Ownership {
 }
 
 impl Ownership {
-    /// Whether a session that applies waits for a lock; an error if the owner's session is gone, and the lock with it.
+    /// Whether a session that applies waits for a lock, other than that for a table's next page, which passes by itself; an error if the
+    /// owner's session is gone, and the lock with it.
     async fn look(&mut self, pipeline: &PipelineName) -> Result<bool, PipelineError> {
         let names: Vec<String> = applying_roles().map(|role| escape_literal(&pipeline.session_name(role))).collect();
         let sql = format!(
             "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name IN ({}) AND wait_event_type = 'Lock' \
-             AND datname = pg_catalog.current_database())",
+             AND wait_event <> 'extend' AND datname = pg_catalog.current_database())",
             names.join(", ")
         );
         Ok(first_value(&mut self.connection, &sql, "looking after the pipeline's lock").await?.as_deref() == Some("t"))

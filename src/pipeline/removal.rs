@@ -247,6 +247,14 @@ async fn refuse_running(sql: &SqlClient, pipeline: &config::Pipeline) -> Result<
     let slot = pipeline.slot_name();
     let facts = slot_facts(sql, &slot).await?;
     let Some(facts) = facts.filter(|facts| facts.active && is_of_pgoutput(facts)) else { return Ok(()) };
+    if let Some(process_id) = facts.maker() {
+        return Err(PipelineError::Refused(format!(
+            "the slot \"{slot}\" is still being made (walsender process {process_id} on the primary), by a start that goes on or was cut \
+             off: it waits for the transactions that ran when it began. Stop a daemon that runs \"{}\", end the process \
+             (SELECT pg_terminate_backend({process_id})), then drop again",
+            pipeline.name
+        )));
+    }
     let process_id = facts.active_pid.unwrap_or(0);
     Err(PipelineError::Refused(format!(
         "the slot \"{slot}\" is in use (walsender process {process_id} on the primary): a daemon streams \"{}\". Stop it first, or take \

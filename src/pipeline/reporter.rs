@@ -61,6 +61,7 @@ impl Reporter {
         self.report.send_modify(|report| {
             report.heartbeat = heartbeat;
             report.apply_fallbacks = self.fallbacks.counts();
+            report.apply_rows_in_order = self.fallbacks.rows_in_order();
             if let Some(feed) = &mut report.feed {
                 *feed = self.feed.report();
             }

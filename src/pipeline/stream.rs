@@ -24,6 +24,7 @@ use crate::source::Stream;
 
 use super::ahead::Lead;
 use super::batching::{BYTES_LIMIT, Batching, Waiting};
+use super::clock_offset::ClockOffset;
 use super::joining::{self, Noticed};
 use super::monitor::{self, View};
 use super::ownership::{self, Ownership};
@@ -93,7 +94,7 @@ pub(super) async fn run(
         may_hurry,
         until,
         is_over: until.is_some_and(|until| start >= until),
-        clock_offset_micros: 0,
+        clock_offset: ClockOffset::default(),
         rate: Rate::new(Instant::now()),
         view,
         standby_lock,
@@ -141,7 +142,7 @@ struct Flow<'a> {
     /// Everything before `until` was received; what came behind it is left to the next stream.
     is_over: bool,
     /// The primary's clock minus ours.
-    clock_offset_micros: i64,
+    clock_offset: ClockOffset,
     rate: Rate,
     view: watch::Receiver<View>,
     /// Whether the apply session waits for a lock on the standby.
@@ -254,13 +255,13 @@ impl Flow<'_> {
                     }
                 },
                 Arrival::Keepalive { wal_end, time, .. } => {
-                    self.clock_offset_micros = time.0.saturating_sub(Timestamp::now().0);
+                    self.clock_offset.note(time, Timestamp::now(), Instant::now());
                     self.ledger.keepalive(wal_end);
                     self.is_over = is_behind(wal_end);
                 }
                 // Sent only to a sink that asked for them.
                 Arrival::Message(message) => {
-                    let received = Timestamp(Timestamp::now().0.saturating_add(self.clock_offset_micros));
+                    let received = self.clock_offset.theirs(Timestamp::now());
                     let unit = message.into_unit(received);
                     if is_behind(unit.end_lsn) {
                         self.is_over = true;
@@ -316,6 +317,8 @@ impl Flow<'_> {
     /// When what waits may follow what is under way.
     fn follow_due(&self) -> Option<Instant> {
         let may = self.batching.is_hurried() && !self.waiting.is_empty() && self.under_way.len() < self.depth;
+        // What was written ahead goes behind nothing that is not answered.
+        let may = may && self.lead.place_in(self.waiting.iter()) != Some(0);
         self.under_way.next_due().filter(|_| may && self.worker.is_ready())
     }
 
@@ -433,7 +436,7 @@ impl Flow<'_> {
     /// Age of the oldest transaction that is not applied, by the primary's clock.
     fn lag_seconds(&self) -> f64 {
         let oldest = self.under_way.oldest().or_else(|| self.waiting.oldest());
-        let now = Timestamp(Timestamp::now().0.saturating_add(self.clock_offset_micros));
+        let now = self.clock_offset.theirs(Timestamp::now());
         oldest.map_or(0.0, |oldest| oldest.seconds_until(now))
     }
 

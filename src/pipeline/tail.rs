@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ack::Ledger;
 use crate::assemble::{Arrival, Assembler, Spool};
 use crate::config::{ServerUrl, TableSet};
-use crate::model::{MemoryBudget, PipelineName, SlotName};
+use crate::model::{MemoryBudget, PipelineName, SlotName, joined};
 use crate::sink::stdout::StdoutSink;
 use crate::sink::{Batch, Commit};
 use crate::source::{PassingPublications, SnapshotUse, SourceError, Stream, StreamOptions, create_slot};
@@ -107,8 +107,8 @@ async fn stream(
                             return Ok(());
                         }
                     };
-                    let (receipt, unused) =
-                        printed.map_err(|error| PipelineError::Refused(format!("the output broke down: {error}")))?;
+                    let (receipt, unused) = joined(printed)
+                        .map_err(|error| PipelineError::Refused(format!("the output broke down: {error}")))?;
                     output = unused;
                     let receipt = receipt?;
                     ledger.applied(receipt.applied);

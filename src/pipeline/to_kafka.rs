@@ -11,7 +11,7 @@ use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::kafka::transport::{CopiedTable, KafkaSink, Opening, Records, Start, mark_copied, read_records};
 use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, Part, PreparedKafka};
-use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
+use crate::source::{Additions, Publication, SnapshotUse, commit_publication, identify, slot_facts};
 
 use super::again::Again;
 use super::attempt::{Attempt, Primary};
@@ -27,10 +27,11 @@ async fn note_set(
     opened: &mut KafkaSink,
     records: &mut Records,
     publication: &Publication,
+    is_copied: bool,
 ) -> Result<(), PipelineError> {
     let Some(progress) = records.progress.clone() else { return Ok(()) };
     let changed = records.copied.iter().filter_map(|(table, copied)| {
-        let is_back = copied.left && publication.tables.contains(table);
+        let is_back = is_copied && copied.left && publication.tables.contains(table);
         let has_left = !copied.left && publication.others.contains(table);
         let again = copied.again || (is_back && !copied.is_unfinished());
         (is_back || has_left).then(|| (table.clone(), CopiedTable { left: has_left, again, ..*copied }))
@@ -70,13 +71,13 @@ impl Attempt<'_> {
         let before = read_records(sink, self.name()).await?;
         // Asked again after the lock was waited for: the primary went on meanwhile.
         primary.identity = identify(&mut primary.replication).await?;
-        let first_look = self.beginning(&mut primary, before.progress.as_ref(), wants_copy).await?;
-        if !wants_copy && before.is_unfinished() {
+        let first_look = self.first_look(&mut primary, &before, wants_copy).await?;
+        if !wants_copy && before.is_unfinished() && !before.is_undecided {
             return Err(self.refuse_unfinished(sink));
         }
         let additions = self.additions(&primary, first_look).await?;
         let (publication, coming) = self.publish_for_feed(&primary, sink, additions, &before).await?;
-        let left_copies = if before.has_copy_under_way() { copy_producers(&self.settings.pipeline) } else { 0 };
+        let left_copies = if before.may_have_left_copies() { copy_producers(&self.settings.pipeline) } else { 0 };
         let opening = Opening { left_copies, ..self.kafka_opening(sink, &publication) };
         let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
         primary.identity = identify(&mut primary.replication).await?;
@@ -84,12 +85,15 @@ impl Attempt<'_> {
         if beginning == Beginning::Fresh && records.has_finished() {
             return Err(self.refuse_leftovers(sink));
         }
+        if !wants_copy && records.is_unfinished() {
+            return Err(self.refuse_unfinished(sink));
+        }
         let is_resumed = matches!(beginning, Beginning::Resume(_));
         if is_resumed && wants_copy && records.copied.is_empty() {
             self.plan_all(&mut opened, &mut records, &publication).await?;
         }
         if is_resumed {
-            note_set(&mut opened, &mut records, &publication).await?;
+            note_set(&mut opened, &mut records, &publication, wants_copy).await?;
         }
         self.noticed.joined(&publication.tables);
         let part = if is_resumed { Part::Coming(&coming) } else { Part::Initial };
@@ -115,6 +119,22 @@ impl Attempt<'_> {
         let streaming = self.start_stream(primary, &publication.name, position, sink, spool, false).await?;
         let until = again.as_ref().map(Again::until);
         Ok((ownership, Streaming { until, ..streaming }, again))
+    }
+
+    /// What the rules say before anybody is fenced off. A position that stands in an open transaction, or in one that was aborted, may
+    /// never have been reached: then only whose record it is counts, and the position is judged once it is decided.
+    async fn first_look(
+        &self,
+        primary: &mut Primary,
+        before: &Records,
+        wants_copy: bool,
+    ) -> Result<Beginning, PipelineError> {
+        let timeline = primary.identity.timeline;
+        let judged = before.progress.clone().map(|progress| match before.is_undecided {
+            true => Progress { lsn: Lsn::ZERO, timeline, ..progress },
+            false => progress,
+        });
+        self.beginning(primary, judged.as_ref(), wants_copy).await
     }
 
     /// Records, where tables were copied before, those that are about to come into the publication: it alone does not tell a partition
@@ -148,6 +168,9 @@ impl Attempt<'_> {
             _ => Vec::new(),
         };
         plan(&late).await?;
+        if matches!(additions, Additions::Planned(_)) {
+            commit_publication(&primary.sql, &publication.name).await?;
+        }
         let new = coming.leaves.into_iter().chain(late).filter(|table| !before.copied.contains_key(table));
         Ok((publication, new.collect()))
     }

@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::config::{OnExistingRows, Pipeline, PostgresSink, ServerUrl};
-use crate::model::{CopyReport, Lsn, PipelineName, PrimaryIdentity, QualifiedName};
+use crate::model::{CopyReport, Lsn, PipelineName, PrimaryIdentity, QualifiedName, joined};
 use crate::wire::Connection;
 use crate::wire::sql::SqlClient;
 
@@ -57,7 +57,7 @@ use store::{CopyState, TableState};
 use worker::{Finished, Sessions, TableWork, Work};
 
 pub use agreement::{Agreement, agreement};
-pub use coming::{note_set, plan_coming, plan_published};
+pub use coming::{Returning, note_set, plan_coming, plan_published};
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
@@ -356,7 +356,7 @@ async fn work_off(work: Work, workers: Vec<Sessions>) -> Result<Option<Finished>
     let mut all: Option<Finished> = None;
     while let Some(ended) = running.join_next().await {
         let mut finished =
-            ended.map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
+            joined(ended).map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
         if let Some(earlier) = all.take() {
             finished.tables.extend(earlier.tables);
             worker::close(earlier.standby).await;

@@ -50,9 +50,13 @@ async fn has_columns(standby: &SqlClient) -> Result<bool, SnapshotError> {
     let Some(facts) = standby.query_opt(query, &[]).await.map_err(failed)? else { return Ok(false) };
     let (is_owned, has_columns): (bool, bool) = (facts.get(0), facts.get(1));
     if !has_columns && is_owned {
-        let add = "ALTER TABLE walrelay.copy ADD COLUMN IF NOT EXISTS relation_oid int8, \
-                   ADD COLUMN IF NOT EXISTS has_left bool NOT NULL DEFAULT false";
-        standby.batch_execute(add).await.map_err(failed)?;
+        // Whoever reads the record waits behind us: not for long, and the next attempt tries again.
+        let add = "BEGIN; SET LOCAL lock_timeout = '2s'; ALTER TABLE walrelay.copy ADD COLUMN IF NOT EXISTS relation_oid int8, \
+                   ADD COLUMN IF NOT EXISTS has_left bool NOT NULL DEFAULT false; COMMIT";
+        standby
+            .batch_execute(add)
+            .await
+            .map_err(|error| server(Side::Standby, "add columns to walrelay.copy, made by an older walrelay", error))?;
     } else if !has_columns {
         tracing::warn!(
             "walrelay.copy is somebody else's and was made by an older walrelay: tables that are renamed or leave the set are not followed"

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::config::{Pipeline, ServerUrl};
-use crate::model::{Lsn, PipelineName, PrimaryIdentity, QualifiedName, Timestamp};
+use crate::model::{Lsn, PipelineName, PrimaryIdentity, QualifiedName, Timestamp, joined};
 use crate::sink::kafka::encode::SnapshotPoint;
 use crate::sink::kafka::transport::{CopiedTable, CopyWriter, FirstRow, Opening, Piece, PieceEnd};
 use crate::wire::{Connection, ServerError, WireError, frame};
@@ -244,7 +244,7 @@ impl PreparedKafka {
             running.spawn(worker(primary, writer, Arc::clone(&work)).in_current_span());
         }
         while let Some(ended) = running.join_next().await {
-            ended.map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
+            joined(ended).map_err(|error| SnapshotError::Refused(format!("a copy worker broke down: {error}")))??;
         }
         Ok(())
     }

@@ -32,6 +32,9 @@ pub enum SourceError {
     /// The server answered something that the protocol does not allow here.
     #[error("the primary answered {0}")]
     Protocol(String),
+    /// No table is of the set, and others are published.
+    #[error("{0}")]
+    EmptySet(String),
     /// We refuse to go on; the text holds the numbers and the remedy.
     #[error("{0}")]
     Refused(String),
@@ -63,7 +66,10 @@ impl SourceError {
         match self {
             SourceError::Wire { source, .. } => source.retry(),
             SourceError::Ended | SourceError::Silent(_) => Retry::Later,
-            SourceError::Skipping(_) | SourceError::Protocol(_) | SourceError::Refused(_) => Retry::Never,
+            SourceError::Skipping(_)
+            | SourceError::Protocol(_)
+            | SourceError::EmptySet(_)
+            | SourceError::Refused(_) => Retry::Never,
         }
     }
 }

@@ -26,6 +26,19 @@ pub async fn identify(connection: &mut Connection) -> Result<PrimaryIdentity, So
     })
 }
 
+/// What tells the server `found` from `known`, in the words of a message; `None` where a position of one means the same on the other.
+pub fn identity_difference(known: &PrimaryIdentity, found: &PrimaryIdentity) -> Option<String> {
+    if found.system_identifier != known.system_identifier {
+        return Some(format!(
+            "its system identifier is {}, not {} (another cluster)",
+            found.system_identifier, known.system_identifier
+        ));
+    }
+    // Positions of two timelines name the same WAL only up to where one left the other.
+    (found.timeline != known.timeline)
+        .then(|| format!("its timeline is {}, not {} (it was promoted)", found.timeline, known.timeline))
+}
+
 /// Where the server's history left `timeline`: WAL of that timeline beyond this position is not part of the server's past.
 /// `None` when the server's current timeline did not come from it.
 pub async fn timeline_switch_point(
@@ -67,5 +80,31 @@ mod tests {
         assert_eq!(switch_point(history, 2), Some(Lsn(0x0500_0000)));
         assert_eq!(switch_point(history, 3), None);
         assert_eq!(switch_point("", 1), None);
+    }
+
+    #[test]
+    fn another_cluster_or_timeline_is_another_server_and_one_that_went_on_is_not() {
+        let identity = |system_identifier: &str, timeline: u32, flushed: u64| PrimaryIdentity {
+            system_identifier: system_identifier.to_owned(),
+            timeline,
+            flushed_lsn: Lsn(flushed),
+            database: "shop".to_owned(),
+            version_number: 180_000,
+        };
+        let known = identity("7001", 3, 100);
+        for (found, expected) in [
+            (identity("7001", 3, 100), None),
+            (identity("7001", 3, 900), None),
+            (identity("7002", 3, 100), Some("system identifier is 7002, not 7001")),
+            (identity("7002", 4, 100), Some("system identifier is 7002, not 7001")),
+            (identity("7001", 4, 100), Some("timeline is 4, not 3")),
+            (identity("7001", 2, 100), Some("timeline is 2, not 3")),
+        ] {
+            let difference = identity_difference(&known, &found);
+            match expected {
+                Some(part) => assert!(difference.as_ref().is_some_and(|text| text.contains(part)), "{difference:?}"),
+                None => assert_eq!(difference, None),
+            }
+        }
     }
 }

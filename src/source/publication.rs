@@ -40,7 +40,8 @@ pub enum Additions {
     Now,
     /// Publish them now; where the role may not, only warn: what already streams goes on.
     IfAllowed,
-    /// Publish these of them now, whose copy is planned, and nothing that has come since.
+    /// Publish these of them now, whose copy is planned, and nothing that has come since. The transaction stays open for the caller to
+    /// commit: until then what came into the tables meanwhile can be planned too, and a caller that is lost has published nothing.
     Planned(Vec<QualifiedName>),
     /// Only warn: there is a reason to wait for another start. Their rows must be copied under a new snapshot, which waits for every running
     /// transaction; while commits may wait for us as their synchronous standby, that would keep us from streaming for ever.
@@ -66,7 +67,12 @@ pub async fn ensure_publication(
     additions: &Additions,
 ) -> Result<Publication, SourceError> {
     for _ in 1..LISTINGS {
-        match ensure_once(sql, name, is_managed, tables, additions).await {
+        let ensured = ensure_once(sql, name, is_managed, tables, additions).await;
+        if ensured.is_err() && matches!(additions, Additions::Planned(_)) {
+            // The error that counts is the first one.
+            let _ = sql.batch_execute("ROLLBACK").await;
+        }
+        match ensured {
             Err(error) if error.code().is_some_and(|code| GONE.contains(&code)) => {
                 tracing::info!(%error, "a table was gone before it was published; they are listed again");
             }
@@ -155,7 +161,7 @@ fn refuse_empty_set(name: &str, strangers: &[&QualifiedName]) -> Result<(), Sour
         return Ok(());
     }
     let names = strangers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    Err(SourceError::Refused(format!(
+    Err(SourceError::EmptySet(format!(
         "no table of the primary is of the set (tables, exclude), and the publication \"{name}\" holds {names}: look for a misspelt pattern"
     )))
 }
@@ -281,12 +287,19 @@ pub struct Coming {
     pub tables: Vec<QualifiedName>,
     /// The names under which their changes will arrive: those of partitions.
     pub leaves: Vec<QualifiedName>,
+    /// Partitions whose changes arrive already: each was published before it was attached.
+    pub streaming: Vec<QualifiedName>,
 }
 
 /// The tables that `ensure_publication` would bring into a managed publication: those that the role may add.
 pub async fn coming_tables(sql: &SqlClient, name: &str, tables: &TableSet) -> Result<Coming, SourceError> {
     let tables = may_be_added(sql, name, existing(sql, name).await?, tables).await?;
-    Ok(Coming { leaves: leaves(sql, &tables).await?, tables })
+    if tables.is_empty() {
+        return Ok(Coming::default());
+    }
+    let published: BTreeSet<QualifiedName> = published_tables(sql, name).await?.into_iter().collect();
+    let (streaming, leaves) = leaves(sql, &tables).await?.into_iter().partition(|leaf| published.contains(leaf));
+    Ok(Coming { tables, leaves, streaming })
 }
 
 async fn add_missing(
@@ -324,7 +337,16 @@ async fn add_missing(
         return Err(refused_for_rights(&context, "the role does not own it", &command));
     }
     tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
+    if matches!(additions, Additions::Planned(_)) {
+        sql.batch_execute("BEGIN").await.map_err(SourceError::sql(context.as_str()))?;
+    }
     run_or_refuse(sql, &command, &context).await
+}
+
+/// Ends the transaction of `Additions::Planned`; where nothing was to be added there is none.
+pub async fn commit_publication(sql: &SqlClient, name: &str) -> Result<(), SourceError> {
+    let committed = sql.batch_execute("COMMIT").await;
+    committed.map_err(SourceError::sql(format!("adding tables to the publication \"{name}\"")))
 }
 
 /// Those of them that the role may add; warns of the others.

@@ -107,6 +107,16 @@ pub(super) fn render(reports: &[PipelineReport]) -> String {
             ));
         }
     }
+    line(format_args!(
+        "# HELP walrelay_apply_rows_in_order_total Rows of a table written one by one in batches that were written as sets."
+    ));
+    line(format_args!("# TYPE walrelay_apply_rows_in_order_total counter"));
+    for report in reports {
+        for (table, rows) in &report.apply_rows_in_order {
+            let (name, table) = (&report.name, escape_label(table));
+            line(format_args!("walrelay_apply_rows_in_order_total{{pipeline=\"{name}\",table=\"{table}\"}} {rows}"));
+        }
+    }
     line(format_args!("# HELP walrelay_state 1 for the state the pipeline is in."));
     line(format_args!("# TYPE walrelay_state gauge"));
     for report in reports {
@@ -135,6 +145,7 @@ mod tests {
             transactions: 7,
             lag_bytes: Some(0),
             apply_fallbacks: vec![("public.odd \"t".to_owned(), "row_count", 3)],
+            apply_rows_in_order: vec![("public.t".to_owned(), 5)],
             feed: Some(FeedReport { dead_letters: 2, ..FeedReport::default() }),
             ..PipelineReport::new(name.clone(), "postgres", SlotName::owned_by(&name))
         };
@@ -146,6 +157,8 @@ mod tests {
         assert!(page.contains("walrelay_transactions_total{pipeline=\"a\"} 7\n"), "{page}");
         let fallbacks = r#"walrelay_apply_fallbacks_total{pipeline="a",table="public.odd \"t",reason="row_count"} 3"#;
         assert!(page.contains(fallbacks), "{page}");
+        let rows = "walrelay_apply_rows_in_order_total{pipeline=\"a\",table=\"public.t\"} 5\n";
+        assert!(page.contains(rows), "{page}");
         assert!(page.contains("walrelay_feed_dead_letters_total{pipeline=\"a\"} 2\n"), "{page}");
         assert!(page.contains("walrelay_lag_bytes{pipeline=\"a\"} 0\n"), "{page}");
         assert!(page.contains("walrelay_state{pipeline=\"a\",state=\"starting\"} 1\n"), "{page}");

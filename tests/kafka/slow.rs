@@ -1,9 +1,11 @@
 //! A broker that does not answer: the feed waits for it in bounded memory, the primary hears from the feed all the while, and once the
-//! broker is awake everything arrives once.
+//! broker is awake everything arrives once. A primary whose rows come slowly: their copy ends all the same.
+
+use std::time::Duration;
 
 use walrelay::throwaway::{BrokerOptions, Options};
 
-use super::harness::{Feed, eventually, value};
+use super::harness::{Feed, Relay, eventually, streams, trickle, value};
 use super::life::peak_kib;
 
 /// More than all queues together hold.
@@ -49,4 +51,24 @@ async fn a_frozen_broker_holds_the_feed_up_but_not_its_status_messages() {
     let records = feed.reader().read_one("shop.public.t").await;
     let ids: Vec<u64> = records.iter().map(|record| record.key_json()["id"].as_u64().unwrap()).collect();
     assert!(ids.iter().copied().eq(0..=ROWS), "{} events", ids.len());
+}
+
+/// The rows take several times as long as a Kafka transaction may, and stand still for longer than that: the brokers would end it each time.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_copy_of_a_slow_primary_ends_and_sends_each_row_once() {
+    // A broker looks for what lasts too long every ten seconds otherwise.
+    let strict = BrokerOptions::default().with("transaction.abort.timed.out.transaction.cleanup.interval.ms", "200");
+    let feed = Feed::with(Options::default(), strict).await;
+    feed.on_primary("CREATE TABLE t (id bigint PRIMARY KEY, filler text)").await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('r', 400) FROM generate_series(1, 4000) i").await;
+    let port = trickle(feed.primary.port(), 512 * 1024, Duration::from_secs(4));
+    let config = feed.config("copy_workers = 1", "transaction_timeout = \"2s\"");
+    let config = config.replace(&format!(":{}/", feed.primary.port()), &format!(":{port}/"));
+    assert!(config.contains(&format!(":{port}/")), "{config}");
+    let relay = Relay::start(&config).await;
+    streams(&relay).await;
+    feed.caught_up().await;
+    let records = feed.reader().read_one("shop.public.t").await;
+    let ids: Vec<u64> = records.iter().map(|record| record.key_json()["id"].as_u64().unwrap()).collect();
+    assert!(ids.iter().copied().eq(1..=4000), "{} events, log:\n{}", ids.len(), relay.log());
 }

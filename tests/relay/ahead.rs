@@ -153,3 +153,32 @@ async fn what_fails_while_it_is_open_is_named_once_it_is_whole() {
     pair.equal_after_catching_up(&["t"]).await;
     assert_eq!(count(&pair, "t").await, "9999");
 }
+
+/// The last thing that happens to its session before the commit is an error, of a kind that behind a commit would say nothing of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_any_kind_before_its_commit_sends_it_the_usual_way_and_interrupts_nothing() {
+    for code in ["XX000", "53400", "57014", "killed"] {
+        let pair = pair(18).await;
+        let fails = format!(
+            "CREATE FUNCTION fails(a int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN \
+             IF a = 20000 AND current_setting('application_name') LIKE '% ahead' THEN \
+             RAISE EXCEPTION 'not here' USING ERRCODE = '{code}'; END IF; RETURN true; END $$; \
+             ALTER TABLE t ADD CHECK (public.fails(a))"
+        );
+        if code != "killed" {
+            pair.on_standby(&fails).await;
+        }
+        let relay = pair.relay(MEMORY_LIMIT).await;
+        let large = open_transaction(&pair, &insert(1, 19_990)).await;
+        wait_written(&pair, "t", 4_000_000).await;
+        if code == "killed" {
+            let kill =
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name LIKE '% ahead'";
+            assert_eq!(value(&pair.standby, "shop", kill).await, "t");
+        }
+        large.batch_execute(&format!("{}; COMMIT", insert(19_991, 20_000))).await.unwrap();
+        pair.equal_after_catching_up(&["t"]).await;
+        let report = relay.wait_state("streaming").await;
+        assert_eq!(report["interruptions"], 0, "{code}: {}", relay.log());
+    }
+}

@@ -457,7 +457,10 @@ async fn what_a_standby_calls_durable_is_looked_at() {
     let mut pair = Pair::start(18).await;
     pair.on_both(TABLES).await;
     set(&mut pair.standby, &[("fsync", "off"), ("synchronous_standby_names", "FIRST 1 (elsewhere)")]).await;
+    set(&mut pair.standby, &[("wal_compression", "off"), ("max_wal_size", "1GB")]).await;
     let first = Checked::of(&pair.config(""));
+    first.names("info", "standby1", "wal_compression is off", "ALTER SYSTEM SET wal_compression = ");
+    first.names("info", "standby1", "max_wal_size is 1GB", "ALTER SYSTEM SET max_wal_size = '4GB'");
     first.refused();
     first.names("error", "standby1", "fsync is off", "ALTER SYSTEM SET fsync = on");
     first.names("info", "standby1", "synchronous standbys of its own (FIRST 1 (elsewhere))", "");
@@ -475,4 +478,8 @@ async fn what_a_standby_calls_durable_is_looked_at() {
     // Its own standby never comes; nothing waits for it.
     pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
     pair.equal_after_catching_up(&["orders"]).await;
+    // Nothing is to be copied any more.
+    assert!(!Checked::of(&allowed).answer["findings"].to_string().contains("max_wal_size"));
+    // What is copied already is not advised.
+    assert!(!Checked::of(&allowed).answer["findings"].to_string().contains("max_wal_size"));
 }

@@ -19,6 +19,8 @@ use super::harness::{Pair, eventually, from_environment, value, values};
 
 /// Clients that look at the standby after each commit.
 const CLIENTS: u64 = 2;
+/// Commits that were looked for and found between two kills, at least.
+const VERIFIED_BETWEEN: u64 = 10;
 /// Clients of pgbench, which do not.
 const PGBENCH_CLIENTS: &str = "4";
 const PGBENCH_TABLES: [&str; 4] = ["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"];
@@ -33,6 +35,19 @@ struct Load {
     commits: AtomicU64,
     verified: AtomicU64,
     missing: AtomicU64,
+}
+
+impl Load {
+    /// Until some commits more were looked for and found, however slow the machine is.
+    async fn go_on(&self, when: &str) {
+        let before = self.verified.load(Ordering::Relaxed);
+        eventually(&format!("commits are found on the standby {when}"), || async {
+            let missing = self.missing.load(Ordering::Relaxed);
+            assert_eq!(missing, 0, "commits that returned were not on the standby");
+            (self.verified.load(Ordering::Relaxed) > before + VERIFIED_BETWEEN).then_some(())
+        })
+        .await;
+    }
 }
 
 /// pgbench with its own script, started again whenever a kill has ended its clients.
@@ -152,10 +167,8 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
     let mut clients: Vec<_> = (1..=CLIENTS).map(|id| tokio::spawn(client(Arc::clone(&load), id, seed))).collect();
     clients.push(tokio::spawn(pgbench.run(Arc::clone(&load))));
     for round in 0..kills {
-        // Some load passes between two kills, however slow the machine is; then any moment of it.
-        let before = load.commits.load(Ordering::Relaxed);
-        eventually("commits go on", || async { (load.commits.load(Ordering::Relaxed) > before + 5).then_some(()) })
-            .await;
+        // Some load passes between two kills; then any moment of it.
+        load.go_on(&format!("before kill {round}")).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..150))).await;
         let victim = [Victim::Relay, Victim::Standby, Victim::Primary][random.random_range(0..3)];
         match victim {
@@ -174,11 +187,7 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
         }
         println!("round {round}: killed {victim:?} after {} commits", load.commits.load(Ordering::Relaxed));
     }
-    let before = load.commits.load(Ordering::Relaxed);
-    eventually("commits go on after the last kill", || async {
-        (load.commits.load(Ordering::Relaxed) > before + 5).then_some(())
-    })
-    .await;
+    load.go_on("after the last kill").await;
     load.stop.store(true, Ordering::Relaxed);
     for client in clients {
         client.await.unwrap();
@@ -190,7 +199,7 @@ async fn thirty_kills_under_load_lose_nothing_and_repeat_nothing() {
     );
     println!("{commits} commits returned, {verified} were looked for and found on the standby");
     assert_eq!(missing, 0, "commits that returned were not on the standby");
-    assert!(verified > 4 * kills, "too few commits were looked for: {verified}");
+    assert!(verified > VERIFIED_BETWEEN * kills, "too few commits were looked for: {verified}");
     relay.wait_state("streaming").await;
     pair.equal_after_catching_up(&["accounts", "history"]).await;
     pair.equal_after_catching_up(&PGBENCH_TABLES).await;

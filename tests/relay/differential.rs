@@ -6,7 +6,7 @@ use walrelay::throwaway::{Options, Server};
 use walrelay::wire::sql::SqlClient;
 
 use super::harness::{Pair, Relay, Rows, client, eventually, oldest_and_newest, start_server, value, values};
-use super::random_work::{Dice, SHAPES, alike_schema, columns, schema, statement};
+use super::random_work::{Dice, IN_ORDER, SHAPES, alike_schema, columns, schema, statement};
 
 const WRITERS: usize = 3;
 const ROUNDS: usize = 4;
@@ -160,8 +160,12 @@ async fn the_native_subscription_and_the_relay_end_alike() {
         let rows: usize = expected.iter().map(|(_, rows)| rows.len()).sum();
         let (_, metrics) = relay.get("/metrics").await;
         let fallbacks: Vec<&str> = metrics.lines().filter(|line| line.contains("apply_fallbacks_total{")).collect();
+        let is_in_order = |line: &&str| line.starts_with("walrelay_apply_rows_in_order_total{");
+        let is_known = |line: &&str| IN_ORDER.iter().any(|table| line.contains(&format!("table=\"{table}\"")));
+        let in_order: Vec<&str> = metrics.lines().filter(is_in_order).filter(|line| !is_known(line)).collect();
         println!("{major}: {done} transactions of {WRITERS} sessions, {rows} rows at the end");
         assert!(fallbacks.is_empty(), "{major}: {fallbacks:?}\n{}", relay.log());
+        assert!(in_order.is_empty(), "{major}: {in_order:?}");
         assert!(rows > 100, "{major}: the work left next to nothing: {rows} rows");
     }
 }

@@ -168,8 +168,10 @@ async fn the_loss_of_our_sessions_alone_loses_and_repeats_nothing() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walrelay standby1 apply'";
     values(&scene.pair.standby, "postgres", ended).await;
     scene.relay.wait_state("streaming").await;
+    let confirmed = scene.confirmed().await;
     scene.pair.standby.kill9();
     scene.pair.standby.start_again().await.unwrap();
+    scene.assert_recorded(&confirmed, "after a crash that follows at once").await;
     scene.end().await;
 }
 

@@ -160,6 +160,11 @@ impl Table {
         .fit()
     }
 
+    /// Whether no set can be made of its updates and deletes: rows are found by all they hold, and an index may be in their way.
+    pub fn goes_in_order(&self) -> bool {
+        self.identity == Identity::Nullable
+    }
+
     /// Without what servers do not make; and rows that are found by all they hold change in turn where something is unique, so that
     /// no standby that checks each row could swap them.
     fn fit(mut self) -> Self {

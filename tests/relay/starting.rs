@@ -28,6 +28,10 @@ async fn a_start_that_is_cut_off_while_its_slot_is_made_goes_on_by_itself() {
         let session = client(&pair.primary, "shop").await;
         let mut relay = waiting_start(&pair, &session).await;
         relay.kill9();
+        let mut drop = std::process::Command::new(env!("CARGO_BIN_EXE_walrelay"));
+        let output = drop.args(["drop", "standby1", "--yes", "--config"]).arg(relay.config_path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains("is still being made (walsender process"), "{major}: {said}");
         relay.start_again().await;
         waits(&relay, "waits for the transactions that ran when").await;
         session.batch_execute("COMMIT").await.unwrap();

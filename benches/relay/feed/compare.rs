@@ -96,10 +96,12 @@ pub fn with_bound(own: &[Turn], bare: &[Bare], drained: &[Drain], report: &mut R
 /// K and K2, of live events.
 pub fn ages(plan: &Plan, peer: &Peer, ages: &AllAges, report: &mut Report) {
     let AllAges { contestants: [own, by_default, tuned], bare_ms } = ages;
-    let line = |measure: &str, unit, value: fn(&Ages) -> f64, peer_name: &str, theirs: Vec<f64>| {
-        let kind = if theirs.is_empty() { Kind::Absolute } else { Kind::Share };
-        Comparison::absolute("k live", measure, unit, each(own, value), None).against(kind, peer_name, theirs, 0)
-    };
+    let line =
+        |measure: &str, unit, value: fn(&Ages) -> f64, peer_name: &str, (theirs, disturbed): (Vec<f64>, usize)| {
+            let kind = if theirs.is_empty() { Kind::Absolute } else { Kind::Share };
+            let alone = Comparison::absolute("k live", measure, unit, each(own, value), None);
+            alone.against(kind, peer_name, theirs, Ages::disturbed(own) + disturbed)
+        };
     let p50: fn(&Ages) -> f64 = |ages| ages.p50_ms;
     let p99: fn(&Ages) -> f64 = |ages| ages.p99_ms;
     if plan.wants("k") {
@@ -108,10 +110,11 @@ pub fn ages(plan: &Plan, peer: &Peer, ages: &AllAges, report: &mut Report) {
                 // A quick run leaves it out.
                 continue;
             }
-            report.compare(line("age, p50", "ms", p50, &name, each(theirs, p50)));
-            report.compare(line("age, p99", "ms", p99, &name, each(theirs, p99)));
+            let of = |value: fn(&Ages) -> f64| (each(theirs, value), Ages::disturbed(theirs));
+            report.compare(line("age, p50", "ms", p50, &name, of(p50)));
+            report.compare(line("age, p99", "ms", p99, &name, of(p99)));
             let cpu: fn(&Ages) -> f64 = |ages| ages.cpu_percent;
-            report.compare(line("CPU", "% of a core", cpu, &name, each(theirs, cpu)));
+            report.compare(line("CPU", "% of a core", cpu, &name, of(cpu)));
         }
         report.compare(Comparison::absolute("k live", "age, p50", "ms", each(own, p50), Some(AGE_AIM_MS)));
         let answered = each(own, |ages| ages.answered_p50_ms);
@@ -119,8 +122,8 @@ pub fn ages(plan: &Plan, peer: &Peer, ages: &AllAges, report: &mut Report) {
     }
     if !bare_ms.is_empty() {
         let name = "bare Kafka transaction of as many records";
-        report
-            .compare(Comparison { case: "k2 live".to_owned(), ..line("age, p50", "ms", p50, name, bare_ms.to_vec()) });
+        let age = line("age, p50", "ms", p50, name, (bare_ms.to_vec(), 0));
+        report.compare(Comparison { case: "k2 live".to_owned(), ..age });
         let parts = own.iter().zip(bare_ms).map(|(own, bare)| own.p50_ms / (LONE_TIMES * bare + LONE_MORE_MS));
         let name = format!("age, p50 / ({LONE_TIMES} × bare + {LONE_MORE_MS} ms)");
         report.compare(Comparison::absolute("k2 live", &name, "×", parts.collect(), Some(1.0)));

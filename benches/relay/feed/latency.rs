@@ -15,6 +15,7 @@ use crate::harness::{client, eventually, value};
 use crate::measure::whole_cpu_s;
 use crate::plan::Plan;
 use crate::report::Report;
+use crate::usage::Meter;
 use crate::workload::WIDE_ROW;
 
 /// Pauses of the load: 400 a second to warm up, 200 measured.
@@ -36,6 +37,15 @@ pub struct Ages {
     pub answered_p50_ms: f64,
     /// CPU of the contestant's process, percent of a core.
     pub cpu_percent: f64,
+    /// Whether strangers took too much.
+    pub is_disturbed: bool,
+}
+
+impl Ages {
+    /// How many turns were disturbed.
+    pub fn disturbed(turns: &[Ages]) -> usize {
+        turns.iter().filter(|turn| turn.is_disturbed).count()
+    }
 }
 
 /// Those of all turns.
@@ -83,16 +93,23 @@ async fn turn(stage: &Stage, plan: &Plan, contestant: Contestant<'_>, round: usi
     let warm = count_of(plan.live_seconds.div_ceil(2), WARM_EVERY);
     let [warmed, _] = load(stage, first + 1, warm, WARM_EVERY).await;
     receipts.ages(&warmed).await;
+    let own = matches!(running, Running::Relay(_)).then_some(process_id);
+    let mut meter = Meter::start(&[&stage.primary], own);
+    meter.also(stage.broker.process_id().unwrap());
+    if own.is_none() {
+        meter.also(process_id);
+    }
     let (cpu_before_s, began) = (whole_cpu_s(process_id), Instant::now());
     let measured = count_of(plan.live_seconds, EVERY);
     let [sent, answered] = load(stage, first + 1 + warm, measured, EVERY).await;
     let cpu_percent = (whole_cpu_s(process_id) - cpu_before_s) / began.elapsed().as_secs_f64() * 100.0;
+    let is_disturbed = meter.stop(own).is_disturbed();
     let (p50_ms, p99_ms) = receipts.ages(&sent).await;
     let (answered_p50_ms, _) = receipts.ages(&answered).await;
     running.must_live().await;
     running.end().await;
     stage.drop_slot().await;
-    Ages { p50_ms, p99_ms, answered_p50_ms, cpu_percent }
+    Ages { p50_ms, p99_ms, answered_p50_ms, cpu_percent, is_disturbed }
 }
 
 /// Nobody may be left from the last turn who still writes WAL of its own.

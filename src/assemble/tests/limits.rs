@@ -88,6 +88,46 @@ fn a_rollback_in_a_spooled_transaction_shortens_its_file_and_keeps_relations() {
     fixture.check_clean();
 }
 
+/// All but the descriptions is made unreadable in the file: who reads more of it meets an error.
+#[test]
+fn a_rollback_in_a_spooled_transaction_reads_nothing_but_descriptions() {
+    let mut fixture = Fixture::new(MIB);
+    let mut out = Vec::new();
+    let mut push = |fixture: &mut Fixture, bytes: Vec<u8>| fixture.assembler.push(bytes.into(), &mut out).unwrap();
+    let kept = streamed(b'I', 9, "before");
+    push(&mut fixture, [stream_start(9, true), kept.clone(), streamed(b'U', 10, "first")].concat());
+    for (part, tag) in [b'Y', b'R'].into_iter().enumerate() {
+        push(&mut fixture, streamed(tag, 10, &format!("abcd{part}")));
+        for chunk in chunks_of(20_000, |index| streamed(b'U', 10, &format!("{index:0160}"))) {
+            push(&mut fixture, chunk.to_vec());
+        }
+    }
+    // The last one is still in memory, with rows around it.
+    let last = [streamed(b'R', 11, "abcd2"), streamed(b'I', 11, "x"), stream_stop()];
+    push(&mut fixture, last.concat());
+
+    let mut files: Vec<_> = fs::read_dir(fixture.spool.folder()).unwrap().map(|file| file.unwrap().path()).collect();
+    let (path, none) = (files.pop().unwrap(), files.pop());
+    assert_eq!(none, None);
+    let mut bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes.len() as u64, fixture.spool.used_bytes());
+    let (mut at, mut descriptions) = (kept.len(), 0);
+    while at < bytes.len() {
+        let end = at + 1 + u32::from_be_bytes(bytes[at + 1..at + 5].try_into().unwrap()) as usize;
+        match bytes[at + 30] {
+            b'R' | b'Y' => descriptions += 1,
+            _ => bytes[at..end].fill(0),
+        }
+        at = end;
+    }
+    assert_eq!(descriptions, 2);
+    fs::write(&path, bytes).unwrap();
+
+    push(&mut fixture, [stream_abort(9, 10), stream_commit(9, 100)].concat());
+    assert_eq!(out.drain(..).map(render).collect::<Vec<_>>(), ["T9@108 streamed [Ibefore Yabcd0/1 Rabcd1/1 Rabcd2/2]"]);
+    fixture.check_clean();
+}
+
 #[test]
 fn many_rollbacks_in_memory_hold_no_more_than_what_is_left() {
     let mut fixture = Fixture::new(NO_LIMIT);

@@ -88,6 +88,9 @@ impl Look<'_> {
         // Those that are about to join are copied whatever was copied before.
         let to_copy = if self.is_known().await.map_err(say)? { &tables.coming } else { &tables.all };
         room.look(self.standby, config, (pipeline, sink), to_copy.len()).await.map_err(say)?;
+        if pipeline.initial_copy && !to_copy.is_empty() {
+            self.copying(findings).await.map_err(say)?;
+        }
         if let Some(primary) = primary {
             self.tables(primary, &tables.all, to_copy, findings).await?;
         }
@@ -155,6 +158,22 @@ impl Look<'_> {
             let remedy = "where it must be on theirs too, let the primary wait for them as well";
             findings.push(Finding::new(Level::Info, self.place(), message, remedy));
         }
+    }
+
+    /// Settings with which a copy writes more WAL than it must.
+    async fn copying(&self, findings: &mut Findings) -> Result<(), WireError> {
+        let query = "SELECT name, pg_catalog.current_setting(name), CASE WHEN name = 'max_wal_size' THEN '4GB' WHEN 'lz4' = ANY (enumvals) THEN 'lz4' ELSE 'on' END, \
+                     CASE name WHEN 'max_wal_size' THEN 'a copy forces checkpoints, and after each one pages go whole into the WAL' ELSE 'pages that go whole into the WAL \
+                     while rows are copied take all their room there' END FROM pg_catalog.pg_settings WHERE CASE name WHEN 'wal_compression' THEN setting = 'off' \
+                     WHEN 'max_wal_size' THEN setting::int8 < 4096 END";
+        for row in self.standby.query(query, &[]).await? {
+            let text = |at: usize| row.get::<_, String>(at);
+            let message = format!("{} is {}: {}", text(0), text(1), text(3));
+            let set = format!("ALTER SYSTEM SET {} = '{}'", text(0), text(2));
+            let finding = Finding::new(Level::Info, self.place(), message, "change it, at least for the copy");
+            findings.push(finding.with_sql([set, "SELECT pg_reload_conf()".to_owned()]));
+        }
+        Ok(())
     }
 
     /// The relay's own tables, which another role may have made.

@@ -95,6 +95,11 @@ impl Ahead {
         written.map(|()| self).map_err(|error| reason(&error))
     }
 
+    /// Waits until the session is of no more use: somebody ended it, or a statement has failed. Gives the reason. Cancel safe.
+    pub async fn lost(&mut self) -> String {
+        reason(&self.applier.session.lost().await.into())
+    }
+
     async fn run(&mut self, runs: &[(Source, Bytes)]) -> Result<(), ApplyError> {
         let Self { applier, tables, progress, heartbeat } = self;
         let mut around = Around { tables, progress, heartbeat };
@@ -115,7 +120,8 @@ impl Ahead {
         self.applier.look_for_progress().map_err(|error| Unfinished::Undone(error.into()))?;
         self.applier.move_progress(progress, (before, position), Some(commit_time)).map_err(Unfinished::Undone)?;
         if let Err(failure) = self.applier.session.sync().await {
-            let is_undone = is_undone(&failure.error);
+            // Answers come in order: an error in the place of a statement's came before the commit.
+            let is_undone = failure.purpose.is_some() || is_undone(&failure.error);
             let error = ApplyError::from(failure);
             return Err(if is_undone { Unfinished::Undone(error) } else { Unfinished::Unknown(error) });
         }
@@ -125,8 +131,7 @@ impl Ahead {
     }
 
     async fn rest(&mut self, transaction: &mut Transaction, written_bytes: u64) -> Result<(), ApplyError> {
-        let mut offset = 0;
-        let mut reader = Reader::new(std::slice::from_mut(transaction));
+        let (mut reader, mut offset) = Reader::behind(transaction, written_bytes);
         while let Some((source, chunk)) = reader.next().await? {
             let start = written_bytes.saturating_sub(offset).min(chunk.len() as u64) as usize;
             offset += chunk.len() as u64;

@@ -237,6 +237,7 @@ impl Applier {
             let chunk_done = self.chunk(around.tables, &mut nets, *source, chunk, mode).await;
             chunk_done.map_err(|error| error.in_transaction(source.commit_lsn))?;
         }
+        self.detours.count_rows();
         self.write_nets(&mut nets).await
     }
 
@@ -272,7 +273,7 @@ impl Applier {
                     self.write_nets(nets).await?;
                     self.session.settle_commits().await?;
                     let oids: Vec<u32> = relation_oids.iter().collect();
-                    self.truncate(tables, source, &oids, restart_identity, chunk.slice_ref(payload)).await?;
+                    self.truncate(tables, source, &oids, restart_identity, own_part(chunk, payload)).await?;
                     continue;
                 }
                 // Types are known by the standby's own columns; logical messages are nobody's rows.
@@ -289,7 +290,10 @@ impl Applier {
                 // A change that cannot be folded comes behind what was.
                 self.write_nets(nets).await?;
             }
-            self.row(target, source, &message, chunk.slice_ref(payload), &mut values)?;
+            if mode == Mode::Sets {
+                self.detours.row_in_order(&target);
+            }
+            self.row(target, source, &message, own_part(chunk, payload), &mut values)?;
             if self.session.is_full() {
                 self.session.write().await?;
             }
@@ -309,4 +313,10 @@ impl Applier {
         }
         Ok(())
     }
+}
+
+/// A small part of a run that was read from the spool would keep all of it in memory until its row is answered.
+fn own_part(run: &Bytes, part: &[u8]) -> Bytes {
+    const SMALL: usize = 64;
+    if part.len() < run.len() / SMALL { Bytes::copy_from_slice(part) } else { run.slice_ref(part) }
 }

@@ -1,6 +1,8 @@
-//! Tables that are written row by row for a while, since a set of their changes failed. Pure; writes nothing.
+//! Tables that are written row by row for a while, since a set of their changes failed; and the count of rows that go one by one for
+//! whatever reason. Pure; writes nothing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::model::Fallbacks;
 
@@ -15,6 +17,8 @@ pub(super) struct Detours {
     left: HashMap<u32, u32>,
     is_folded: bool,
     counts: Fallbacks,
+    /// A table and how many of its rows have gone one by one since another's did: counted together.
+    in_order: Option<(Arc<Target>, u64)>,
 }
 
 impl Detours {
@@ -51,6 +55,24 @@ impl Detours {
     pub(super) fn add(&mut self, target: &Target, reason: &'static str) {
         self.counts.count(&target.relation.name, reason);
         self.left.insert(target.relation.oid, DETOUR_BATCHES);
+    }
+
+    /// A row goes by itself though its batch is written as sets.
+    pub(super) fn row_in_order(&mut self, target: &Arc<Target>) {
+        match &mut self.in_order {
+            Some((last, rows)) if Arc::ptr_eq(last, target) => *rows += 1,
+            _ => {
+                self.count_rows();
+                self.in_order = Some((Arc::clone(target), 1));
+            }
+        }
+    }
+
+    /// Counts the rows that have gone so by now.
+    pub(super) fn count_rows(&mut self) {
+        if let Some((target, rows)) = self.in_order.take() {
+            self.counts.count_rows_in_order(&target.relation.name, rows);
+        }
     }
 
     /// Where it is counted.

@@ -30,7 +30,8 @@ pub enum TableFilter {
         names: Vec<QualifiedName>,
         /// Published names that do not.
         others: Vec<QualifiedName>,
-        /// What a name is that is none of these, and not of the set.
+        /// What a name is that is none of these. Where the publication holds nothing but tables of the set, one of the set is ours whenever
+        /// it comes; where it may hold others, one may be such a table under a new name.
         newcomers: Wanted,
     },
 }
@@ -42,7 +43,7 @@ impl TableFilter {
             TableFilter::All => Wanted::Yes,
             TableFilter::Listed { names, .. } if names.contains(name) => Wanted::Yes,
             TableFilter::Listed { others, .. } if others.contains(name) => Wanted::No,
-            TableFilter::Listed { set, .. } if set.contains(name) => Wanted::Yes,
+            TableFilter::Listed { set, newcomers, .. } if set.contains(name) && *newcomers == Wanted::No => Wanted::Yes,
             TableFilter::Listed { newcomers, .. } => *newcomers,
         }
     }

@@ -235,6 +235,15 @@ impl Pipelined {
         Ok(())
     }
 
+    /// Takes answers until one is an error. Cancel safe.
+    pub(super) async fn lost(&mut self) -> Failure {
+        loop {
+            if let Err(failure) = self.next_answer().await {
+                return failure;
+            }
+        }
+    }
+
     /// Waits until every batch that was sent whole is answered.
     pub(super) async fn settle_commits(&mut self) -> Result<(), Failure> {
         while self.unanswered > 0 {

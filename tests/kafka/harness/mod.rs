@@ -5,6 +5,7 @@ mod feed;
 mod load;
 mod reader;
 mod rebuild;
+mod trickle;
 
 #[path = "../../relay/harness/mod.rs"]
 mod servers;
@@ -17,3 +18,4 @@ pub use rebuild::Tables;
 pub use servers::{
     PATIENCE, Relay, Rows, certificates, client, eventually, rows, start_server, try_run, value, values,
 };
+pub use trickle::trickle;

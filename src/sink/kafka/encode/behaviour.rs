@@ -320,6 +320,24 @@ fn types_that_debezium_drops_are_texts_or_left_out() {
     }
 }
 
+/// Its older events come after the catalog has moved on.
+#[test]
+fn a_column_that_was_renamed_or_dropped_since_is_still_of_its_type() {
+    let columns = || [ID, Made("mood", 20_000, false, true), Made("other", 20_001, false, true)];
+    let ahead = |facts: &mut TableFacts| {
+        facts.columns[1].name = "renamed".to_owned();
+        facts.columns[1].base.kind = "e".to_owned();
+        facts.columns.truncate(2);
+    };
+    // Of the second no column is left that tells what its type is.
+    for (lines, expected) in
+        [("include_unknown_types = false", r#"{"id":1,"mood":"ok"}"#), ("", r#"{"id":1,"mood":"ok","other":"x"}"#)]
+    {
+        let record = Session::new(lines, b'd', &columns(), ahead).insert("1,ok,x").remove(0);
+        assert_eq!(record.json()["after"].to_string(), expected, "{lines}");
+    }
+}
+
 #[test]
 fn the_memory_of_a_large_row_is_given_back() {
     let mut session = Session::new("", b'd', &[ID, Made("a", 25, false, true)], |_| {});

@@ -55,7 +55,9 @@ pub(super) fn planned_column(
     let settings = knowledge.settings;
     let facts = knowledge.facts.and_then(|facts| facts.column(&column.name));
     let facts = facts.filter(|facts| facts.type_oid == column.type_oid);
-    let (base, modifier) = base_type(column, facts, knowledge.types);
+    // The catalog may be ahead: a column that was renamed or dropped since has the type that another one of its kind has.
+    let kin = || knowledge.facts?.columns.iter().find(|other| other.type_oid == column.type_oid);
+    let (base, modifier) = base_type(column, facts.or_else(kin), knowledge.types);
     let form = form_of(&base, modifier, settings);
     let is_known = form.is_some();
     let form = form.unwrap_or(Form::Text);
@@ -86,7 +88,7 @@ pub(super) fn planned_column(
     })
 }
 
-/// The type without its domains, and the modifier that holds for it.
+/// The type without its domains, and the modifier that holds for it; `facts` are of a column of that type.
 fn base_type(column: &Column, facts: Option<&ColumnFacts>, types: &HashMap<u32, (String, String)>) -> (TypeFacts, i32) {
     if let Some(facts) = facts {
         let modifier = if column.type_modifier >= 0 { column.type_modifier } else { facts.base.modifier };

@@ -64,6 +64,7 @@ use tables::{Tables, Target};
 use writer::Writer;
 
 pub use facts::{ColumnFacts, IndexFacts, TableFacts, TypeFacts, catalog_query, read_facts};
+pub use outbox::may_route_to;
 pub use review::{Remark, review};
 
 /// One header of a record.

@@ -96,6 +96,14 @@ impl OutboxPlan {
     }
 }
 
+/// Whether the route could lead a row to this topic: what stands in it before the first column and behind the last tells.
+pub fn may_route_to(outbox: &Outbox, topic: &str) -> bool {
+    let Some((before, rest)) = outbox.route.split_once('{') else { return topic == sanitized(&outbox.route) };
+    let behind = rest.rsplit_once('}').map_or("", |(_, behind)| behind);
+    let rest = topic.strip_prefix(sanitized(before).as_str());
+    rest.is_some_and(|rest| rest.ends_with(sanitized(behind).as_str()))
+}
+
 /// What a message is made of goes out as it stands. A setting that would hide it is refused, since nobody would notice.
 fn refuse_hidden(table: &QualifiedName, column: &str, settings: &KafkaSink) -> Result<(), SinkError> {
     let (what, remedy) = if mask_over(table, column, settings).is_some() {
@@ -125,7 +133,7 @@ fn unhexed(text: &[u8], column: &str) -> Result<Vec<u8>, SinkError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{ID, Made, Session, insertion};
+    use super::super::testing::{ID, Made, Session, insertion, settings};
     use super::*;
 
     const OUTBOX: &str =
@@ -135,6 +143,26 @@ mod tests {
     fn columns() -> [Made; 6] {
         let text = |name| Made(name, 25, false, false);
         [ID, text("topic"), text("aggregateid"), text("kind"), Made("payload", BYTEA, false, true), text("note")]
+    }
+
+    #[test]
+    fn a_route_leads_to_every_topic_that_fits_what_is_fixed_in_it() {
+        for (route, topic, expected) in [
+            ("outbox.event.{topic}", "outbox.event.order", true),
+            ("outbox.event.{topic}", "outbox.event.", true),
+            ("outbox.event.{topic}", "outbox.events", false),
+            ("{topic}", "whatever", true),
+            ("a.{topic}.{kind}.b", "a.1.2.b", true),
+            ("a.{topic}.{kind}.b", "a.1.2.c", false),
+            ("ab{topic}ba", "aba", false),
+            ("an outbox {topic}", "an_outbox_x", true),
+            ("fixed", "fixed", true),
+            ("fixed", "fixed.more", false),
+        ] {
+            let lines = OUTBOX.replace("{topic}", route);
+            let outbox = settings("shop", &lines).outbox.unwrap();
+            assert_eq!(may_route_to(&outbox, topic), expected, "{route}: {topic}");
+        }
     }
 
     #[test]

@@ -197,32 +197,40 @@ impl Carrier {
                 lsn = record.lsn
             )));
         }
-        let value = serde_json::json!({
-            "reason": format!("larger than max.message.bytes = {limit}"),
-            "topic": record.topic,
-            "key": record.key.map(String::from_utf8_lossy),
-            "lsn": record.lsn.to_string(),
-            "xid": record.xid,
-            "bytes": bytes,
-        })
-        .to_string();
         let topic = std::mem::take(&mut self.dead_letter_topic);
         let target = self.target(&topic);
         self.dead_letter_topic = topic;
         let target = target?;
         self.dead_letters += 1;
         tracing::warn!(topic = record.topic, lsn = %record.lsn, bytes, limit, "an oversized record went to the dead letters");
-        let partition = partition_of(record.key, target.partitions);
+        let (key, value) = letter(record, bytes, limit, target.record_bytes);
+        let partition = partition_of(key, target.partitions);
         self.touch(partition);
-        let letter = Outgoing {
-            partition,
-            key: record.key,
-            value: Some(value.as_bytes()),
-            headers: &[],
-            timestamp_ms: record.timestamp_ms,
-        };
+        let letter =
+            Outgoing { partition, key, value: Some(value.as_bytes()), headers: &[], timestamp_ms: record.timestamp_ms };
         self.produce(target.handle, letter)
     }
+}
+
+/// Key and value of what goes to the dead letters in a record's stead. Where the key is what is large, and the letter would be larger than
+/// `most_bytes` with it, only its length is told.
+fn letter<'a>(record: &Record<'a>, bytes: usize, limit: usize, most_bytes: usize) -> (Option<&'a [u8]>, String) {
+    let mut value = serde_json::json!({
+        "reason": format!("larger than max.message.bytes = {limit}"),
+        "topic": record.topic,
+        "key": record.key.map(String::from_utf8_lossy),
+        "lsn": record.lsn.to_string(),
+        "xid": record.xid,
+        "bytes": bytes,
+    });
+    let text = value.to_string();
+    let key_bytes = record.key.map_or(0, <[u8]>::len);
+    if key_bytes == 0 || key_bytes + text.len() + RECORD_OVERHEAD_BYTES <= most_bytes {
+        return (record.key, text);
+    }
+    value["key"] = serde_json::Value::Null;
+    value["key_bytes"] = key_bytes.into();
+    (None, value.to_string())
 }
 
 fn size_of(record: &Record<'_>) -> usize {
@@ -268,5 +276,36 @@ impl Carrier {
             self.produce(target.handle, outgoing)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_leaves_out_the_key_that_is_too_large_for_the_letter_itself() {
+        let key = vec![b'k'; 1000];
+        let record = Record {
+            topic: "shop.public.t",
+            placement: Placement::ByKey,
+            key: Some(&key),
+            value: Some(b"{}"),
+            headers: &[],
+            timestamp_ms: 0,
+            lsn: Lsn(0x1f),
+            xid: Some(7),
+        };
+        // It would hold the key twice.
+        for (most_bytes, is_whole) in [(3000, true), (1500, false)] {
+            let (found, value) = letter(&record, 1102, 1000, most_bytes);
+            let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+            assert_eq!(found.is_some(), is_whole, "{most_bytes}");
+            assert_eq!(value["key"].as_str().map(str::len), is_whole.then_some(1000), "{value}");
+            assert_eq!(value["key_bytes"].as_u64(), (!is_whole).then_some(1000), "{value}");
+            assert_eq!((value["topic"].as_str(), value["lsn"].as_str()), (Some("shop.public.t"), Some("0/1F")));
+        }
+        let (key, value) = letter(&Record { key: None, ..record }, 5000, 1000, 10);
+        assert!(key.is_none() && !value.contains("key_bytes"), "{value}");
     }
 }

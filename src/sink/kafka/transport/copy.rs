@@ -8,10 +8,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::decode::Value;
 use crate::model::QualifiedName;
@@ -20,13 +22,14 @@ use crate::sink::kafka::encode::{Encoder, Origin, SnapshotMark, SnapshotPoint, S
 use crate::wire::WireError;
 use crate::wire::frame::frames;
 
+use super::answer::{Answer, Failure, attempt, awaited, broken_down, ended};
 use super::catalog::Catalog;
 use super::open;
 use super::opening::Opening;
+use super::parts::time_limit;
 use super::producer::Halt;
 use super::progress::{CopiedTable, copied_key, copied_value};
 use super::session::Session;
-use super::sink::{broken_down, ended};
 
 /// Chunks between the primary and the encoder; each is what a read or two of the socket brought.
 const CHUNKS_BETWEEN: usize = 4;
@@ -71,8 +74,8 @@ pub enum PieceEnd {
 enum Order {
     Begin(Piece),
     Rows(Bytes),
-    Settle(oneshot::Sender<Result<u64, SinkError>>),
-    End(PieceEnd, oneshot::Sender<Result<(), SinkError>>),
+    Settle(Answer<u64>),
+    End(PieceEnd, Answer<()>),
 }
 
 /// A worker's producer on its thread.
@@ -97,27 +100,31 @@ impl CopyWriter {
         point: SnapshotPoint,
     ) -> Result<Self, SinkError> {
         let (orders, incoming) = mpsc::channel(CHUNKS_BETWEEN);
-        let (opened, wait) = oneshot::channel();
+        let (opened, wait) = awaited();
         let halt = Halt::default();
         let writer = Self { orders, halt: halt.clone() };
         let mut opening = opening.clone();
         let progress_id = opening.sink.transactional_id.clone();
         opening.sink.transactional_id = open::copy_id(&progress_id, number);
+        // Who opened the pipeline's own producer has seen to them; a worker has no workers.
+        opening.left_copies = 0;
         let runtime = Handle::current();
         let span = tracing::Span::current();
         let started = thread::Builder::new().name("walrelay-copy".to_owned()).spawn(move || {
             let _entered = span.enter();
-            match Work::open(opening, progress_id, database, point, runtime, &halt) {
+            match attempt(|| Work::open(opening, progress_id, database, point, runtime, &halt)) {
                 Ok(work) => {
-                    if opened.send(Ok(())).is_ok() {
+                    if !opened.give(Ok(())) {
                         work.run(incoming);
                     }
                 }
-                Err(error) => drop(opened.send(Err(error))),
+                Err(failure) => {
+                    opened.give(Err(failure));
+                }
             }
         });
         started.map_err(|error| broken_down(error.to_string()))?;
-        wait.await.unwrap_or_else(|_| Err(ended()))?;
+        wait.given().await?;
         Ok(writer)
     }
 
@@ -133,16 +140,16 @@ impl CopyWriter {
 
     /// Waits until every row but the last is committed; gives the number of rows, the last one counted.
     pub async fn settle(&self) -> Result<u64, SinkError> {
-        let (answer, wait) = oneshot::channel();
+        let (answer, wait) = awaited();
         self.orders.send(Order::Settle(answer)).await.map_err(|_| ended())?;
-        wait.await.unwrap_or_else(|_| Err(ended()))
+        wait.given().await
     }
 
     /// Commits the last row, and the record.
     pub async fn end(&self, end: PieceEnd) -> Result<(), SinkError> {
-        let (answer, wait) = oneshot::channel();
+        let (answer, wait) = awaited();
         self.orders.send(Order::End(end, answer)).await.map_err(|_| ended())?;
-        wait.await.unwrap_or_else(|_| Err(ended()))
+        wait.given().await
     }
 }
 
@@ -157,6 +164,7 @@ struct Current {
 
 struct Work {
     session: Session,
+    runtime: Handle,
     catalog: Catalog,
     encoder: Encoder,
     point: SnapshotPoint,
@@ -180,10 +188,11 @@ impl Work {
             Origin { pipeline: opening.pipeline.clone(), database, previous_end: None, tables: opening.filter.clone() };
         let encoder = Encoder::new(opening.sink.clone(), origin);
         let (own, shared) = (catalog(), catalog());
-        let opened = open::open(&opening, runtime, halt)?;
+        let opened = open::open(&opening, runtime.clone(), halt)?;
         let session = Session::new(opening, opened, shared, None)?;
         Ok(Self {
             session,
+            runtime,
             catalog: own,
             encoder,
             point,
@@ -194,17 +203,17 @@ impl Work {
         })
     }
 
-    /// After an error every answer is that error once, then the thread is gone; the producer's end aborts what is open.
+    /// After a failure every answer is that failure once, then the thread is gone; the producer's end aborts what is open.
     fn run(mut self, mut orders: mpsc::Receiver<Order>) {
-        let mut failed: Option<SinkError> = None;
-        while let Some(order) = orders.blocking_recv() {
+        let mut failed: Option<Failure> = None;
+        while let Some(order) = self.next(&mut orders, &mut failed) {
             let is_over = match order {
                 Order::Begin(piece) if failed.is_none() => {
-                    failed = self.begin(piece).err();
+                    failed = attempt(|| self.begin(piece)).err();
                     false
                 }
                 Order::Rows(chunk) if failed.is_none() => {
-                    failed = self.rows(&chunk).err();
+                    failed = attempt(|| self.rows(&chunk)).err();
                     false
                 }
                 Order::Begin(_) | Order::Rows(_) => false,
@@ -216,6 +225,25 @@ impl Work {
             }
         }
         self.session.give_up(self.is_in_transaction);
+    }
+
+    /// The next order. What is open is committed when its time comes, whether or not the primary sends more until then.
+    fn next(&mut self, orders: &mut mpsc::Receiver<Order>, failed: &mut Option<Failure>) -> Option<Order> {
+        while let Some(left) = self.time_left().filter(|_| failed.is_none()) {
+            match self.runtime.block_on(async { timeout(left, orders.recv()).await }) {
+                Ok(order) => return order,
+                Err(_) => *failed = attempt(|| self.commit()).err(),
+            }
+        }
+        orders.blocking_recv()
+    }
+
+    /// Until the open transaction is to be committed, however little is in it: the brokers end one that lasts too long, and the table
+    /// would begin anew, each time.
+    fn time_left(&self) -> Option<Duration> {
+        let is_timed = self.is_in_transaction && self.session.is_exactly_once();
+        let due = self.session.began + time_limit(self.session.timeout);
+        is_timed.then(|| due.saturating_duration_since(Instant::now()))
     }
 
     fn begin(&mut self, piece: Piece) -> Result<(), SinkError> {
@@ -238,7 +266,9 @@ impl Work {
             }
         }
         self.session.beat();
-        if self.transaction_bytes >= TRANSACTION_BYTES { self.commit() } else { Ok(()) }
+        let is_full =
+            self.transaction_bytes >= TRANSACTION_BYTES || self.time_left().is_some_and(|left| left.is_zero());
+        if is_full { self.commit() } else { Ok(()) }
     }
 
     /// Sends one row; `mark` is for a row that is not the first of anything.
@@ -300,14 +330,8 @@ impl Work {
 }
 
 /// Answers with what failed before, else with what the work gives. True: nothing more will be done.
-fn answered<T>(
-    failed: &mut Option<SinkError>,
-    answer: oneshot::Sender<Result<T, SinkError>>,
-    work: impl FnOnce() -> Result<T, SinkError>,
-) -> bool {
-    let result = failed.take().map_or_else(work, Err);
-    let is_error = result.is_err();
-    answer.send(result).is_err() || is_error
+fn answered<T>(failed: &mut Option<Failure>, answer: Answer<T>, work: impl FnOnce() -> Result<T, SinkError>) -> bool {
+    answer.give(failed.take().map_or_else(|| attempt(work), Err))
 }
 
 /// The values of a `DataRow` in text form.

@@ -8,6 +8,7 @@
 //! The record in the progress topic is the truth, as the progress row is on a standby: part of the same Kafka transaction as the
 //! events, read `read_committed` to the end, and by the one producer that has fenced off all others.
 
+mod answer;
 mod carrier;
 mod catalog;
 mod client;

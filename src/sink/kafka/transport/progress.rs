@@ -98,6 +98,8 @@ pub struct Records {
     pub inside: Option<Inside>,
     /// Tables of the initial copy, finished and planned.
     pub copied: HashMap<QualifiedName, CopiedTable>,
+    /// A mere look that met an open transaction: what stands in it, or was aborted before, counts here too.
+    pub is_undecided: bool,
 }
 
 impl Records {
@@ -115,6 +117,12 @@ impl Records {
     /// Whether a copy may have been cut off, the initial one or one that was asked for.
     pub fn has_copy_under_way(&self) -> bool {
         self.copied.values().any(|copied| copied.again || copied.is_unfinished())
+    }
+
+    /// Whether the workers of a copy may have left transactions open. One that was killed in its last commit left the word that all is
+    /// finished in the open transaction itself.
+    pub fn may_have_left_copies(&self) -> bool {
+        self.has_copy_under_way() || (self.is_undecided && !self.copied.is_empty())
     }
 
     /// Whether the copy was begun and has not come to its end.
@@ -216,7 +224,7 @@ impl<'a> Reading<'a> {
             None => (None, None),
         };
         let copied = self.copied.iter().map(|(table, value)| Ok((table.clone(), self.read_copied(value)?)));
-        Ok(Records { progress, inside, copied: copied.collect::<Result<_, SinkError>>()? })
+        Ok(Records { progress, inside, copied: copied.collect::<Result<_, SinkError>>()?, is_undecided: false })
     }
 
     fn is_overtaken(&self, value: &[u8]) -> bool {
@@ -369,6 +377,24 @@ mod tests {
         // One that was written before `skip_until` was.
         let old = br#"{"schema":"public","table":"o\"dd","snapshot_lsn":"0/9","rows":3,"version":1}"#;
         assert_eq!(read(false, &[(&key, Some(old))]).unwrap().skip_until()[&table], Lsn(9));
+    }
+
+    #[test]
+    fn a_finished_table_that_is_not_decided_may_have_left_its_worker() {
+        let finished = CopiedTable { snapshot_lsn: Some(Lsn(9)), ..CopiedTable::default() };
+        let again = CopiedTable { again: true, ..finished };
+        for (copied, is_undecided, expected) in [
+            (None, false, false),
+            (None, true, false),
+            (Some(finished), false, false),
+            (Some(finished), true, true),
+            (Some(again), false, true),
+            (Some(CopiedTable::default()), false, true),
+        ] {
+            let copied = copied.into_iter().map(|copied| (QualifiedName::new("public", "t"), copied)).collect();
+            let records = Records { copied, is_undecided, ..Records::default() };
+            assert_eq!(records.may_have_left_copies(), expected, "{records:?}");
+        }
     }
 
     #[test]

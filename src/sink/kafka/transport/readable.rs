@@ -23,6 +23,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 /// First and longest pause before another look: mostly the marks are there at the first or the second.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(20));
+/// After so many looks in vain it is asked whether there is still anything to be seen: mostly the next look finds the marks.
+const VAIN_LOOKS_LIMIT: u32 = 8;
 /// More batches that readers do not see are taken as one.
 const UNREAD_LIMIT: usize = 64;
 
@@ -49,6 +51,8 @@ pub(super) struct Readability {
     /// Everything up to here can be read.
     readable: Lsn,
     pause: Duration,
+    /// Looks for the first of the unread since it was asked whether there is still anything to be seen.
+    in_vain: u32,
     silent_since: Option<Instant>,
 }
 
@@ -65,6 +69,7 @@ impl Readability {
             unread: VecDeque::new(),
             readable: Lsn::ZERO,
             pause: Duration::ZERO,
+            in_vain: 0,
             silent_since: None,
         })
     }
@@ -124,15 +129,38 @@ impl Readability {
         for unread in self.unread.iter_mut().filter(|unread| unread.ends.is_none()) {
             unread.ends = Some(ends(&self.everything, &unread.partitions)?);
         }
-        while let Some(Unread { position, partitions, ends: Some(written) }) = self.unread.front() {
+        while let Some(Unread { position, partitions, ends: Some(written) }) = self.unread.front_mut() {
             let seen = ends(&self.committed, partitions)?;
             if written.iter().zip(&seen).any(|(written, seen)| seen < written) {
+                self.in_vain += 1;
+                if self.in_vain >= VAIN_LOOKS_LIMIT {
+                    self.in_vain = 0;
+                    cut(written, partitions, &ends(&self.everything, partitions)?);
+                }
                 break;
             }
             self.readable = *position;
             self.unread.pop_front();
+            self.in_vain = 0;
         }
         Ok(())
+    }
+}
+
+/// A partition that ends before what was written there was deleted meanwhile, and made anew: its records are gone, and nobody waits for
+/// them any more.
+fn cut(written: &mut [i64], partitions: &BTreeSet<Partition>, ends: &[i64]) {
+    for ((written, end), (topic, partition)) in written.iter_mut().zip(ends).zip(partitions) {
+        if *end < *written {
+            tracing::warn!(
+                topic,
+                partition,
+                written = *written,
+                end,
+                "the topic ends before what was written there: somebody has deleted it, and made it anew; its records are not waited for"
+            );
+            *written = *end;
+        }
     }
 }
 
@@ -152,4 +180,17 @@ fn ends(reader: &BaseConsumer<Events>, partitions: &BTreeSet<Partition>) -> Resu
         }
     };
     partitions.iter().map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_topic_does_not_hold_any_more_is_not_waited_for() {
+        let partitions: BTreeSet<Partition> = (0..3).map(|partition| ("t".to_owned(), partition)).collect();
+        let mut written = [5, 7, 9];
+        cut(&mut written, &partitions, &[6, 0, 9]);
+        assert_eq!(written, [5, 0, 9]);
+    }
 }

@@ -69,14 +69,14 @@ fn read(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt, undecided: Undec
     let (first, end) =
         everything.fetch_watermarks(topic, PARTITION, ANSWER_LIMIT).map_err(Fault::from).map_err(failed)?;
     let deadline = Instant::now() + READ_LIMIT;
-    let consumer = match undecided {
+    let (consumer, is_undecided) = match undecided {
         Undecided::Waits => {
             wait_until_decided(&committed, topic, end, deadline, halt).map_err(failed)?;
-            committed
+            (committed, false)
         }
         Undecided::Counts => match wait_until_decided(&committed, topic, end, Instant::now() + LOOK_LIMIT, halt) {
-            Ok(()) => committed,
-            Err(fault) if fault.code == Some(Code::OperationTimedOut) && !halt.is_halted() => everything,
+            Ok(()) => (committed, false),
+            Err(fault) if fault.code == Some(Code::OperationTimedOut) && !halt.is_halted() => (everything, true),
             Err(fault) => return Err(failed(fault)),
         },
     };
@@ -85,7 +85,7 @@ fn read(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt, undecided: Undec
     if first < end {
         read_to_end(&consumer, topic, deadline, halt, &mut reading, failed)?;
     }
-    reading.finish()
+    Ok(Records { is_undecided, ..reading.finish()? })
 }
 
 fn exists(consumer: &BaseConsumer<Events>, topic: &str) -> Result<bool, Fault> {

@@ -34,7 +34,7 @@ fn remove_now(
     // Fences off whoever may still write, so that the tombstone is the last word.
     let Transactional { mut producer, timeout } =
         open::transactional(sink, 0, topics.smallest_record_bytes(), &runtime, halt)?;
-    if look_at_records(sink, pipeline, halt)?.has_copy_under_way() {
+    if look_at_records(sink, pipeline, halt)?.may_have_left_copies() {
         open::fence_copies(sink, copy_workers, topics.smallest_record_bytes(), &runtime, halt)?;
     }
     let records = read_records(sink, pipeline, halt)?;

@@ -24,7 +24,7 @@ use super::producer::{Outgoing, STILL_LIMIT, TopicHandle};
 use super::progress::{CopiedTable, copied_key, copied_value, write_progress};
 use super::readable::Readability;
 use super::skipping::Skipping;
-use crate::sink::kafka::encode::{Encoder, Origin};
+use crate::sink::kafka::encode::{Encoder, Origin, may_route_to};
 use crate::sink::{Batch, Receipt, SinkError};
 
 /// The progress topic has this one partition.
@@ -139,12 +139,26 @@ impl Session {
         };
         let mut encoder = Encoder::new(self.opening.sink.clone(), origin);
         self.catalog.describe(&tables, &mut encoder)?;
-        if let Some(readability) = &mut self.readability {
-            // What stands before the record may be hidden from readers by somebody's open transaction, wherever it went.
-            readability.committed(progress.lsn, self.carrier.topics.partitions());
+        if self.readability.is_some() {
+            let partitions = self.sent_before()?;
+            if let Some(readability) = &mut self.readability {
+                readability.committed(progress.lsn, partitions);
+            }
         }
         self.streaming = Some(Streaming { encoder, progress, skipping: Skipping::new(&skip_until, &begun) });
         Ok(())
+    }
+
+    /// Where what stands before the record may have gone, and may be hidden from readers by somebody's open transaction: the topics that are
+    /// known beforehand, and those that only rows and messages name.
+    fn sent_before(&self) -> Result<Vec<(String, i32)>, SinkError> {
+        let sink = &self.opening.sink;
+        let messages = sink.message_topic_name();
+        let named_by_rows = |topic: &str| sink.outbox.as_ref().is_some_and(|outbox| may_route_to(outbox, topic));
+        let found = self.carrier.topics.fitting(|topic| topic == messages || named_by_rows(topic));
+        let mut partitions = found.map_err(|fault| fault.while_doing("listing the topics", None))?;
+        partitions.extend(self.carrier.topics.partitions());
+        Ok(partitions)
     }
 
     /// Sends a batch whole; on return all of it and the record are in the brokers' logs. Where applied means readable, the receipt

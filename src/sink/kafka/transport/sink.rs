@@ -4,12 +4,13 @@
 use std::thread;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::config::KafkaSink as Settings;
 use crate::config::kafka::ApplyMeans;
-use crate::model::{Lsn, PipelineName, Progress, QualifiedName, Retry};
+use crate::model::{Lsn, PipelineName, Progress, QualifiedName, joined};
 
+use super::answer::{Answer, attempt, awaited, broken_down, ended};
 use super::catalog::Catalog;
 use super::open;
 use super::opening::Opening;
@@ -21,8 +22,6 @@ use crate::sink::{Batch, Receipt, SinkError};
 
 /// Orders that may wait; each is answered before the next is given.
 const ORDERS_LIMIT: usize = 1;
-
-type Answer<T> = oneshot::Sender<Result<T, SinkError>>;
 
 enum Order {
     Record(Progress, Vec<(QualifiedName, CopiedTable)>, Answer<()>),
@@ -68,7 +67,7 @@ pub(super) async fn in_background<T: Send + 'static>(
     let halt = guard.0.clone();
     let span = tracing::Span::current();
     let working = tokio::task::spawn_blocking(move || span.in_scope(|| work(&halt)));
-    working.await.unwrap_or_else(|error| Err(broken_down(error.to_string())))
+    joined(working.await).map_err(broken_down)?
 }
 
 impl KafkaSink {
@@ -76,7 +75,7 @@ impl KafkaSink {
     /// The caller owns the pipeline, and nobody else's record stands under its transactional id.
     pub async fn open(opening: Opening) -> Result<(Self, Records), SinkError> {
         let (orders, incoming) = mpsc::channel(ORDERS_LIMIT);
-        let (opened, wait) = oneshot::channel();
+        let (opened, wait) = awaited();
         let halt = Halt::default();
         let waits_for_readers = opening.sink.apply_means == ApplyMeans::Readable;
         let sink = Self { orders, position: Lsn::ZERO, waits_for_readers, halt: halt.clone() };
@@ -87,7 +86,7 @@ impl KafkaSink {
             work(opening, runtime, &halt, opened, incoming);
         });
         started.map_err(|error| broken_down(error.to_string()))?;
-        let records = wait.await.unwrap_or_else(|_| Err(ended()))?;
+        let records = wait.given().await?;
         Ok((sink, records))
     }
 
@@ -125,54 +124,55 @@ impl KafkaSink {
     }
 
     async fn order<T>(&self, order: impl FnOnce(Answer<T>) -> Order) -> Result<T, SinkError> {
-        let (answer, wait) = oneshot::channel();
+        let (answer, wait) = awaited();
         self.orders.send(order(answer)).await.map_err(|_| ended())?;
-        wait.await.unwrap_or_else(|_| Err(ended()))
+        wait.given().await
     }
 }
 
 fn work(opening: Opening, runtime: Handle, halt: &Halt, opened: Answer<Records>, mut orders: mpsc::Receiver<Order>) {
-    let catalog = Catalog::new(runtime.clone(), opening.primary.clone(), &opening.pipeline);
-    let begun = open::open(&opening, runtime, halt).and_then(|open| {
-        let records = reader::read_records(&opening.sink, &opening.pipeline, halt)?;
-        if records.progress.is_none() {
-            open::warn_of_foreign_records(&opening, &open.topics);
-        }
-        Ok((Session::new(opening, open, catalog, records.inside)?, records))
-    });
-    let mut session = match begun {
-        Ok((session, records)) => {
-            if opened.send(Ok(records)).is_err() {
-                return;
-            }
-            session
-        }
-        Err(error) => {
-            let _ = opened.send(Err(error));
-            return;
-        }
+    let (session, records) = match attempt(|| begin(opening, runtime, halt)) {
+        Ok((session, records)) => (Some(session), Ok(records)),
+        Err(failure) => (None, Err(failure)),
     };
+    let is_over = opened.give(records);
+    let Some(mut session) = session.filter(|_| !is_over) else { return };
     while let Some(order) = orders.blocking_recv() {
-        let is_broken = match order {
-            Order::Record(progress, planned, answer) => answered(session.record(&progress, &planned), answer),
-            Order::Start(start, answer) => answered(session.start(*start), answer),
-            Order::Apply(batch, answer) => answered(session.apply(batch), answer),
+        let is_over = match order {
+            Order::Record(progress, planned, answer) => answer.give(attempt(|| session.record(&progress, &planned))),
+            Order::Start(start, answer) => answer.give(attempt(|| session.start(*start))),
+            Order::Apply(batch, answer) => answer.give(attempt(|| session.apply(batch))),
         };
-        if is_broken {
+        if is_over {
             break;
         }
     }
 }
 
-fn answered<T>(result: Result<T, SinkError>, answer: Answer<T>) -> bool {
-    let is_error = result.is_err();
-    answer.send(result).is_err() || is_error
+fn begin(opening: Opening, runtime: Handle, halt: &Halt) -> Result<(Session, Records), SinkError> {
+    let catalog = Catalog::new(runtime.clone(), opening.primary.clone(), &opening.pipeline);
+    let open = open::open(&opening, runtime, halt)?;
+    let records = reader::read_records(&opening.sink, &opening.pipeline, halt)?;
+    if records.progress.is_none() {
+        open::warn_of_foreign_records(&opening, &open.topics);
+    }
+    Ok((Session::new(opening, open, catalog, records.inside)?, records))
 }
 
-pub(super) fn ended() -> SinkError {
-    broken_down("it ended without a word".to_owned())
-}
+#[cfg(test)]
+mod tests {
+    use std::panic::AssertUnwindSafe;
 
-pub(super) fn broken_down(reason: String) -> SinkError {
-    SinkError::Kafka { context: "the Kafka client's thread".to_owned(), source: reason.into(), retry: Retry::Later }
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn breaks(_: &Halt) -> Result<(), SinkError> {
+        panic!("secret")
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_the_background_is_no_error_whose_text_is_told() {
+        assert!(AssertUnwindSafe(in_background(breaks)).catch_unwind().await.is_err());
+    }
 }

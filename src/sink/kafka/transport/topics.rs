@@ -24,6 +24,8 @@ const CREATION_LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// More topics than this are looked up all at once.
 const SINGLE_LOOKUPS_LIMIT: usize = 16;
+/// The brokers' own topics.
+const INTERNAL_PREFIX: &str = "__";
 /// What a broker takes unless it says otherwise (`message.max.bytes`).
 const DEFAULT_RECORD_BYTES: usize = 1_048_588;
 
@@ -86,6 +88,20 @@ impl Topics {
     pub(super) fn partitions(&self) -> Vec<(String, i32)> {
         let of_events = self.known.iter().filter(|(name, _)| **name != self.sink.progress_topic);
         of_events.flat_map(|(name, facts)| (0..facts.partitions).map(move |at| (name.clone(), at))).collect()
+    }
+
+    /// The partitions of every topic that fits, as one answer of the brokers tells them; without those that have no leader and the topics that hold
+    /// no events. Notes nothing.
+    pub(super) fn fitting(&self, fits: impl Fn(&str) -> bool) -> Result<Vec<(String, i32)>, Fault> {
+        let reader = self.reader()?;
+        let metadata = reader.fetch_metadata(None, ANSWER_LIMIT).inspect_err(|_| client::listen(&reader))?;
+        let holds_events = |name: &str| !name.starts_with(INTERNAL_PREFIX) && name != self.sink.progress_topic;
+        let topics = metadata.topics().iter().filter(|topic| holds_events(topic.name()) && fits(topic.name()));
+        let partitions = topics.flat_map(|topic| {
+            let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0);
+            led.map(move |partition| (topic.name().to_owned(), partition.id()))
+        });
+        Ok(partitions.collect())
     }
 
     /// The least `max.message.bytes` among the known topics and those that will be made later.
