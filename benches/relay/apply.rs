@@ -8,6 +8,7 @@ use super::backlog::Backlog;
 use super::comparison::{Comparison, Kind, each, with_spread};
 use super::database::RUN;
 use super::decode;
+use super::from_memory;
 use super::harness::{client, value};
 use super::measure::{median, memory_mb};
 use super::peer::{Attached, Origin, Peer, attach, prepare};
@@ -102,51 +103,92 @@ pub async fn turn(backlog: &Backlog, plan: &Plan, peer: Peer) -> Drain {
     }
 }
 
+/// What bounds walrelay, one of each in every round.
+#[derive(Default)]
+struct Bounds {
+    /// R: its own decoding of the backlog with nothing behind it.
+    decoded_s: Vec<f64>,
+    /// T: the same batches from memory. None in case P.
+    from_memory: Vec<Drain>,
+}
+
+impl Bounds {
+    async fn measure(&mut self, backlog: &Backlog, plan: &Plan, workload: &Workload, report: &mut Report) {
+        let case = workload.case;
+        // Where sessions read ahead while the stream is decoded, from memory would be another piece of work.
+        if workload.own == Peer::Relay {
+            let from_memory = Drain::from(from_memory::turn(backlog, plan, workload.own).await);
+            self.from_memory.push(from_memory);
+            tell(report, case, self.from_memory.len(), from_memory::TITLE, &from_memory);
+        }
+        let decoded_s = decode::own(backlog, workload).await.client.wall_s;
+        self.decoded_s.push(decoded_s);
+        report.progress(&format!("{case} round {}: decode only {decoded_s:.2} s", self.decoded_s.len()));
+    }
+
+    /// No applier on one slot and one connection ends sooner: the stream must be decoded, the target must take the batches, and all of it
+    /// must fit the processors.
+    fn of_round(&self, round: usize, drain: &Drain) -> f64 {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+        let from_memory_s = self.from_memory.get(round).map_or(0.0, |from_memory| from_memory.wall_s);
+        self.decoded_s[round].max(from_memory_s).max(drain.usage.sum_s() / processors)
+    }
+
+    fn compare(&self, workload: &Workload, own: &[Drain], report: &mut Report) {
+        let ratios = own.iter().enumerate().map(|(round, drain)| drain.wall_s / self.of_round(round, drain)).collect();
+        let is_disturbed = |round: &usize| {
+            let from_memory = self.from_memory.get(*round);
+            own[*round].usage.is_disturbed() || from_memory.is_some_and(|turn| turn.usage.is_disturbed())
+        };
+        let disturbed = (0..own.len()).filter(is_disturbed).count();
+        let alone = Comparison::absolute(workload.case, "wall / its bound", "×", ratios, Some(BOUND_AIM));
+        report.compare(Comparison { disturbed, ..alone });
+    }
+}
+
+impl From<from_memory::Turn> for Drain {
+    fn from(turn: from_memory::Turn) -> Self {
+        let from_memory::Turn { wall_s, visible_s, usage } = turn;
+        // Nothing is read meanwhile, and its memory is the backlog's.
+        Self { wall_s, visible_s, usage, walsender_s: 0.0, peak_mb: 0.0, is_whole: true }
+    }
+}
+
+fn tell(report: &Report, case: &str, round: usize, title: &str, drain: &Drain) {
+    report.progress(&format!(
+        "{case} round {round}: {title} {:.2} s{}{}",
+        drain.wall_s,
+        if drain.is_whole { "" } else { ", cut off" },
+        if drain.usage.is_disturbed() { ", disturbed" } else { "" },
+    ));
+}
+
 /// Every contestant of a workload in turns.
 pub async fn run(backlog: &Backlog, plan: &Plan, workload: &Workload, report: &mut Report) {
     let mut peers = vec![(Peer::Native, workload.native_rounds), (workload.own, None)];
     peers.extend(workload.more_peers.iter().map(|peer| (*peer, None)));
     let mut drains: Vec<Vec<Drain>> = vec![Vec::new(); peers.len()];
-    let mut decoded_s = Vec::new();
+    let mut bounds = Bounds::default();
     for round in 0..plan.rounds {
         for (at, (peer, rounds)) in peers.iter().enumerate() {
             if rounds.is_none_or(|rounds| round < rounds) {
                 let drain = turn(backlog, plan, *peer).await;
-                report.progress(&format!(
-                    "{} round {}: {} {:.2} s{}{}",
-                    workload.case,
-                    round + 1,
-                    peer.title(),
-                    drain.wall_s,
-                    if drain.is_whole { "" } else { ", cut off" },
-                    if drain.usage.is_disturbed() { ", disturbed" } else { "" },
-                ));
+                tell(report, workload.case, round + 1, peer.title(), &drain);
                 drains[at].push(drain);
             }
         }
-        decoded_s.push(decode::own(backlog, workload).await.client.wall_s);
+        bounds.measure(backlog, plan, workload, report).await;
     }
     let version = value(&backlog.pair.primary, "postgres", "SHOW server_version").await;
     report.case(workload.case, &format!("{} (PostgreSQL {version})", workload.title));
     for ((peer, _), drains) in peers.iter().zip(&drains) {
         report.cost(cost(workload, peer.title(), drains));
     }
+    if !bounds.from_memory.is_empty() {
+        report.cost(cost(workload, from_memory::TITLE, &bounds.from_memory));
+    }
     compare(workload, &drains, report);
-    let ratios = drains[1]
-        .iter()
-        .zip(&decoded_s)
-        .map(|(drain, decoded_s)| drain.wall_s / bound_s(drain, *decoded_s, workload.own));
-    let name = "wall / its bound";
-    report.compare(Comparison::absolute(workload.case, name, "×", ratios.collect(), Some(BOUND_AIM)));
-}
-
-/// No applier on one slot and one connection ends sooner: the stream must be decoded, the target's backend must do its work, and all of
-/// it must fit the processors. The target's CPU stands for the time that the same batches would take from memory, which is not less; where
-/// sessions read ahead it is that of several backends, and bounds nothing.
-fn bound_s(drain: &Drain, decoded_s: f64, own: Peer) -> f64 {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
-    let target_s = if own == Peer::RelayPrefetch { 0.0 } else { drain.usage.target_s };
-    decoded_s.max(target_s).max(drain.usage.sum_s() / processors)
+    bounds.compare(workload, &drains[1], report);
 }
 
 /// What one contestant cost, in medians.

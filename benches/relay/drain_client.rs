@@ -3,8 +3,8 @@
 
 use walrelay::ack::Ledger;
 use walrelay::assemble::{Arrival, Assembler, Spool};
-use walrelay::config::{Environment, parse_url};
-use walrelay::model::{Applied, Durable, Lsn, MemoryBudget, PipelineName, SlotName};
+use walrelay::config::{Environment, ServerUrl, parse_url};
+use walrelay::model::{Applied, Durable, Lsn, MemoryBudget, PipelineName, SlotName, Transaction};
 use walrelay::source::{Stream, StreamOptions};
 use walrelay::wire::{Connection, Session};
 
@@ -33,14 +33,26 @@ pub fn main(arguments: &[String]) {
 
 async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
     let url = parse_url(&url, &Environment::default()).unwrap();
-    let connection = Connection::connect(&url, &Session::replication("drain")).await.unwrap();
-    let mut stream = Stream::start(connection, &options).await.unwrap();
-    let mut ledger = Ledger::new(options.start);
     let folder = tempfile::tempdir().unwrap();
     let spool = Spool::open(folder.path(), &PipelineName::new("drain").unwrap()).unwrap();
-    let mut assembler = Assembler::new(MemoryBudget::new(64 << 20), spool);
-    let mut arrivals = Vec::new();
+    let assembler = Assembler::new(MemoryBudget::new(64 << 20), spool);
     let mut rows = 0;
+    receive(&url, &options, target, assembler, |transaction| rows += transaction.rows).await;
+    rows
+}
+
+/// Receives everything before `target`, confirms it at once, and gives each transaction away.
+pub async fn receive(
+    url: &ServerUrl,
+    options: &StreamOptions,
+    target: Lsn,
+    mut assembler: Assembler,
+    mut each: impl FnMut(Transaction),
+) {
+    let connection = Connection::connect(url, &Session::replication("drain")).await.unwrap();
+    let mut stream = Stream::start(connection, options).await.unwrap();
+    let mut ledger = Ledger::new(options.start);
+    let mut arrivals = Vec::new();
     loop {
         let chunk = stream.next(true).await.unwrap();
         assembler.push(chunk, &mut arrivals).unwrap();
@@ -48,9 +60,9 @@ async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
         for arrival in arrivals.drain(..) {
             match arrival {
                 Arrival::Transaction(transaction) => {
-                    rows += transaction.rows;
                     received = transaction.end_lsn;
                     ledger.transaction(received);
+                    each(transaction);
                 }
                 Arrival::Keepalive { wal_end, .. } => {
                     ledger.keepalive(wal_end);
@@ -64,7 +76,7 @@ async fn drain(url: String, options: StreamOptions, target: Lsn) -> u64 {
         let now = ledger.positions();
         stream.confirm(now).await.unwrap();
         if now.write >= target {
-            return rows;
+            return;
         }
     }
 }

@@ -21,8 +21,10 @@ mod decode;
 mod drain;
 mod drain_client;
 mod feed;
+mod from_memory;
 mod live;
 mod measure;
+mod memory_client;
 mod peer;
 mod physical;
 mod plan;
@@ -46,6 +48,9 @@ fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).map(String::as_str) == Some(drain_client::VERB) {
         return drain_client::main(&arguments[2..]);
+    }
+    if arguments.get(1).map(String::as_str) == Some(memory_client::VERB) {
+        return memory_client::main(&arguments[2..]);
     }
     let plan = Plan::of_environment();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

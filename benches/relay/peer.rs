@@ -127,7 +127,8 @@ fn place_of(key: &str) -> Option<Place> {
     Some(if at < sink { Place::Pipeline } else { Place::Sink })
 }
 
-fn config(pair: &Pair, plan: &Plan, origin: Origin<'_>, peer: Peer) -> String {
+/// walrelay's configuration, as this contestant has it.
+pub fn config(pair: &Pair, plan: &Plan, origin: Origin<'_>, peer: Peer) -> String {
     let (name, publication) = peer.links()[0];
     let mut lines = [plan.lines.clone(), plan.sink_lines.clone()];
     let own = match peer {

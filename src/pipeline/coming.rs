@@ -4,10 +4,10 @@
 use crate::config::PostgresSink as SinkConfig;
 use crate::model::QualifiedName;
 use crate::sink::postgres::{TableFilter, Wanted};
-use crate::snapshot::{self, Returning, SnapshotError};
+use crate::snapshot::{self, Published, Returning, SnapshotError};
 use crate::source::{
-    Additions, Coming, Publication, coming_tables, commit_publication, ensure_publication, leaves, lists_standby,
-    synchronous_standby_names,
+    Additions, Coming, Publication, coming_tables, commit_publication, ensure_publication, leaves, list_again,
+    lists_standby, synchronous_standby_names,
 };
 
 use super::PipelineError;
@@ -59,13 +59,15 @@ impl Attempt<'_> {
             planned => planned?,
         }
         let mut publication = self.publication(primary, &additions).await?;
-        if matches!(additions, Additions::Planned(_)) {
-            let late = self.late_leaves(primary, &coming).await?;
+        if additions.is_open() {
+            let late = self.late_leaves(primary, &coming, &[]).await?;
             snapshot::plan_published(&primary.sql, &sink.url, pipeline, &late).await?;
-            commit_publication(&primary.sql, &publication.name).await?;
+            let later = self.commit_publication(primary, &mut publication, &coming, &late).await?;
+            snapshot::plan_published(&primary.sql, &sink.url, pipeline, &later).await?;
         }
-        let set = (publication.tables.as_slice(), publication.others.as_slice());
-        let stay_out = snapshot::note_set(&primary.sql, &sink.url, pipeline, set, returning).await?;
+        let published =
+            Published { publication: &publication.name, wanted: &publication.tables, others: &publication.others };
+        let stay_out = snapshot::note_set(&primary.sql, &sink.url, pipeline, published, returning).await?;
         publication.tables.retain(|table| !stay_out.contains(table));
         publication.others.extend(stay_out);
         Ok(publication)
@@ -80,15 +82,30 @@ impl Attempt<'_> {
         Ok(coming_tables(&primary.sql, &pipeline.publication_name(), &pipeline.tables).await?)
     }
 
-    /// Partitions that were made between the plan and the publication: rows may have come into them meanwhile.
+    /// Partitions that were made between the plan and now: rows may have come into them meanwhile.
     pub(super) async fn late_leaves(
         &self,
         primary: &Primary,
         coming: &Coming,
+        planned: &[QualifiedName],
     ) -> Result<Vec<QualifiedName>, PipelineError> {
         let mut late = leaves(&primary.sql, &coming.tables).await?;
-        late.retain(|leaf| !coming.leaves.contains(leaf) && !coming.streaming.contains(leaf));
+        late.retain(|leaf| ![&coming.leaves, &coming.streaming, planned].iter().any(|known| known.contains(leaf)));
         Ok(late)
+    }
+
+    /// Changes the publication, and lists it again: its lock keeps partitions away from the tables that it names, not from a partition
+    /// that is partitioned itself. Gives what has come until now.
+    pub(super) async fn commit_publication(
+        &self,
+        primary: &Primary,
+        publication: &mut Publication,
+        coming: &Coming,
+        planned: &[QualifiedName],
+    ) -> Result<Vec<QualifiedName>, PipelineError> {
+        commit_publication(&primary.sql, &publication.name).await?;
+        list_again(&primary.sql, publication, &self.settings.pipeline.tables).await?;
+        self.late_leaves(primary, coming, planned).await
     }
 
     /// Which relations of the stream are ours: what the publication holds of the set. A name that is neither listed nor of the set is a

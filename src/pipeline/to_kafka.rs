@@ -11,7 +11,7 @@ use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::kafka::transport::{CopiedTable, KafkaSink, Opening, Records, Start, mark_copied, read_records};
 use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, Part, PreparedKafka};
-use crate::source::{Additions, Publication, SnapshotUse, commit_publication, identify, slot_facts};
+use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
 
 use super::again::Again;
 use super::attempt::{Attempt, Primary};
@@ -21,8 +21,8 @@ use super::resume::Beginning;
 use super::stream::Streaming;
 use super::{PipelineError, create};
 
-/// Records which tables that were sent have left the set, before their changes are left out: one that comes back lacks them, and is to be sent
-/// again.
+/// Records which published tables are not of the set, before their changes are left out: one that comes into it lacks them, and is to be sent
+/// again. Without a record nothing was copied, and all that is published is of one kind.
 async fn note_set(
     opened: &mut KafkaSink,
     records: &mut Records,
@@ -36,7 +36,13 @@ async fn note_set(
         let again = copied.again || (is_back && !copied.is_unfinished());
         (is_back || has_left).then(|| (table.clone(), CopiedTable { left: has_left, again, ..*copied }))
     });
-    let changed: Vec<(QualifiedName, CopiedTable)> = changed.collect();
+    let mut changed: Vec<(QualifiedName, CopiedTable)> = changed.collect();
+    if !records.copied.is_empty() {
+        let nothing = CopiedTable { snapshot_lsn: Some(Lsn::ZERO), left: true, ..CopiedTable::default() };
+        let others = publication.others.iter().filter(|table| table.schema != snapshot::OWN_SCHEMA);
+        changed
+            .extend(others.filter(|table| !records.copied.contains_key(table)).map(|table| (table.clone(), nothing)));
+    }
     if !changed.is_empty() {
         tracing::info!(tables = changed.len(), "tables have left the set, or come back into it and are sent again");
         opened.record(progress, changed.clone()).await?;
@@ -162,14 +168,14 @@ impl Attempt<'_> {
             mark_copied(sink, tables.iter().map(|table| (table.clone(), mark(table))).collect()).await
         };
         plan(&coming.leaves).await?;
-        let publication = self.publication(primary, &additions).await?;
-        let late = match &additions {
-            Additions::Planned(_) => self.late_leaves(primary, &coming).await?,
-            _ => Vec::new(),
-        };
-        plan(&late).await?;
-        if matches!(additions, Additions::Planned(_)) {
-            commit_publication(&primary.sql, &publication.name).await?;
+        let mut publication = self.publication(primary, &additions).await?;
+        let mut late = Vec::new();
+        if additions.is_open() {
+            late = self.late_leaves(primary, &coming, &[]).await?;
+            plan(&late).await?;
+            let later = self.commit_publication(primary, &mut publication, &coming, &late).await?;
+            plan(&later).await?;
+            late.extend(later);
         }
         let new = coming.leaves.into_iter().chain(late).filter(|table| !before.copied.contains_key(table));
         Ok((publication, new.collect()))

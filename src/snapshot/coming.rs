@@ -1,12 +1,15 @@
 //! Tables that are about to come into a publication: whether the standby can take them is asked before anything is changed for them, and
 //! then they stand in the plan. Copies nothing.
 
+use std::collections::BTreeMap;
+
 use crate::config::{OnExistingRows, Pipeline, ServerUrl};
 use crate::model::{PipelineName, QualifiedName};
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
-use super::{published, renamed, session, standby, store};
+use super::store::TableState;
+use super::{OWN_SCHEMA, published, renamed, session, standby, store};
 
 /// Refuses, with everything that is missing or in the way, what the copy would refuse. Where a copy was made before, the tables are
 /// written into its plan: the publication alone does not tell a partition that came with a new table from one of an old table.
@@ -88,10 +91,10 @@ async fn make_durable(client: &SqlClient) -> Result<(), SnapshotError> {
     durable.map_err(|error| server(Side::Standby, "set synchronous_commit", error))
 }
 
-/// What becomes of copied tables that left the set and come back into it.
+/// What becomes of tables that come into the set, or back into it, and are published already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returning {
-    /// They are copied anew; a standby that has no place for them refuses the start.
+    /// They are copied; a standby that has no place for them refuses the start.
     Copied,
     /// The same, but without a place they stay out until another start: the others go on.
     CopiedIfFit,
@@ -101,46 +104,61 @@ pub enum Returning {
     Uncopied,
 }
 
-/// Notes which copied tables have left the set, before their changes are left out: one that comes back lacks them, and is to be copied anew.
-/// Gives those that come back and are to stay out. A start that is refused changes nothing.
+/// What a publication holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Published<'a> {
+    /// Its name.
+    pub publication: &'a str,
+    /// Tables of the set.
+    pub wanted: &'a [QualifiedName],
+    /// Others.
+    pub others: &'a [QualifiedName],
+}
+
+/// Notes which published tables are not of the set, before their changes are left out: one that comes into it lacks them, and is to be
+/// copied. Gives those that come and are to stay out. A start that is refused changes nothing.
 pub async fn note_set(
     primary: &SqlClient,
     url: &ServerUrl,
     pipeline: &Pipeline,
-    (wanted, others): (&[QualifiedName], &[QualifiedName]),
+    published: Published<'_>,
     returning: Returning,
 ) -> Result<Vec<QualifiedName>, SnapshotError> {
     // A new name may be what takes a table out of the set.
     let (client, has_record) = by_the_names_of_now(primary, url, &pipeline.name).await?;
-    if !has_record {
+    let recorded = if has_record { store::load(&client, &pipeline.name).await?.tables } else { BTreeMap::new() };
+    // Without a record nothing was copied, and all that is published is of one kind.
+    if recorded.is_empty() {
         return Ok(Vec::new());
     }
-    let come_back = match returning {
+    let coming = match returning {
         Returning::Uncopied => Vec::new(),
-        _ => have_left(&client, &pipeline.name, wanted).await?,
+        _ => coming_back(primary, &recorded, published).await?,
     };
     let (back, stay_out) = match returning {
-        _ if come_back.is_empty() => (Vec::new(), Vec::new()),
+        _ if coming.is_empty() => (Vec::new(), Vec::new()),
         Returning::Later => {
-            let tables = listed(&come_back);
+            let tables = listed(&coming);
             tracing::warn!(
                 tables,
-                "come back into the set, and are left out until a start while this pipeline does not stand in synchronous_standby_names"
+                "come into the set, and are left out until a start while this pipeline does not stand in synchronous_standby_names"
             );
-            (Vec::new(), come_back)
+            (Vec::new(), coming)
         }
-        _ => match look_for_places(primary, &client, pipeline, &come_back).await {
+        _ => match look_for_places(primary, &client, pipeline, &coming).await {
             Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_)))
                 if returning == Returning::CopiedIfFit =>
             {
-                let tables = listed(&come_back);
-                tracing::warn!(tables, %error, "come back into the set, and are left out until the next start; the others go on");
-                (Vec::new(), come_back)
+                let tables = listed(&coming);
+                tracing::warn!(tables, %error, "come into the set, and are left out until the next start; the others go on");
+                (Vec::new(), coming)
             }
-            looked => (looked.map(|()| come_back)?, Vec::new()),
+            looked => (looked.map(|()| coming)?, Vec::new()),
         },
     };
-    write_set(&client, &pipeline.name, &back, others).await?;
+    let others = published.others.iter().filter(|table| table.schema != OWN_SCHEMA);
+    let left: Vec<_> = others.chain(&stay_out).cloned().collect();
+    write_set(&client, &pipeline.name, &back, &left).await?;
     Ok(stay_out)
 }
 
@@ -148,24 +166,29 @@ fn listed(tables: &[QualifiedName]) -> String {
     tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// Those of the wanted tables that were left out, and those that somebody has added to the publication by name. What came into it with a
+/// partitioned parent, a schema or the database has streamed from its first row on.
+async fn coming_back(
+    primary: &SqlClient,
+    recorded: &BTreeMap<QualifiedName, TableState>,
+    published: Published<'_>,
+) -> Result<Vec<QualifiedName>, SnapshotError> {
+    let mut coming = published.wanted.to_vec();
+    coming.retain(|table| {
+        table.schema != OWN_SCHEMA && recorded.get(table).is_none_or(|state| *state == TableState::Left)
+    });
+    if coming.iter().any(|table| !recorded.contains_key(table)) {
+        let named = published::named(primary, published.publication).await?;
+        coming.retain(|table| recorded.contains_key(table) || named.contains(table));
+    }
+    Ok(coming)
+}
+
 fn parts(tables: &[QualifiedName]) -> (Vec<&str>, Vec<&str>) {
     tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
 }
 
-async fn have_left(
-    client: &SqlClient,
-    pipeline: &PipelineName,
-    wanted: &[QualifiedName],
-) -> Result<Vec<QualifiedName>, SnapshotError> {
-    let (schemas, tables) = parts(wanted);
-    let query = "SELECT schema_name, table_name FROM walrelay.copy WHERE pipeline = $1 AND has_left \
-                 AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[])) ORDER BY 1, 2";
-    let rows = client.query(query, &[&pipeline.as_str(), &schemas, &tables]).await;
-    let rows = rows.map_err(|error| server(Side::Standby, "read walrelay.copy", error))?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
-}
-
-/// Whatever a table's copy had come to when it left counts for nothing: its row tells only that it was of the set.
+/// Whatever the copy of a table had come to when it left counts for nothing: its row tells only that it is left out.
 async fn write_set(
     client: &SqlClient,
     pipeline: &PipelineName,
@@ -181,12 +204,13 @@ async fn write_set(
                   AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
     let back = client.execute(update, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
     let (schemas, tables) = parts(left);
-    let update = "UPDATE walrelay.copy SET state = 'done', snapshot_lsn = COALESCE(snapshot_lsn, '0/0'), has_left = true, \
-                  updated_at = pg_catalog.now() WHERE pipeline = $1 AND NOT has_left \
-                  AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
-    let left = client.execute(update, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
+    let insert = "INSERT INTO walrelay.copy AS c (pipeline, schema_name, table_name, state, snapshot_lsn, has_left) \
+                  SELECT $1, s, t, 'done', '0/0', true FROM unnest($2::text[], $3::text[]) AS p(s, t) \
+                  ON CONFLICT (pipeline, schema_name, table_name) DO UPDATE \
+                  SET state = 'done', snapshot_lsn = '0/0', has_left = true, updated_at = pg_catalog.now() WHERE NOT c.has_left";
+    let left = client.execute(insert, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
     if left + back > 0 {
-        tracing::info!(left, back, "copied tables have left the set, or come back into it with a new copy");
+        tracing::info!(left, back, "published tables have left the set, or come back into it with a new copy");
     }
     Ok(())
 }

@@ -57,7 +57,7 @@ use store::{CopyState, TableState};
 use worker::{Finished, Sessions, TableWork, Work};
 
 pub use agreement::{Agreement, agreement};
-pub use coming::{Returning, note_set, plan_coming, plan_published};
+pub use coming::{Published, Returning, note_set, plan_coming, plan_published};
 pub use error::{Side, SnapshotError};
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
@@ -204,7 +204,8 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
 /// The tables to copy.
 async fn left(copy: &Copy<'_>, earlier: &CopyState) -> Result<Vec<QualifiedName>, SnapshotError> {
     let is_left = |name: &&QualifiedName| {
-        name.schema != OWN_SCHEMA && !matches!(earlier.tables.get(name), Some(TableState::Done { .. }))
+        let is_copied = matches!(earlier.tables.get(name), Some(TableState::Left | TableState::Done { .. }));
+        name.schema != OWN_SCHEMA && !is_copied
     };
     let left: Vec<QualifiedName> = copy.tables.iter().filter(is_left).cloned().collect();
     if earlier.tables.is_empty() {

@@ -37,6 +37,8 @@ pub enum TableState {
     Pending,
     /// Is copied in several transactions; may hold a part.
     Copying,
+    /// Not of the set: its changes are left out.
+    Left,
     /// Copied whole.
     Done {
         /// Changes that committed below are in the copy.
@@ -54,7 +56,7 @@ impl TableState {
         match self {
             TableState::Pending => "pending",
             TableState::Copying => "copying",
-            TableState::Done { .. } => "done",
+            TableState::Left | TableState::Done { .. } => "done",
         }
     }
 }
@@ -69,7 +71,7 @@ pub struct CopyState {
 impl CopyState {
     /// Whether a copy was begun and is not at its end.
     pub fn is_unfinished(&self) -> bool {
-        self.tables.values().any(|state| !matches!(state, TableState::Done { .. }))
+        self.tables.values().any(|state| matches!(state, TableState::Pending | TableState::Copying))
     }
 
     /// For each finished table the position of its snapshot: changes of it that committed below are already there.
@@ -83,8 +85,9 @@ impl CopyState {
 
     /// The finished tables in numbers.
     pub fn report(&self) -> CopyReport {
-        let mut report = CopyReport { tables_total: self.tables.len() as u64, ..CopyReport::default() };
-        for state in self.tables.values() {
+        let mut report = CopyReport::default();
+        for state in self.tables.values().filter(|state| **state != TableState::Left) {
+            report.tables_total += 1;
             if let TableState::Done { rows, bytes, .. } = state {
                 report.tables_done += 1;
                 report.rows += rows;
@@ -104,7 +107,9 @@ pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopySta
     }
     let rows = client
         .query(
-            "SELECT schema_name, table_name, state, snapshot_lsn::text, rows, bytes FROM walrelay.copy WHERE pipeline = $1",
+            // Its column is missing in a record of an older walrelay.
+            "SELECT schema_name, table_name, state, snapshot_lsn::text, rows, bytes, \
+                    COALESCE((pg_catalog.to_jsonb(c) ->> 'has_left')::bool, false) FROM walrelay.copy c WHERE pipeline = $1",
             &[&pipeline.as_str()],
         )
         .await
@@ -114,6 +119,7 @@ pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopySta
         let name = QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1));
         let lsn: Option<Lsn> = row.get::<_, Option<&str>>(3).and_then(|text| text.parse().ok());
         let state = match (row.get::<_, &str>(2), lsn) {
+            _ if row.get(6) => TableState::Left,
             ("pending", _) => TableState::Pending,
             ("copying", _) => TableState::Copying,
             ("done", Some(snapshot_lsn)) => {
@@ -206,13 +212,14 @@ mod tests {
                 (name("b"), done(2)),
                 (name("c"), TableState::Pending),
                 (name("d"), TableState::Copying),
+                (name("e"), TableState::Left),
             ]
             .into(),
         };
         assert!(state.is_unfinished());
         assert_eq!(state.skip_until(), [(name("a"), Lsn(1)), (name("b"), Lsn(2))].into());
         assert_eq!(state.report(), CopyReport { tables_total: 4, tables_done: 2, rows: 20, bytes: 200 });
-        state.tables.retain(|_, state| matches!(state, TableState::Done { .. }));
+        state.tables.retain(|_, state| matches!(state, TableState::Left | TableState::Done { .. }));
         assert!(!state.is_unfinished());
         assert!(!CopyState::default().is_unfinished());
     }

@@ -250,7 +250,8 @@ impl PreparedKafka {
     }
 
     fn begin_progress(&self) {
-        let done: Vec<&CopiedTable> = self.earlier.values().filter(|copied| copied.snapshot_lsn.is_some()).collect();
+        let is_done = |copied: &&CopiedTable| copied.snapshot_lsn.is_some() && !copied.left;
+        let done: Vec<&CopiedTable> = self.earlier.values().filter(is_done).collect();
         let finished = crate::model::CopyReport {
             tables_total: 0,
             tables_done: done.len() as u64,

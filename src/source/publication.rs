@@ -48,6 +48,13 @@ pub enum Additions {
     Later,
 }
 
+impl Additions {
+    /// Whether they leave a transaction open.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Additions::Planned(tables) if !tables.is_empty())
+    }
+}
+
 /// What `pg_publication` says.
 struct Existing {
     publishes_all_tables: bool,
@@ -68,7 +75,7 @@ pub async fn ensure_publication(
 ) -> Result<Publication, SourceError> {
     for _ in 1..LISTINGS {
         let ensured = ensure_once(sql, name, is_managed, tables, additions).await;
-        if ensured.is_err() && matches!(additions, Additions::Planned(_)) {
+        if ensured.is_err() && additions.is_open() {
             // The error that counts is the first one.
             let _ = sql.batch_execute("ROLLBACK").await;
         }
@@ -90,9 +97,6 @@ async fn ensure_once(
     additions: &Additions,
 ) -> Result<Publication, SourceError> {
     let wanted = if is_managed { publishable_tables(sql, tables).await? } else { Vec::new() };
-    // A partition of a wanted table is wanted, whatever its own name is.
-    let partitions = partitions_of_wanted(sql, tables).await?;
-    let is_wanted = |table: &QualifiedName| tables.contains(table) || partitions.contains(table);
     let mut has_strangers = !is_managed;
     match existing(sql, name).await? {
         None if is_managed => create_publication(sql, name, &wanted).await?,
@@ -112,7 +116,9 @@ async fn ensure_once(
                 tracing::warn!(reason, "somebody else's publication is used as it is");
             }
             if is_managed && !existing.publishes_all_tables {
-                let strangers: Vec<_> = existing.named.iter().filter(|table| !is_wanted(table)).collect();
+                let partitions = partitions_of_wanted(sql, tables).await?;
+                let is_strange = |table: &&QualifiedName| !tables.contains(table) && !partitions.contains(table);
+                let strangers: Vec<_> = existing.named.iter().filter(is_strange).collect();
                 if wanted.is_empty() {
                     refuse_empty_set(name, &strangers)?;
                 }
@@ -121,16 +127,26 @@ async fn ensure_once(
             }
         }
     }
-    let published = published_tables(sql, name).await?;
-    let (published, others): (Vec<_>, Vec<_>) = published.into_iter().partition(is_wanted);
-    if published.is_empty() {
+    let mut publication =
+        Publication { name: name.to_owned(), is_managed, tables: Vec::new(), others: Vec::new(), has_strangers };
+    list_again(sql, &mut publication, tables).await?;
+    if publication.tables.is_empty() {
         tracing::warn!(
             publication = name,
             "the publication covers no table of the table set; nothing will be replicated"
         );
     }
-    has_strangers |= !others.is_empty();
-    Ok(Publication { name: name.to_owned(), is_managed, tables: published, others, has_strangers })
+    Ok(publication)
+}
+
+/// Lists its tables as they are now. A partition of a wanted table is wanted, whatever its own name is.
+pub async fn list_again(sql: &SqlClient, publication: &mut Publication, tables: &TableSet) -> Result<(), SourceError> {
+    let partitions = partitions_of_wanted(sql, tables).await?;
+    let is_wanted = |table: &QualifiedName| tables.contains(table) || partitions.contains(table);
+    let published = published_tables(sql, &publication.name).await?;
+    (publication.tables, publication.others) = published.into_iter().partition(is_wanted);
+    publication.has_strangers |= !publication.others.is_empty();
+    Ok(())
 }
 
 async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, SourceError> {
@@ -337,7 +353,7 @@ async fn add_missing(
         return Err(refused_for_rights(&context, "the role does not own it", &command));
     }
     tracing::info!(publication = name, tables = missing.len(), "adding tables to the publication");
-    if matches!(additions, Additions::Planned(_)) {
+    if additions.is_open() {
         sql.batch_execute("BEGIN").await.map_err(SourceError::sql(context.as_str()))?;
     }
     run_or_refuse(sql, &command, &context).await

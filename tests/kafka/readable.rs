@@ -36,6 +36,7 @@ async fn open_transaction(feed: &Feed, topic: &'static str) -> ThreadedProducer<
     let begin = move || {
         let mut settings = ClientConfig::new();
         settings.set("bootstrap.servers", address).set("transactional.id", "somebody else");
+        settings.set("transaction.timeout.ms", "600000");
         let stranger: ThreadedProducer<DefaultProducerContext> = settings.create().unwrap();
         stranger.init_transactions(PATIENCE).unwrap();
         stranger.begin_transaction().unwrap();
@@ -91,6 +92,10 @@ async fn a_topic_that_is_made_anew_does_not_hold_apply_back_for_ever() {
     feed.on_primary("SET synchronous_commit = remote_apply; INSERT INTO orders VALUES (1, 'x')").await;
     let stranger = open_transaction(&feed, TOPIC).await;
     let mut waiting = feed.in_background("SET synchronous_commit = remote_apply; INSERT INTO orders VALUES (2, 'x')");
+    let early = tokio::time::timeout(Duration::from_secs(2), &mut waiting).await;
+    assert!(early.is_err(), "the commit returned while no reader could see its event");
+    // Behind this both are written, and their ends are known at the next look.
+    feed.on_primary("SET synchronous_commit = on; INSERT INTO orders VALUES (3, 'x')").await;
     let early = tokio::time::timeout(Duration::from_secs(2), &mut waiting).await;
     assert!(early.is_err(), "the commit returned while no reader could see its event");
     feed.delete_topics(&[TOPIC]).await;

@@ -175,6 +175,7 @@ async fn an_error_of_any_kind_before_its_commit_sends_it_the_usual_way_and_inter
             let kill =
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name LIKE '% ahead'";
             assert_eq!(value(&pair.standby, "shop", kill).await, "t");
+            eventually("it is noticed before the commit", || async { (thrown_away(&relay) == 1).then_some(()) }).await;
         }
         large.batch_execute(&format!("{}; COMMIT", insert(19_991, 20_000))).await.unwrap();
         pair.equal_after_catching_up(&["t"]).await;

@@ -480,6 +480,4 @@ async fn what_a_standby_calls_durable_is_looked_at() {
     pair.equal_after_catching_up(&["orders"]).await;
     // Nothing is to be copied any more.
     assert!(!Checked::of(&allowed).answer["findings"].to_string().contains("max_wal_size"));
-    // What is copied already is not advised.
-    assert!(!Checked::of(&allowed).answer["findings"].to_string().contains("max_wal_size"));
 }

@@ -79,6 +79,19 @@ impl Scene {
         value(&self.pair.primary, "postgres", sql).await
     }
 
+    /// Both sessions are there that began behind this moment.
+    async fn wait_new_sessions(&self, before: &str) {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 (apply|flush)$' \
+             AND backend_start > '{before}'"
+        );
+        let standby = &self.pair.standby;
+        eventually("both sessions are there again", || async {
+            (value(standby, "postgres", &sql).await == "2").then_some(())
+        })
+        .await;
+    }
+
     async fn assert_recorded(&self, confirmed: &str, when: &str) {
         let record = value(&self.pair.standby, "shop", RECORD).await;
         let sql = format!("SELECT '{record}'::pg_lsn >= '{confirmed}'::pg_lsn");
@@ -154,19 +167,14 @@ async fn the_loss_of_our_sessions_alone_loses_and_repeats_nothing() {
         assert_eq!(ended, roles.split('|').count(), "sessions of {roles}");
         scene.assert_recorded(&scene.confirmed().await, &format!("without {roles}")).await;
         // One that is left alone does not go on: both are opened anew.
-        eventually("both sessions are there again", || async {
-            let sql = format!(
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^walrelay standby1 (apply|flush)$' \
-                 AND backend_start > '{before}'"
-            );
-            (value(&scene.pair.standby, "postgres", &sql).await == "2").then_some(())
-        })
-        .await;
+        scene.wait_new_sessions(&before).await;
     }
     // A crash that follows at once: what the new session read was made durable.
+    let before = value(&scene.pair.standby, "postgres", "SELECT clock_timestamp()").await;
     let ended =
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'walrelay standby1 apply'";
     values(&scene.pair.standby, "postgres", ended).await;
+    scene.wait_new_sessions(&before).await;
     scene.relay.wait_state("streaming").await;
     let confirmed = scene.confirmed().await;
     scene.pair.standby.kill9();

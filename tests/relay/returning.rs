@@ -195,3 +195,54 @@ async fn a_partition_made_while_its_table_joins_is_copied_though_the_relay_is_ki
     goes_on(&pair, &relay).await;
     pair.equal_after_catching_up(&["a", "p"]).await;
 }
+
+/// Its owner adds a table to the publication, and a commit to it waits for us: it is not kept waiting for a copy that waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_added_to_somebodys_publication_while_commits_wait_for_us_is_copied_by_a_later_start() {
+    let pair = tables_a_and_x().await;
+    pair.on_primary("CREATE PUBLICATION mine FOR TABLE a").await;
+    let mut relay = pair.relay("publication = \"mine\"").await;
+    goes_on(&pair, &relay).await;
+    pair.wait_for_standbys("FIRST 1 (standby1)").await;
+    pair.on_primary("ALTER PUBLICATION mine ADD TABLE x").await;
+    pair.on_primary("INSERT INTO x VALUES (2)").await;
+    goes_on(&pair, &relay).await;
+    assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM x").await, "0");
+    assert_eq!(value(&pair.standby, "shop", HAVE_LEFT).await, "x");
+    pair.on_primary("ALTER SYSTEM RESET synchronous_standby_names").await;
+    pair.on_primary("SELECT pg_reload_conf()").await;
+    assert!(relay.stop().await.success());
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+}
+
+/// Partitions that streamed from their first row on, or came while their table was out, have no copy that would tell of the gap.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_were_never_copied_come_back_whole_too() {
+    let pair = Pair::start(18).await;
+    let partition = |number: u32| {
+        format!("CREATE TABLE p{number} PARTITION OF p FOR VALUES FROM ({number}00) TO ({}00)", number + 1)
+    };
+    let tables = "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id)";
+    pair.on_both(&format!("{tables}; {}", partition(1))).await;
+    pair.on_primary("INSERT INTO p VALUES (100)").await;
+    let both = pair.config("tables = [\"public.a\", \"public.p\"]\non_existing_rows = \"truncate\"");
+    let mut relay = Relay::start(&both).await;
+    relay.wait_state("streaming").await;
+    pair.on_both(&partition(2)).await;
+    pair.on_primary("INSERT INTO p VALUES (200)").await;
+    pair.equal_after_catching_up(&["a", "p"]).await;
+    assert!(relay.stop().await.success());
+    relay.rewrite_config(&pair.config("tables = [\"public.a\"]"));
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    pair.on_both(&partition(3)).await;
+    pair.on_primary("INSERT INTO p VALUES (201), (300)").await;
+    goes_on(&pair, &relay).await;
+    assert!(relay.stop().await.success());
+    relay.rewrite_config(&both);
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    pair.equal_after_catching_up(&["a", "p"]).await;
+}
