@@ -1,5 +1,5 @@
-//! Reads libpq connection URLs. Pure; what is not in the URL has libpq's default. The grammar: the manual's page "Connection
-//! Strings".
+//! Reads libpq connection URLs. Pure; what is not in the URL has libpq's default, for TLS its variables too. The grammar: the manual's
+//! page "Connection Strings".
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -166,6 +166,12 @@ impl Parts {
             "options" => {
                 return Err("has the parameter options; walrelay sets its sessions' settings itself".to_owned());
             }
+            // The others of its values let a session without GSSAPI pass.
+            "gssencmode" if value == "require" => {
+                return Err("has gssencmode=require; walrelay speaks no GSSAPI, so the session would not be encrypted by it: take it \
+                            out, and demand TLS with sslmode=verify-full"
+                    .to_owned());
+            }
             name if IGNORED.contains(&name) => tracing::debug!(parameter = name, "this url parameter has no effect"),
             name => {
                 let nearest = nearest(name, PARAMETERS.iter().copied())
@@ -182,8 +188,11 @@ impl Parts {
         if user.is_empty() {
             return Err("names no user, and the operating system's user is unknown".to_owned());
         }
-        let is_system = self.ssl_root_certificate.as_deref().is_some_and(|path| path.as_os_str() == "system");
-        let ssl_mode = self.ssl_mode.unwrap_or(if is_system { SslMode::VerifyFull } else { SslMode::Prefer });
+        let ssl_root_certificate =
+            self.ssl_root_certificate.or_else(|| environment.get("PGSSLROOTCERT").map(PathBuf::from));
+        let is_system = ssl_root_certificate.as_deref().is_some_and(|path| path.as_os_str() == "system");
+        let ssl_mode = self.ssl_mode.map_or_else(|| ssl_mode_of(environment), |mode| Ok(Some(mode)))?;
+        let ssl_mode = ssl_mode.unwrap_or(if is_system { SslMode::VerifyFull } else { SslMode::Prefer });
         if is_system && ssl_mode != SslMode::VerifyFull {
             return Err(
                 "has sslrootcert=system with a weaker sslmode than verify-full: anybody can have a certificate of \
@@ -194,7 +203,7 @@ impl Parts {
         let default = |name| default_file(name, environment);
         // As in libpq, `require` verifies where there is a file to verify with.
         let verifies = matches!(ssl_mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
-        let ssl_root_certificate = self.ssl_root_certificate.or_else(|| default("root.crt").filter(|_| verifies));
+        let ssl_root_certificate = ssl_root_certificate.or_else(|| default("root.crt").filter(|_| verifies));
         if let Some(list) = default("root.crl").filter(|_| verifies && ssl_root_certificate.is_some() && !is_system) {
             return Err(format!(
                 "would have libpq refuse the certificates that {} lists as revoked; walrelay cannot check that: move the file \
@@ -277,6 +286,15 @@ fn default_file(name: &str, environment: &Environment) -> Option<PathBuf> {
     Some(environment.home()?.join(".postgresql").join(name)).filter(|path| path.exists())
 }
 
+/// libpq's variables for a URL that names no sslmode, the old one last: who set them must not get less than they say.
+fn ssl_mode_of(environment: &Environment) -> Result<Option<SslMode>, String> {
+    let Some(value) = environment.get("PGSSLMODE") else {
+        return Ok(environment.get("PGREQUIRESSL").filter(|value| value.starts_with('1')).map(|_| SslMode::Require));
+    };
+    let mode = ssl_mode(value).map_err(|rule| format!("names no sslmode, and the variable PGSSLMODE {rule}"))?;
+    Ok(Some(mode))
+}
+
 fn ssl_mode(value: &str) -> Result<SslMode, String> {
     Ok(match value {
         "disable" => SslMode::Disable,
@@ -355,6 +373,8 @@ mod tests {
         check("mysql://h", Err("must be a url like"));
         check("postgres://h:0/d", Err("port 0"));
         check("postgres://h/d?sslmode=on", Err("sslmode=on"));
+        check("postgres://u@h/d?gssencmode=prefer", Ok(("h:5432", "u", "d")));
+        check("postgres://u@h/d?gssencmode=require", Err("speaks no GSSAPI"));
         check("postgres://h/d?ssl_mode=on", Err("did you mean sslmode?"));
         check("postgres://h/d?application_name=x", Err("pipeline's name"));
         check("postgres://a,b/d?port=1,2,3", Err("2 hosts and 3 ports"));
@@ -381,6 +401,36 @@ mod tests {
         ] {
             assert!(!text.contains("s3cret"), "{text}");
         }
+    }
+
+    #[test]
+    fn libpqs_variables_for_tls_count_where_the_url_is_silent() {
+        let url = |query: &str, variables: &[(&'static str, &'static str)]| {
+            let environment = Environment::from_pairs(variables.iter().copied());
+            parse(&format!("postgres://u@h/d{query}"), &environment).map(|url| {
+                let certificate = url.ssl_root_certificate.map_or("-".to_owned(), |path| path.display().to_string());
+                (url.ssl_mode, certificate)
+            })
+        };
+        let (mode, root, old) = (("PGSSLMODE", "verify-ca"), ("PGSSLROOTCERT", "r"), ("PGREQUIRESSL", "1"));
+        let system = ("PGSSLROOTCERT", "system");
+        for (query, variables, expected) in [
+            ("", &[mode, root][..], (SslMode::VerifyCa, "r")),
+            ("", &[], (SslMode::Prefer, "-")),
+            ("?sslmode=require", &[mode, root], (SslMode::Require, "r")),
+            ("?sslrootcert=own", &[mode, root], (SslMode::VerifyCa, "own")),
+            ("", &[("PGSSLMODE", ""), root], (SslMode::Prefer, "r")),
+            ("", &[old], (SslMode::Require, "-")),
+            ("", &[("PGREQUIRESSL", "0")], (SslMode::Prefer, "-")),
+            ("", &[mode, old], (SslMode::VerifyCa, "-")),
+            ("", &[system], (SslMode::VerifyFull, "system")),
+        ] {
+            let (mode, certificate) = expected;
+            assert_eq!(url(query, variables), Ok((mode, certificate.to_owned())), "{query} {variables:?}");
+        }
+        assert!(url("", &[system, mode]).unwrap_err().contains("weaker sslmode than verify-full"));
+        assert!(url("", &[("PGSSLMODE", "on")]).unwrap_err().contains("variable PGSSLMODE has sslmode=on"));
+        assert!(url("?sslmode=disable", &[("PGSSLMODE", "on")]).is_ok());
     }
 
     #[test]

@@ -12,7 +12,7 @@ pub fn adoption(facts: &Facts<'_>, beginning: Beginning, start_lsn: Option<Lsn>)
         (Beginning::Adopt(confirmed), None) => Err(format!(
             "the slot \"{slot}\" exists on the primary (confirmed to {confirmed}), but {} has no progress record of \"{name}\". To adopt \
              the slot, say from where on with start_lsn = \"{confirmed}\" (or the position where its former reader stopped); to start \
-             over: walrelay drop {name}",
+             over: walrelay drop {name} --yes",
             facts.holder
         )),
         (Beginning::Adopt(confirmed), Some(start)) if start < confirmed => Err(format!(
@@ -54,7 +54,7 @@ mod tests {
             slot: None,
             progress: None,
             initial_copy: false,
-            holder: "the Kafka cluster",
+            holder: super::super::resume::KAFKA_CLUSTER,
             switch_point: None,
         };
         let adopt = Beginning::Adopt(Lsn(0x500));

@@ -16,7 +16,8 @@ use crate::snapshot::{self, CopyProgress, Part, PreparedKafka};
 use crate::source::{Publication, lists_standby, synchronous_standby_names};
 
 use super::PipelineError;
-use super::attempt::{Attempt, Primary};
+use super::attempt::Attempt;
+use super::primary::Primary;
 
 /// A copy whose snapshot is made.
 pub(super) struct Again {

@@ -9,26 +9,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::Spool;
 use crate::config::{self, PostgresSink as SinkConfig};
-use crate::model::{Lsn, PrimaryIdentity, Progress, QualifiedName, State};
+use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::postgres::{self, Opening, PostgresSink, store};
 use crate::sink::stdout::StdoutSink;
-use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
+use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot, Returning};
 use crate::source::{
     self, Additions, Publication, SlotFacts, SnapshotUse, SourceError, ensure_publication, identify, slot_facts,
     timeline_switch_point,
 };
-use crate::wire::sql::{self, SqlClient};
-use crate::wire::{Connection, Session};
+use crate::wire::Connection;
 
 use super::adoption::adoption;
 use super::durability::check_durability;
 use super::joining::Noticed;
-use super::monitor::primary_session;
 use super::origin;
 use super::ownership::{self, Ownership};
+use super::primary::Primary;
 use super::refusals::Refusals;
-use super::resume::{Beginning, Facts, beginning};
+use super::resume::{Beginning, Facts, KAFKA_CLUSTER, beginning};
 use super::stream::{self, Streaming};
 use super::{PipelineError, Reporter, Settings, create};
 
@@ -41,13 +40,6 @@ pub(super) struct Attempt<'a> {
     pub(super) refusals: &'a Refusals,
     /// Whether an earlier one came to a stream.
     pub(super) has_streamed: bool,
-}
-
-/// The sessions to the primary and who it is.
-pub(super) struct Primary {
-    pub(super) sql: SqlClient,
-    pub(super) replication: Connection,
-    pub(super) identity: PrimaryIdentity,
 }
 
 /// Built with `--no-default-features`.
@@ -102,25 +94,7 @@ impl Attempt<'_> {
 
     /// Where the rows go, in the words of a refusal.
     fn holder(&self) -> &'static str {
-        if self.settings.pipeline.sink.kind() == "kafka" { "the Kafka cluster" } else { "the standby" }
-    }
-
-    pub(super) async fn primary(&self) -> Result<Primary, PipelineError> {
-        let connecting = || SourceError::wire("connecting to the primary");
-        let url = &self.settings.primary;
-        let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
-        let session = Session::replication(self.name().session_name("slot"));
-        let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
-        if replication.parameter("in_hot_standby") == Some("on") {
-            return Err(PipelineError::NotYet(format!(
-                "the server {} that [primary] url leads to to be promoted: it is in recovery (a physical standby). Among several hosts, \
-                 target_session_attrs=read-write in the url picks the primary",
-                replication.host()
-            )));
-        }
-        let identity = identify(&mut replication).await?;
-        refuse_wal_level(&sql).await?;
-        Ok(Primary { sql, replication, identity })
+        if self.settings.pipeline.sink.kind() == "kafka" { KAFKA_CLUSTER } else { "the standby" }
     }
 
     pub(super) async fn publication(
@@ -157,6 +131,9 @@ impl Attempt<'_> {
         let publication = self.publish_for_standby(&primary, sink, additions).await?;
         let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
         let skip_until = ready.await?;
+        if !matches!(beginning, Beginning::Resume(_)) {
+            self.note_set(&primary, sink, &publication, Returning::Uncopied).await?;
+        }
         let is_read_only = sink.read_only;
         let recorded = progress.as_ref().map(|progress| progress.lsn);
         let binary = Box::pin(self.binary_types(&primary, sink, &publication, recorded)).await?;
@@ -273,7 +250,7 @@ impl Attempt<'_> {
             if is_fresh && !prepared.earlier().tables.is_empty() {
                 return Err(PipelineError::Refused(format!(
                     "the standby has copied tables of an earlier \"{name}\" (table walrelay.copy), but its slot is gone: what was \
-                     committed since is missing. Start over: walrelay drop {name}",
+                     committed since is missing. Start over: walrelay drop {name} --yes",
                     name = self.name()
                 )));
             }
@@ -308,7 +285,7 @@ impl Attempt<'_> {
         if state.is_unfinished() {
             return Err(PipelineError::Refused(format!(
                 "initial_copy = false, but the copy of \"{name}\" was begun and is not finished (table walrelay.copy on the standby): rows \
-                 are missing there. Set initial_copy = true to finish it, or start over: walrelay drop {name}",
+                 are missing there. Set initial_copy = true to finish it, or start over: walrelay drop {name} --yes",
                 name = self.name()
             )));
         }
@@ -437,43 +414,10 @@ impl Attempt<'_> {
             until: None,
         })
     }
-
-    /// A connection for the stream. The url may lead it to another server than the one over which the rules of resume ran (several hosts,
-    /// a failover meanwhile): then they run anew.
-    async fn stream_connection(&self, known: &PrimaryIdentity) -> Result<Connection, PipelineError> {
-        let session = Session::replication(self.name().as_str());
-        let mut connection = Connection::connect(&self.settings.primary, &session)
-            .await
-            .map_err(SourceError::wire("connecting to the primary"))?;
-        let is_in_recovery = connection.parameter("in_hot_standby") == Some("on");
-        let difference = if is_in_recovery {
-            Some("it is in recovery (a physical standby)".to_owned())
-        } else {
-            source::identity_difference(known, &identify(&mut connection).await?)
-        };
-        let Some(difference) = difference else { return Ok(connection) };
-        Err(PipelineError::NotYet(format!(
-            "[primary] url to lead to one server: the stream's connection came to {}, which is not the server that was asked before: \
-             {difference}. Among several hosts, target_session_attrs=read-write in the url picks the primary",
-            connection.host()
-        )))
-    }
 }
 
 async fn target_identifier(connection: &mut Connection) -> Result<Option<String>, PipelineError> {
     // Readable by everyone from 14 on; where it is not, the standby is taken as another server.
     let sql = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()";
     ownership::first_value(connection, sql, "reading the standby's system identifier").await
-}
-
-async fn refuse_wal_level(sql: &SqlClient) -> Result<(), PipelineError> {
-    let row = sql.query_one("SELECT pg_catalog.current_setting('wal_level')", &[]).await;
-    let level: String = row.map_err(SourceError::sql("reading wal_level"))?.get(0);
-    if level == "logical" {
-        return Ok(());
-    }
-    Err(PipelineError::Refused(format!(
-        "wal_level is {level} on the primary, logical replication needs logical: ALTER SYSTEM SET wal_level = 'logical', then restart \
-         the server"
-    )))
 }

@@ -25,6 +25,7 @@ mod joining;
 mod monitor;
 mod origin;
 mod ownership;
+mod primary;
 mod refusals;
 mod removal;
 mod removed;
@@ -59,7 +60,7 @@ pub use error::PipelineError;
 pub use ownership::standby_roles;
 pub use removal::remove;
 pub use removed::Removed;
-pub use resume::{Beginning, Facts, beginning};
+pub use resume::{Beginning, Facts, KAFKA_CLUSTER, beginning};
 #[cfg(feature = "kafka")]
 pub use resync::resync;
 pub use tail::tail;

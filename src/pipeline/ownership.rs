@@ -132,7 +132,10 @@ async fn take(
     let pipeline = claim.pipeline;
     let mut slot_idle_since: Option<Instant> = None;
     while !try_lock(&mut connection, &claim.lock).await? {
-        reporter.waiting_for(Some("another walrelay that runs this pipeline (this one is a hot spare)".to_owned()));
+        let stranger = stranger(&mut connection, &claim.lock).await?;
+        reporter.waiting_for(Some(
+            stranger.unwrap_or_else(|| "another walrelay that runs this pipeline (this one is a hot spare)".to_owned()),
+        ));
         reporter.state(crate::model::State::Waiting);
         let is_active = slot_facts(primary_sql, slot).await?.is_none_or(|facts| facts.active);
         if is_active || is_copying(&mut connection, pipeline).await? {
@@ -167,10 +170,29 @@ pub(super) async fn try_lock(connection: &mut Connection, name: &str) -> Result<
     Ok(first_value(connection, &sql, "taking the pipeline's lock").await?.as_deref() == Some("t"))
 }
 
-/// Whether the owner may be in its initial copy, when the slot is idle for a good reason.
+/// Who holds the lock, where that is no walrelay of this role: anybody who may connect can take it, and only a person can end that.
+async fn stranger(connection: &mut Connection, name: &str) -> Result<Option<String>, PipelineError> {
+    let key = escape_literal(name);
+    // An advisory lock shows its key in two halves.
+    let sql = format!(
+        "SELECT pg_catalog.format('the pipeline''s lock, which the process %s of the role \"%s\" holds, no walrelay of ours: SELECT \
+         pg_terminate_backend(%s) there', a.pid, a.usename, a.pid) \
+         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
+         JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database() \
+         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND a.usename <> current_user \
+         AND ((l.classid::int8 << 32) | l.objid::int8) = pg_catalog.hashtextextended({key}, 0) LIMIT 1"
+    );
+    first_value(connection, &sql, "asking who holds the pipeline's lock").await
+}
+
+/// Whether the owner may be in its initial copy, when the slot is idle for a good reason. Anybody's session may have that name: those
+/// count that `evict` would end.
 async fn is_copying(connection: &mut Connection, pipeline: &PipelineName) -> Result<bool, PipelineError> {
-    let pattern = escape_literal(&pipeline.session_name(COPY_ROLE));
-    let sql = format!("SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {pattern})");
+    let name = escape_literal(&pipeline.session_name(COPY_ROLE));
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = {name} AND usename = current_user \
+         AND datname = pg_catalog.current_database())"
+    );
     Ok(first_value(connection, &sql, "looking for a running copy").await?.as_deref() == Some("t"))
 }
 

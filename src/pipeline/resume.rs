@@ -38,13 +38,22 @@ pub enum Beginning {
     Resume(Lsn),
 }
 
+/// Who holds the rows of a feed, in the words of a refusal.
+pub const KAFKA_CLUSTER: &str = "the Kafka cluster";
+
 /// Decides, or says with numbers and remedy why not.
 pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
     if let Some(slot) = facts.slot {
         check_slot(facts, slot)?;
     }
     let confirmed = facts.slot.map(|slot| {
-        slot.confirmed_flush().ok_or_else(|| format!("the slot \"{}\" has no confirmed position yet", facts.slot_name))
+        slot.confirmed_flush().ok_or_else(|| {
+            format!(
+                "the slot \"{name}\" has no confirmed position: its making was cut off. Drop it (SELECT pg_drop_replication_slot('{name}')), \
+                 and start again",
+                name = facts.slot_name
+            )
+        })
     });
     let confirmed = confirmed.transpose()?;
     match (facts.progress, confirmed) {
@@ -52,9 +61,15 @@ pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
         (None, Some(lsn)) if !facts.initial_copy => Ok(Beginning::Adopt(lsn)),
         (None, Some(lsn)) => Err(format!(
             "the slot \"{slot}\" exists on the primary (confirmed to {lsn}), but {holder} has no progress record of the pipeline \
-             \"{name}\": either {holder} was replaced, or the slot is somebody else's. If {holder} already holds every row up \
-             to {lsn}, set initial_copy = false to adopt the slot; if not, start over: walrelay drop {name}",
+             \"{name}\": either {holder} was replaced, or the slot is somebody else's{elsewhere}. If {holder} already holds every row up \
+             to {lsn}, set initial_copy = false to adopt the slot; if not, start over: walrelay drop {name} --yes",
             holder = facts.holder,
+            elsewhere = if facts.holder == KAFKA_CLUSTER {
+                ", or the record stands under another transactional_id (its default holds topic_prefix and \
+                 the pipeline's name)"
+            } else {
+                ""
+            },
             slot = facts.slot_name,
             name = facts.pipeline
         )),
@@ -67,7 +82,7 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
     if progress.system_identifier != identity.system_identifier {
         return Err(format!(
             "the primary is another cluster than {holder} was filled from: its system identifier is {}, the progress record says \
-             {}. Point [primary] url at the old cluster or its promoted standby; for a new one start over: walrelay drop {name}",
+             {}. Point [primary] url at the old cluster or its promoted standby; for a new one start over: walrelay drop {name} --yes",
             identity.system_identifier, progress.system_identifier
         ));
     }
@@ -81,7 +96,7 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
     if progress.slot != *slot {
         return Err(format!(
             "the progress record of \"{name}\" belongs to the slot \"{}\", the configuration names \"{slot}\": set slot = \"{}\", or \
-             start over: walrelay drop {name}",
+             start over: walrelay drop {name} --yes",
             progress.slot, progress.slot
         ));
     }
@@ -96,7 +111,7 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
         return Err(format!(
             "{holder} is ahead of the primary: it holds everything up to {}, the primary's WAL ends at {}. The primary was restored \
              from a backup, or lost its last WAL. Streaming from here would silently skip what it writes next; start over: walrelay \
-             drop {name}",
+             drop {name} --yes",
             progress.lsn, identity.flushed_lsn
         ));
     }
@@ -104,7 +119,7 @@ fn with_record(facts: &Facts<'_>, progress: &Progress, confirmed: Option<Lsn>) -
         return Err(format!(
             "the slot \"{slot}\" is confirmed to {confirmed}, but {holder} only holds everything up to {}: {} bytes of WAL are \
              between. Somebody else read from the slot, it was re-created, or {holder} was restored from a backup. What is \
-             between cannot be sent again; start over: walrelay drop {name}",
+             between cannot be sent again; start over: walrelay drop {name} --yes",
             progress.lsn,
             confirmed.bytes_since(progress.lsn)
         ));
@@ -116,7 +131,7 @@ fn vanished(facts: &Facts<'_>, progress: &Progress) -> String {
     format!(
         "the slot \"{}\" is gone from the primary, and with it what was committed since {}, where {} stands. It was dropped, \
          or the primary failed over to a server that did not have it. walrelay never re-creates a slot silently; start over: walrelay \
-         drop {}",
+         drop {} --yes",
         facts.slot_name, progress.lsn, facts.holder, facts.pipeline
     )
 }
@@ -133,12 +148,12 @@ fn check_timeline(facts: &Facts<'_>, progress: &Progress) -> Result<(), String> 
         )),
         None => Err(format!(
             "the primary is on timeline {current}, which did not come from timeline {recorded} that {holder} follows; start over: \
-             walrelay drop {}",
+             walrelay drop {} --yes",
             facts.pipeline
         )),
         Some(switch) if switch < progress.lsn => Err(format!(
             "the primary's timeline {current} left timeline {recorded} at {switch}, but {holder} already holds everything up to {}: \
-             {} bytes that the new primary does not have. Start over: walrelay drop {}",
+             {} bytes that the new primary does not have. Start over: walrelay drop {} --yes",
             progress.lsn,
             progress.lsn.bytes_since(switch),
             facts.pipeline
@@ -159,7 +174,7 @@ fn check_slot(facts: &Facts<'_>, slot: &SlotFacts) -> Result<(), String> {
     }
     if slot.database.as_deref() != Some(facts.identity.database.as_str()) {
         return Err(format!(
-            "the slot \"{name}\" belongs to the database \"{}\", the url names \"{}\"",
+            "the slot \"{name}\" belongs to the database \"{}\", the url names \"{}\": correct the url, or name another slot with `slot`",
             slot.database.as_deref().unwrap_or(""),
             facts.identity.database
         ));
@@ -171,7 +186,7 @@ fn check_slot(facts: &Facts<'_>, slot: &SlotFacts) -> Result<(), String> {
     }
     if let Some(reason) = slot.invalid_reason() {
         return Err(format!(
-            "the slot \"{name}\" is invalid on the primary ({reason}): what it kept is gone. Start over: walrelay drop {}; to keep it \
+            "the slot \"{name}\" is invalid on the primary ({reason}): what it kept is gone. Start over: walrelay drop {} --yes; to keep it \
              from happening again, raise max_slot_wal_keep_size or watch retained_wal_bytes in /status",
             facts.pipeline
         ));

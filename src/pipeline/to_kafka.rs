@@ -14,9 +14,10 @@ use crate::snapshot::{self, CopyProgress, ExportedSnapshot, KafkaCopy, Part, Pre
 use crate::source::{Additions, Publication, SnapshotUse, identify, slot_facts};
 
 use super::again::Again;
-use super::attempt::{Attempt, Primary};
+use super::attempt::Attempt;
 use super::coming::planned;
 use super::ownership::{self, Ownership};
+use super::primary::Primary;
 use super::resume::Beginning;
 use super::stream::Streaming;
 use super::{PipelineError, create};
@@ -109,6 +110,10 @@ impl Attempt<'_> {
         let progress = self
             .settle_kafka(&mut primary, &mut opened, beginning, &mut records, copy, (&opening, &publication))
             .await?;
+        if !is_resumed {
+            records.progress = Some(progress.clone());
+            note_set(&mut opened, &mut records, &publication, wants_copy).await?;
+        }
         let again = match is_resumed {
             true => self.prepare_again(&primary, &opening, &publication, &records.copied).await?,
             false => None,
@@ -233,7 +238,7 @@ impl Attempt<'_> {
     fn refuse_leftovers(&self, sink: &SinkConfig) -> PipelineError {
         PipelineError::Refused(format!(
             "tables of an earlier \"{name}\" were sent to Kafka (records in the topic \"{}\"), but its slot is gone: what was committed \
-             since is missing. Start over: walrelay drop {name}",
+             since is missing. Start over: walrelay drop {name} --yes",
             sink.progress_topic,
             name = self.name()
         ))
@@ -243,7 +248,7 @@ impl Attempt<'_> {
     fn refuse_unfinished(&self, sink: &SinkConfig) -> PipelineError {
         PipelineError::Refused(format!(
             "initial_copy = false, but the copy of \"{name}\" was begun and is not finished (records in the topic \"{}\"): rows were never \
-             sent. Set initial_copy = true to finish it, or start over: walrelay drop {name}",
+             sent. Set initial_copy = true to finish it, or start over: walrelay drop {name} --yes",
             sink.progress_topic,
             name = self.name()
         ))

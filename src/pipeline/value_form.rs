@@ -12,7 +12,8 @@ use crate::snapshot::agreement;
 use crate::source::Publication;
 
 use super::PipelineError;
-use super::attempt::{Attempt, Primary};
+use super::attempt::Attempt;
+use super::primary::Primary;
 
 /// Columns named in the log.
 const SHOWN: usize = 3;

@@ -57,7 +57,8 @@ pub enum SinkError {
     /// An UPDATE or DELETE did not find exactly one row.
     #[error(
         "{place} touched {found} rows on the standby instead of 1: the standby differs from the primary. Somebody wrote to \
-         it, or it was not a whole copy; compare the table, mend the row, or copy anew (`walrelay drop NAME --yes`, then start)"
+         it, or it was not a whole copy; compare the table and mend the row there (SET session_replication_role = replica lets your session past \
+         the guard), then systemctl reload walrelay; or start over: walrelay drop NAME --yes, empty its tables, systemctl reload walrelay"
     )]
     RowCount {
         /// Which.

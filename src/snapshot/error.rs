@@ -55,7 +55,7 @@ pub enum SnapshotError {
     /// Tables on the standby that hold rows, while `on_existing_rows = "refuse"`.
     #[error(
         "initial copy: these tables of the standby are not empty: {}. Nothing was written. Empty them, or set \
-         on_existing_rows = \"truncate\" (empties them) or \"keep\" (copies into them)",
+         on_existing_rows = \"truncate\" (empties them); \"keep\" copies beside what is there, which is wrong for rows of an earlier copy",
         names(.0)
     )]
     NotEmpty(Vec<QualifiedName>),

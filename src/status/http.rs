@@ -1,4 +1,4 @@
-//! The HTTP listener. Answers from the board; changes nothing, and is not kept busy by whoever is silent.
+//! The HTTP listener. Answers from the board; changes nothing, and is not kept busy by whoever is silent, slow or stays.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::{Board, status_json};
 
 /// How many may be connected at once; others wait.
 const MOST_VISITORS: usize = 64;
-/// How long a request's head may take, and a connection be without one.
+/// How long a connection may take with all that it asks and hears.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Serves until stopped; who is connected then is cut off.
@@ -51,15 +51,18 @@ async fn serve_within(silence: Duration, mut listener: TcpListener, board: Arc<B
     }
 }
 
-/// One connection, as many requests as it brings. What goes wrong on it is the other side's affair.
+/// One request and its answer: who stays afterwards would keep a place that `/readyz` may need. What goes wrong on it is the other
+/// side's affair.
 async fn attend(stream: TcpStream, router: Router, silence: Duration) {
     // Whoever does not read the answer is not waited for either.
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(silence));
-    let _ = http1::Builder::new()
+    let visit = http1::Builder::new()
+        .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(silence)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .await;
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // One byte now and then would keep every other limit away.
+    let _ = tokio::time::timeout(silence, visit).await;
 }
 
 /// 200 only when every pipeline streams; else who does not, and why.
@@ -98,6 +101,26 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_an_answer_makes_room_for_the_next() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, Arc::default(), stop.clone()));
+        let mut staying = Vec::new();
+        for _ in 0..=MOST_VISITORS {
+            let mut visitor = TcpStream::connect(address).await.unwrap();
+            visitor.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: keep-alive\r\n\r\n").await.unwrap();
+            let mut answer = [0; 15];
+            let reading = visitor.read_exact(&mut answer);
+            tokio::time::timeout(SILENCE_LIMIT / 2, reading).await.expect("it waits for the others to go").unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            staying.push(visitor);
+        }
+        stop.cancel();
+        server.await.unwrap();
+    }
 
     #[tokio::test]
     async fn who_is_silent_makes_room_for_who_asks() {

@@ -31,9 +31,12 @@ const METRICS: &[(&str, &str, &str, Read)] = &[
     ("write_lag_seconds", "gauge", "The primary's write_lag.", |r| r.server_lags_seconds[0]),
     ("flush_lag_seconds", "gauge", "The primary's flush_lag.", |r| r.server_lags_seconds[1]),
     ("replay_lag_seconds", "gauge", "The primary's replay_lag.", |r| r.server_lags_seconds[2]),
-    ("synchronous", "gauge", "1 while the primary waits for this standby (sync or quorum).", |r| {
-        Some(f64::from(u8::from(matches!(r.sync_state.as_deref(), Some("sync" | "quorum")))))
-    }),
+    (
+        "synchronous",
+        "gauge",
+        "1 while this standby is connected as sync or quorum; 0 also while it is away, when commits may hang.",
+        |r| Some(f64::from(u8::from(matches!(r.sync_state.as_deref(), Some("sync" | "quorum"))))),
+    ),
     ("copy_tables", "gauge", "Tables of the initial copy.", |r| Some(r.copy.tables_total as f64)),
     ("copy_tables_done", "gauge", "Tables copied whole.", |r| Some(r.copy.tables_done as f64)),
     ("copy_rows_total", "counter", "Rows of the initial copy.", |r| Some(r.copy.rows as f64)),

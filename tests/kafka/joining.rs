@@ -202,3 +202,26 @@ async fn a_table_that_leaves_the_set_and_comes_back_is_sent_again() {
     feed.reader().read_count(&["shop.public.t"], 4).await;
     assert_eq!(events(&feed.reader().read_one("shop.public.u").await), [("c".to_owned(), 1)]);
 }
+
+/// What somebody's publication holds beside the set is known from the first start on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_made_wider_within_somebodys_publication_sends_what_was_left_out() {
+    let feed = Feed::start().await;
+    feed.on_primary(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1); \
+         CREATE PUBLICATION mine FOR ALL TABLES",
+    )
+    .await;
+    let narrow = "initial_copy = true\npublication = \"mine\"\ntables = [\"public.u\"]";
+    let mut relay = feed.relay_with(narrow, "").await;
+    feed.on_primary("INSERT INTO t VALUES (2); INSERT INTO u VALUES (1)").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    relay.rewrite_config(&feed.config("initial_copy = true\npublication = \"mine\"", ""));
+    relay.start_again().await;
+    let records = feed.reader().read_count(&["shop.public.t"], 2).await;
+    assert_eq!(records.iter().map(told).collect::<Vec<_>>(), ["r 1", "r 2"]);
+    feed.on_primary("INSERT INTO t VALUES (3)").await;
+    feed.reader().read_count(&["shop.public.t"], 3).await;
+    assert_eq!(events(&feed.reader().read_one("shop.public.u").await), [("c".to_owned(), 1)]);
+}

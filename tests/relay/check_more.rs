@@ -1,8 +1,8 @@
 //! The doctor on what a start would do next: tables that are about to join, the copy's rights where it goes to Kafka, a name that is
-//! listed beside others.
+//! listed beside others; and on whose hands the relay's rights would be in.
 
 use super::check::{Checked, set};
-use super::harness::{Pair, server, value, values};
+use super::harness::{Pair, Relay, server, value, values};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
@@ -99,4 +99,50 @@ async fn a_name_listed_too_early_is_taken_out_and_others_stay() {
     first.mend(&mut pair).await;
     Checked::of(&pair.config("")).passes();
     assert_eq!(value(&pair.primary, "shop", "SHOW synchronous_standby_names").await, "ANY 1 (\"far\")");
+}
+
+/// Who owns the relay's own tables could have triggers there, which would run with its rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_of_another_role_is_refused_until_it_is_handed_over() {
+    let mut pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_standby("CREATE ROLE other LOGIN; CREATE SCHEMA walrelay AUTHORIZATION other").await;
+    let relay = Relay::start(&pair.config("")).await;
+    let hand_over = "ALTER SCHEMA walrelay OWNER TO \"postgres\"";
+    relay.fails_with(&["the schema walrelay on the standby belongs to the role \"other\"", hand_over]).await;
+    assert_eq!(value(&pair.primary, "shop", "SELECT count(*) FROM pg_replication_slots").await, "0");
+    let first = Checked::of(&pair.config(""));
+    first.refused();
+    first.names("error", "standby1", "the schema walrelay belongs to the role \"other\"", hand_over);
+    first.mend(&mut pair).await;
+    Checked::of(&pair.config("")).passes();
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+    // The same of a table in it.
+    pair.on_standby("ALTER TABLE walrelay.progress OWNER TO other").await;
+    let table = Checked::of(&pair.config(""));
+    table.refused();
+    table.names("error", "standby1", "table walrelay.progress belongs", "ALTER TABLE walrelay.progress OWNER TO");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn owners_of_replicated_tables_who_get_the_relays_rights_are_named() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_both("CREATE TABLE lent (id int PRIMARY KEY)").await;
+    pair.on_standby("CREATE ROLE other LOGIN; CREATE ROLE relay LOGIN; ALTER TABLE lent OWNER TO other").await;
+    // A superuser counts as a member of every role: it is told all the same.
+    let owns = "the role \"other\" owns public.lent on the standby";
+    let checked = Checked::of(&pair.config(""));
+    checked.passes();
+    checked.names("info", "standby1", owns, "");
+    assert!(!checked.answer.to_string().contains("owns public.orders"), "{:#}", checked.answer);
+    // Nothing new to a role that has the owner's rights, or is the owner.
+    let config = pair.config("").replace(&pair.standby.url("shop"), &pair.standby.url_for("relay", "shop"));
+    Checked::of(&config).names("info", "standby1", owns, "");
+    for sql in ["GRANT other TO relay", "REVOKE other FROM relay; ALTER TABLE lent OWNER TO relay"] {
+        pair.on_standby(sql).await;
+        let said = Checked::of(&config).answer.to_string();
+        assert!(!said.contains("public.lent on the standby: constraints"), "{sql}: {said}");
+    }
 }

@@ -246,3 +246,23 @@ async fn partitions_that_were_never_copied_come_back_whole_too() {
     goes_on(&pair, &relay).await;
     pair.equal_after_catching_up(&["a", "p"]).await;
 }
+
+/// What somebody's publication holds beside the set is known from the first start on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_made_wider_within_somebodys_publication_is_copied() {
+    let pair = tables_a_and_x().await;
+    pair.on_primary("CREATE PUBLICATION mine FOR ALL TABLES").await;
+    let lines = "publication = \"mine\"\ntables = [\"public.a\"]";
+    let mut relay = Relay::start(&pair.config(lines)).await;
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO x VALUES (2)").await;
+    goes_on(&pair, &relay).await;
+    let report = relay.wait_state("streaming").await;
+    assert_eq!(report["copy"]["tables_total"], 1, "{report}");
+    assert!(relay.stop().await.success());
+    pair.on_primary("INSERT INTO x VALUES (3)").await;
+    relay.rewrite_config(&pair.config("publication = \"mine\""));
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+}

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use walrelay::config::{Environment, parse_url};
 use walrelay::throwaway::Options;
+use walrelay::wire::Session;
+use walrelay::wire::sql::connect;
 
 use super::harness::{Pair, Relay, client, eventually, value, values};
 
@@ -171,6 +174,41 @@ async fn the_same_name_for_two_databases_of_one_standby_is_refused_in_clear_word
     first.start_again().await;
     first.wait_state("streaming").await;
     pair.equal_after_catching_up(&["orders"]).await;
+}
+
+/// Whoever may connect to any database of the standby's server can call his session what he likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_another_role_that_borrows_the_apply_sessions_name_stops_nothing() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    values(&pair.standby, "postgres", "CREATE ROLE other LOGIN").await;
+    let url = parse_url(&pair.standby.url_for("other", "postgres"), &Environment::default()).unwrap();
+    let _borrower = connect(&url, &Session::new("walrelay standby1 apply")).await.unwrap();
+    let mut relay = pair.relay("").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    assert!(relay.stop().await.success());
+    let (code, text) = drop_with(&pair.config(""));
+    assert!(code == Some(0) && text.contains("removed the replication origin"), "{code:?}: {text}");
+}
+
+/// Anybody may take the lock that pipelines are owned by: then he is named, not taken for another walrelay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_who_holds_the_pipelines_lock_is_named() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_standby("CREATE ROLE other LOGIN").await;
+    let url = parse_url(&pair.standby.url_for("other", "shop"), &Environment::default()).unwrap();
+    let stranger = connect(&url, &Session::new("anything")).await.unwrap();
+    let lock = "SELECT pg_advisory_lock(hashtextextended('walrelay pipeline standby1', 0))";
+    stranger.batch_execute(lock).await.unwrap();
+    let relay = Relay::start(&pair.config("")).await;
+    let is_named = |report: &serde_json::Value| {
+        report["waiting_for"].as_str().is_some_and(|text| text.contains("of the role \"other\" holds"))
+    };
+    relay.wait("standby1", "the stranger is named", is_named).await;
+    drop(stranger);
+    relay.wait_state("streaming").await;
 }
 
 /// The record tells which slot is the pipeline's; the configuration may name anybody's.

@@ -3,7 +3,7 @@
 
 use crate::config::{self, Config};
 use crate::model::Progress;
-use crate::pipeline::{Facts, adoption, beginning};
+use crate::pipeline::{Facts, KAFKA_CLUSTER, adoption, beginning};
 use crate::source::{SourceError, identify, slot_facts, timeline_switch_point};
 use crate::wire::{Connection, Session};
 
@@ -32,7 +32,8 @@ pub(super) async fn examine(
     match refusal(primary, config, pipeline, record).await {
         Ok(None) => {}
         Ok(Some(reason)) => {
-            let remedy = format!("mend what it names, or start over: walrelay drop {} --yes", pipeline.name);
+            let remedy = "do what it says, then systemctl reload walrelay. Drop only where it says so: that forgets how far the pipeline is, \
+                          also where only the url is wrong";
             findings.push(Finding::error(pipeline.name.as_str(), reason, remedy));
         }
         Err(error) => {
@@ -54,6 +55,10 @@ async fn refusal(
     let identity = identify(&mut replication).await?;
     let slot_name = pipeline.slot_name();
     let slot = slot_facts(&primary.sql, &slot_name).await?;
+    if slot.as_ref().is_some_and(|slot| slot.maker().is_some()) {
+        // A start waits for that, too.
+        return Ok(None);
+    }
     // Without a record to compare with, the slot alone is judged.
     let is_known = matches!(record, Record::Read(_));
     let (progress, initial_copy) = match record {
@@ -73,7 +78,7 @@ async fn refusal(
         slot: slot.as_ref(),
         progress: progress.as_ref(),
         initial_copy,
-        holder: if matches!(pipeline.sink, config::Sink::Kafka(_)) { "the Kafka cluster" } else { "the standby" },
+        holder: if matches!(pipeline.sink, config::Sink::Kafka(_)) { KAFKA_CLUSTER } else { "the standby" },
         switch_point,
     };
     let begun = beginning(&facts).and_then(|begun| match &pipeline.sink {

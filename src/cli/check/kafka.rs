@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cli::Exit;
 use crate::config::{KafkaSink, Pipeline};
-use crate::model::QualifiedName;
+use crate::model::{QualifiedName, Retry};
 use crate::sink::SinkError;
 use crate::sink::kafka::transport::{Survey, TopicSurvey, survey};
 
@@ -39,9 +39,13 @@ pub(super) async fn examine(
             Record::Unknown
         }
         Err(error) => {
-            let message = format!("no answer from the Kafka brokers {}: {error}", sink.brokers);
+            let (said, exit) = match error.retry() {
+                Retry::Never => ("a refusal by", Exit::Configuration),
+                Retry::Later => ("no answer from", Exit::Unreachable),
+            };
+            let message = format!("{said} the Kafka brokers {}: {error}", sink.brokers);
             let remedy = "check brokers, network, [pipeline.sink.client] (security.protocol, sasl.*, ssl.*) and the rights (ACLs)";
-            findings.push(Finding::error(place, message, remedy).with_exit(Exit::Unreachable));
+            findings.push(Finding::error(place, message, remedy).with_exit(exit));
             Record::Unknown
         }
     }

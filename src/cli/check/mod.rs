@@ -9,11 +9,13 @@ mod kafka;
 mod missing;
 #[cfg(feature = "kafka")]
 mod offsets;
+mod owners;
 mod primary;
 mod room;
 mod row_security;
 mod session;
 mod standby;
+mod store;
 
 use std::path::PathBuf;
 

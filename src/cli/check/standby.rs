@@ -15,11 +15,16 @@ use crate::wire::sql::{self, SqlClient};
 use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
 use super::missing::create_table_sql;
+use super::owners;
 use super::primary::{Primary, Tables};
 use super::room::Room;
 use super::row_security;
 use super::session::no_session;
+use super::store as own_store;
 
+/// The primary sends no row again for a column's sake.
+const ADD_COLUMN: &str =
+    "add it as on the primary, with its DEFAULT: the rows that are there get it from this statement alone";
 /// What an apply session does to a table.
 const TABLE_RIGHTS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE"];
 
@@ -135,7 +140,7 @@ impl Look<'_> {
         if !is_superuser {
             self.rights(version, &role, findings).await?;
         }
-        self.store_rights(&role, findings).await?;
+        own_store::examine(self.standby, self.place(), &role, findings).await?;
         Ok(true)
     }
 
@@ -172,35 +177,6 @@ impl Look<'_> {
             let set = format!("ALTER SYSTEM SET {} = '{}'", text(0), text(2));
             let finding = Finding::new(Level::Info, self.place(), message, "change it, at least for the copy");
             findings.push(finding.with_sql([set, "SELECT pg_reload_conf()".to_owned()]));
-        }
-        Ok(())
-    }
-
-    /// The relay's own tables, which another role may have made.
-    async fn store_rights(&self, role: &str, findings: &mut Findings) -> Result<(), WireError> {
-        let query = "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                     WHERE n.nspname = 'walrelay' AND c.relkind = 'r' AND c.relname IN ('progress', 'copy') AND EXISTS ( \
-                     SELECT FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) r WHERE NOT pg_catalog.has_table_privilege(c.oid, r))";
-        for row in self.standby.query(query, &[]).await? {
-            let table: String = row.get(0);
-            let sql = format!(
-                "GRANT SELECT, INSERT, UPDATE, DELETE ON walrelay.{} TO {}",
-                escape_identifier(&table),
-                escape_identifier(role)
-            );
-            let message =
-                format!("the table walrelay.{table} was made by another role, and \"{role}\" may not write it");
-            findings.push(self.error(message, "grant it").with_sql([sql]));
-        }
-        // Only its owner may replace it.
-        let query = "SELECT p.proname::text FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
-                     WHERE n.nspname = 'walrelay' AND p.proname = 'guard_' || $1 AND NOT pg_catalog.pg_has_role(current_user, p.proowner, 'USAGE')";
-        if let Some(row) = self.standby.query_opt(query, &[&self.place()]).await? {
-            let function: String = row.get(0);
-            let role_sql = escape_identifier(role);
-            let sql = format!("ALTER FUNCTION walrelay.{}() OWNER TO {role_sql}", escape_identifier(&function));
-            let message = format!("the function walrelay.{function} belongs to another role than \"{role}\"");
-            findings.push(self.error(message, "hand it over").with_sql([sql]));
         }
         Ok(())
     }
@@ -265,11 +241,13 @@ impl Look<'_> {
         let (place, role) = (self.place(), &self.sink.url.user);
         let policies = row_security::examine(self.standby, place, role, &present, findings).await;
         policies.map_err(|error| error.to_string())?;
+        let families: BTreeSet<QualifiedName> = here.iter().flat_map(TableShape::family).collect();
+        let families: Vec<QualifiedName> = families.into_iter().collect();
+        let owners = owners::examine(self.standby, place, role, &families, findings).await;
+        owners.map_err(|error| error.to_string())?;
         if self.sink.read_only {
             // The guard stands on partitions and on the partitioned tables above, too.
-            let relatives = here.iter().flat_map(TableShape::family).filter(|name| !present.contains(name));
-            let relatives: BTreeSet<QualifiedName> = relatives.collect();
-            let relatives: Vec<QualifiedName> = relatives.into_iter().collect();
+            let relatives: Vec<QualifiedName> = families.into_iter().filter(|name| !present.contains(name)).collect();
             self.table_rights(&relatives, &["TRIGGER"], findings).await.map_err(|error| error.to_string())?;
         }
         let to_copy: Vec<QualifiedName> = present.into_iter().filter(|table| to_copy.contains(table)).collect();
@@ -336,7 +314,7 @@ impl Look<'_> {
         let shapes = there.iter().filter(|shape| missing.contains(&&shape.qualified_name()));
         let rights = self.rights_on_tables();
         let sql = shapes.filter_map(|shape| create_table_sql(shape, &self.sink.url.user, &rights)).flatten();
-        let remedy = "create them as on the primary (pg_dump --schema-only … | psql … brings indexes, defaults and constraints), or \
+        let remedy = "rename those that were renamed on the primary; create the others as on the primary (pg_dump --schema-only … | psql … brings indexes, defaults and constraints), or \
                       exclude them; columns and key alone, where they are simple";
         let message = format!("these tables do not exist on the standby: {}", names.join(", "));
         findings.push(self.error(message, remedy).with_sql(sql));
@@ -354,7 +332,7 @@ impl Look<'_> {
                         column.type_name
                     );
                     findings.push(
-                        self.error(format!("{name} lacks the column {} on the standby", column.name), "add it")
+                        self.error(format!("{name} lacks the column {} on the standby", column.name), ADD_COLUMN)
                             .with_sql([sql]),
                     );
                 }
@@ -486,7 +464,8 @@ impl Look<'_> {
             let message = format!("these tables of the standby are not empty: {}", full.join(", "));
             findings.push(self.error(
                 message,
-                "empty them, or set on_existing_rows = \"truncate\" or \"keep\", or initial_copy = false",
+                "empty them, or set on_existing_rows = \"truncate\", which does that. After a drop nothing else is right: \"keep\" leaves old \
+                 rows standing, initial_copy = false never fetches what was written since",
             ));
         }
         Ok(())

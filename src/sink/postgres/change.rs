@@ -191,7 +191,7 @@ pub(super) fn explain(failure: Failure, pipeline: &str, expected: Lsn) -> SinkEr
             let remedy = remedy(&error);
             SinkError::Change { place: Box::new(change.place()), source: without_values(error), remedy }
         }
-        _ => SinkError::wire("applying a batch on the standby")(error),
+        _ => SinkError::wire("applying a batch on the standby")(without_values(error)),
     }
 }
 
@@ -218,50 +218,55 @@ pub(super) fn read_only_refusal(error: &WireError) -> Option<SinkError> {
     })
 }
 
-/// The server's words without row values: a detail may hold whole rows ("Failing row contains …"), and the message of a
-/// value that cannot be read quotes the value.
+/// The server's words without row values. Whoever writes them, in whatever language: the message of a data exception (class 22) quotes
+/// the value, the detail of an integrity violation (class 23) a key or the whole row. As in a copy (`snapshot/error.rs`).
 fn without_values(error: WireError) -> WireError {
     let WireError::Server(error) = error else { return error };
     let mut error = ServerError { context: None, ..*error };
-    if error.detail.as_deref().is_some_and(|detail| detail.starts_with("Failing row contains")) {
-        error.detail = None;
-    }
     if error.code.starts_with("22") {
         error.detail = None;
-        error.message = cut_value(&error.message);
+        error.message = refused_value(&error);
+    } else if error.code.starts_with("23") {
+        error.detail = None;
+        if let Some(name) = error.constraint.as_deref().filter(|name| !error.message.contains(*name)) {
+            error.message = format!("{} (constraint {name})", error.message);
+        }
     }
     WireError::Server(Box::new(error))
 }
 
-/// `invalid input syntax for type integer: "4711x"` without what follows the colon.
-fn cut_value(message: &str) -> String {
-    match message.split_once(": \"") {
-        Some((head, _)) => format!("{head} (the value is not shown)"),
-        None => message.to_owned(),
+/// What stands in place of a data exception's message; the SQLSTATE, which follows it, says which kind it is.
+fn refused_value(error: &ServerError) -> String {
+    if let Some(found) = rows_touched(error) {
+        return format!("{found} rows were touched, which is not as many as were to be changed");
     }
+    let names: Vec<&str> = [&error.table, &error.column].into_iter().flatten().map(String::as_str).collect();
+    let place = if names.is_empty() { String::new() } else { format!(" at {}", names.join(".")) };
+    format!("a value was refused{place} (the server's words quote it and are not shown)")
 }
 
 fn remedy(error: &WireError) -> &'static str {
     match error.code().unwrap_or("") {
         "23505" => {
-            "A row with this key is already there: somebody wrote to the standby, or the copy overlapped. Compare and remove it, \
-             then restart the pipeline: it goes on from here"
+            "A row with this key is already there: somebody wrote to the standby, or the copy overlapped. Compare and remove it \
+             (SET session_replication_role = replica lets your session past the guard), then systemctl reload walrelay: it goes on from here"
         }
         "23P01" | "23514" | "23502" => {
-            "The standby has a constraint that the primary's rows do not meet; drop or change it there, then restart the \
-             pipeline: it goes on from here"
+            "The standby has a constraint that the primary's rows do not meet; drop or change it there, then systemctl reload \
+             walrelay: it goes on from here"
         }
         "42P01" | "42703" | "42804" => {
-            "Make the table on the standby like the one on the primary, then restart the pipeline: it goes on from here"
+            "Make the table on the standby like the one on the primary, then systemctl reload walrelay: it goes on from here"
         }
         "42501" => {
-            "Grant the missing right to the relay's role on the standby (`walrelay check` prints the statements)"
+            "Grant the missing right to the relay's role on the standby (`walrelay check` prints the statements), then systemctl reload walrelay"
         }
         "22P05" | "22021" => {
             "The standby's encoding cannot hold this text; only a standby with the primary's encoding (best UTF8) can"
         }
         code if code.starts_with("22") => {
-            "The value does not fit the column's type on the standby; make the column like the one on the primary"
+            "The value does not fit the column's type on the standby; make the column like the one on the primary, then systemctl \
+             reload walrelay"
         }
         _ => "Mend the standby; nothing beyond was acknowledged, and the pipeline goes on from here",
     }
@@ -293,13 +298,43 @@ mod tests {
 
     #[test]
     fn a_failed_change_names_table_key_position_and_remedy_but_no_other_value() {
-        check(
-            server("23505", "duplicate key", Some("Key (a)=(7) already exists.")),
-            &["already exists", "Compare"],
-            "secret",
-        );
-        check(server("23514", "violates check", Some("Failing row contains (7, secret).")), &["constraint"], "secret");
-        check(server("22P02", "invalid input syntax for type integer: \"secret\"", None), &["type integer"], "secret");
+        for (code, message, detail, kept) in [
+            ("23505", "duplicate key", Some("Key (a)=(7) already exists."), &["duplicate key", "23505", "Compare"][..]),
+            (
+                "23505",
+                "duplicate key value violates unique constraint \"t_b_key\"",
+                Some("Key (b)=(secret) already exists."),
+                &["t_b_key"],
+            ),
+            ("23514", "violates check", Some("Failing row contains (7, secret)."), &["violates check", "constraint"]),
+            (
+                "23502",
+                "NULL-Wert in Spalte »c« von Relation »t« verletzt Not-Null-Constraint",
+                Some("Fehlgeschlagene Zeile enthält (7, secret, null)."),
+                &["Spalte »c«"],
+            ),
+            ("22P02", "invalid input syntax for type integer: \"secret\"", None, &["22P02", "does not fit"]),
+            ("22P02", "ungültige Eingabesyntax für Typ integer: »secret«", None, &["22P02"]),
+            ("22003", "value \"secret\" is out of range for type integer", None, &["22003"]),
+            ("22P02", "malformed array literal: \"{\"", Some("Unexpected \"secret\"."), &["22P02"]),
+        ] {
+            check(server(code, message, detail), kept, "secret");
+            // The same where nobody knows which change it was.
+            let failure = Failure { purpose: None, error: server(code, message, detail) };
+            let text = explain(failure, "standby1", Lsn(1)).to_string();
+            assert!(text.contains(code) && !text.contains("secret"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_constraint_is_named_from_its_own_field_where_the_message_does_not_name_it() {
+        let said = |message: &str| {
+            let (code, constraint) = ("23514".to_owned(), Some("t_check".to_owned()));
+            let error = ServerError { code, message: message.to_owned(), constraint, ..ServerError::default() };
+            without_values(WireError::Server(Box::new(error))).to_string()
+        };
+        assert!(said("refused").contains("refused (constraint t_check)"), "{}", said("refused"));
+        assert_eq!(said("violates \"t_check\"").matches("t_check").count(), 1);
     }
 
     #[test]

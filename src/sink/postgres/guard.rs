@@ -49,7 +49,8 @@ fn primary_text(url: &ServerUrl) -> String {
 fn body(pipeline: &PipelineName, primary: &ServerUrl) -> String {
     // Whose primary is lost finds the way here.
     let hint = format!(
-        "walrelay replicates it from the primary {}: write there. After a failover to this server: stop walrelay, then {}",
+        "walrelay replicates it from the primary {}: write there. To mend a row here: SET session_replication_role = replica in your \
+         session. After a failover to this server: stop walrelay, then {}",
         primary_text(primary),
         drop_sql(pipeline)
     );
@@ -128,23 +129,34 @@ pub fn unguarded_query(pipeline: &PipelineName, tables: &[QualifiedName]) -> Str
     )
 }
 
+/// Whether the trigger `t` is this pipeline's guard. Anybody may give a trigger of his own that name; ours calls our function, which
+/// takes it along when it is dropped.
+fn ours_sql(pipeline: &PipelineName) -> String {
+    format!(
+        "NOT t.tgisinternal AND t.tgname = {} AND EXISTS (SELECT FROM pg_catalog.pg_proc f \
+         JOIN pg_catalog.pg_namespace fn ON fn.oid = f.pronamespace \
+         WHERE f.oid = t.tgfoid AND fn.nspname = 'walrelay' AND f.proname = {})",
+        escape_literal(&trigger_name(pipeline)),
+        escape_literal(&function_name(pipeline))
+    )
+}
+
 /// The tables that this pipeline's guard stands on. One JSON text a table: `[schema, name]`.
 pub fn guarded_query(pipeline: &PipelineName) -> String {
     format!(
         "SELECT pg_catalog.json_build_array(n.nspname, c.relname)::text FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE NOT t.tgisinternal AND t.tgname = {}",
-        escape_literal(&trigger_name(pipeline))
+         WHERE {}",
+        ours_sql(pipeline)
     )
 }
 
 /// One row if the pipeline's guard stands on a table outside the tables and their families.
 pub fn superfluous_query(pipeline: &PipelineName, tables: &[QualifiedName]) -> String {
     format!(
-        "{} SELECT 1 FROM pg_catalog.pg_trigger t WHERE NOT t.tgisinternal AND t.tgname = {} \
-         AND t.tgrelid NOT IN (SELECT relid FROM family) LIMIT 1",
+        "{} SELECT 1 FROM pg_catalog.pg_trigger t WHERE {} AND t.tgrelid NOT IN (SELECT relid FROM family) LIMIT 1",
         family_sql(tables),
-        escape_literal(&trigger_name(pipeline))
+        ours_sql(pipeline)
     )
 }
 

@@ -98,13 +98,15 @@ pub(super) async fn open_apply_session(url: &ServerUrl, pipeline: &PipelineName)
     Ok(connection)
 }
 
-/// Another database of the server into which a pipeline of this name writes now: it uses the same origins.
+/// Another database of the server into which a pipeline of this name writes now: it uses the same origins. A session may call itself
+/// what it likes, so only those of our own role count; a pipeline of another role shows when it is at work and we take the origin.
 pub async fn database_of_namesake(
     connection: &mut Connection,
     pipeline: &PipelineName,
 ) -> Result<Option<String>, SinkError> {
     let sql = format!(
-        "SELECT datname FROM pg_catalog.pg_stat_activity WHERE application_name = {} AND datname <> pg_catalog.current_database()",
+        "SELECT datname FROM pg_catalog.pg_stat_activity WHERE application_name = {} \
+         AND usename = current_user AND datname <> pg_catalog.current_database()",
         escape_literal(&pipeline.session_name(APPLY_ROLE))
     );
     let row = query_row(connection, &sql, "looking who uses the replication origin on the standby").await?;

@@ -51,8 +51,50 @@ pub fn grant_schema_sql(role: &str) -> Vec<String> {
     vec![format!("CREATE SCHEMA IF NOT EXISTS walrelay AUTHORIZATION {}", escape_identifier(role))]
 }
 
-/// Makes schema and table where they are missing.
+/// Whether the role with this OID may be trusted with what runs with the rights of the session's role: a superuser, that role
+/// itself, or one whose member it is. Where that role is a superuser, membership says nothing: it counts as a member of every role.
+pub fn trusted_owner_sql(owner: &str) -> String {
+    format!(
+        "EXISTS (SELECT FROM pg_catalog.pg_roles holder JOIN pg_catalog.pg_roles mine ON mine.rolname = current_user \
+         WHERE holder.oid = {owner} AND (holder.rolsuper OR holder.oid = mine.oid \
+         OR NOT mine.rolsuper AND pg_catalog.pg_has_role(mine.oid, holder.oid, 'USAGE')))"
+    )
+}
+
+/// The relay's own objects that somebody made who is not to be trusted: a trigger of his there would run with the relay's rights.
+/// What it is (`SCHEMA walrelay`), and its owner.
+pub fn foreign_objects_query() -> String {
+    format!(
+        "SELECT thing.object, owner.rolname::text FROM (SELECT 'SCHEMA walrelay'::text AS object, nspowner AS owner \
+         FROM pg_catalog.pg_namespace WHERE nspname = 'walrelay' UNION ALL SELECT 'TABLE walrelay.' || c.relname::text, c.relowner \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE n.nspname = 'walrelay' AND c.relname IN ('progress', 'copy')) thing \
+         JOIN pg_catalog.pg_roles owner ON owner.oid = thing.owner WHERE NOT {} ORDER BY 1",
+        trusted_owner_sql("thing.owner")
+    )
+}
+
+/// What the owner of such an object, or a superuser, runs once it is looked through.
+pub fn hand_over_sql(object: &str, role: &str) -> String {
+    format!("ALTER {object} OWNER TO {}", escape_identifier(role))
+}
+
+async fn refuse_foreign_objects(connection: &mut Connection) -> Result<(), SinkError> {
+    let sql = format!("SELECT found.*, current_user::text FROM ({}) found", foreign_objects_query());
+    let row = query_row(connection, &sql, "looking who owns the schema walrelay on the standby").await?;
+    let [Some(object), Some(owner), Some(role)] = &row[..] else { return Ok(()) };
+    Err(SinkError::Refused(format!(
+        "the {} on the standby belongs to the role \"{owner}\", and its triggers would run with the rights of \"{role}\": look through \
+         its triggers, rules and defaults, then hand it over ({}; `walrelay check` lists all that there are), or, where no pipeline needs \
+         it, DROP SCHEMA walrelay CASCADE",
+        object.to_lowercase(),
+        hand_over_sql(object, role)
+    )))
+}
+
+/// Makes schema and table where they are missing; refuses those of somebody who is not to be trusted with the relay's rights.
 pub async fn ensure_store(connection: &mut Connection) -> Result<(), SinkError> {
+    refuse_foreign_objects(connection).await?;
     let exists = "SELECT pg_catalog.to_regnamespace('walrelay') IS NOT NULL, \
                   pg_catalog.to_regclass('walrelay.progress') IS NOT NULL, current_user::text";
     let row = query_row(connection, exists, "looking for the schema walrelay on the standby").await?;

@@ -180,8 +180,9 @@ impl Tables {
         let shape = read_shapes(texts.iter().map(String::as_str)).map_err(SinkError::from)?.pop();
         let shape = shape.ok_or_else(|| {
             SinkError::Shape(format!(
-                "the table {} does not exist on the standby; create it there like the one on the primary (pg_dump --schema-only), \
-                 or exclude it, then restart the pipeline: it goes on from here",
+                "the table {} does not exist on the standby; if it was renamed on the primary, rename it there too (ALTER TABLE … RENAME TO: it \
+                 is not copied again); else create it like the one on the primary (pg_dump --schema-only), or exclude it; then systemctl reload \
+                 walrelay: it goes on from here",
                 relation.name
             ))
         })?;

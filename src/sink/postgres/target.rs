@@ -74,8 +74,8 @@ impl Target {
             .collect();
         if !missing.is_empty() {
             return Err(SinkError::Shape(format!(
-                "the table {name} on the standby lacks the column{} {}: add with ALTER TABLE {} ADD COLUMN …, as on the primary; \
-                 then restart the pipeline: it goes on from here",
+                "the table {name} on the standby lacks the column{} {}: add with ALTER TABLE {} ADD COLUMN …, as on the primary, \
+                 with its DEFAULT (no row that is there comes again); then systemctl reload walrelay: it goes on from here",
                 if missing.len() == 1 { "" } else { "s" },
                 missing.join(", "),
                 name.sql()

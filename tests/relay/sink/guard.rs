@@ -104,6 +104,23 @@ async fn a_spoiled_guard_is_mended() {
     assert!(is_refused(&replay, "DELETE FROM t").await);
 }
 
+/// Whoever has a table can give it a trigger of that name: the guards of all tables must not be put up anew for it at every start.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_of_somebody_else_with_the_guards_name_is_none_of_ours() {
+    let replay = Replay::new(18, "CREATE TABLE t (a int PRIMARY KEY); CREATE TABLE other (a int)").await;
+    let mut control = open_session(&replay.standby_url, &replay.pipeline, "control").await.unwrap();
+    store::ensure_store(&mut control).await.unwrap();
+    let tables = [QualifiedName::new("public", "t")];
+    assert_eq!(ensure_guards(&mut control, &replay.pipeline, &replay.primary_url, &tables).await.unwrap(), 1);
+    let foreign = "CREATE TRIGGER walrelay_guard_standby1 BEFORE INSERT ON other FOR EACH STATEMENT \
+                   EXECUTE FUNCTION suppress_redundant_updates_trigger()";
+    replay.on_standby(foreign).await;
+    assert_eq!(ensure_guards(&mut control, &replay.pipeline, &replay.primary_url, &tables).await.unwrap(), 0);
+    assert_eq!(remove_guards(&mut control, &replay.pipeline).await.unwrap(), 1);
+    let left = "SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'walrelay_guard_standby1'";
+    assert_eq!(replay.found(left).await, ["(other)"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_leaves_nothing_and_may_be_repeated() {
     let mut replay = Replay::new(18, "CREATE TABLE t (a int PRIMARY KEY)").await;

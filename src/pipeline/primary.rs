@@ -1,0 +1,88 @@
+//! The sessions to the primary: that they lead to one server, which is a primary. A url of several hosts may lead each of them elsewhere,
+//! above all around a failover; what is asked of one server and done on another would be guarded by no rule. Changes nothing there.
+
+use crate::model::PrimaryIdentity;
+use crate::source::{self, SourceError, identify};
+use crate::wire::sql::{self, SqlClient};
+use crate::wire::{Connection, Session};
+
+use super::PipelineError;
+use super::attempt::Attempt;
+use super::monitor::primary_session;
+use super::ownership::first_value;
+
+/// The sessions to the primary and who it is.
+pub(super) struct Primary {
+    pub(super) sql: SqlClient,
+    pub(super) replication: Connection,
+    pub(super) identity: PrimaryIdentity,
+}
+
+impl Attempt<'_> {
+    pub(super) async fn primary(&self) -> Result<Primary, PipelineError> {
+        let connecting = || SourceError::wire("connecting to the primary");
+        let url = &self.settings.primary;
+        let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
+        let session = Session::replication(self.name().session_name("slot"));
+        let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
+        if replication.parameter("in_hot_standby") == Some("on") {
+            return Err(PipelineError::NotYet(format!(
+                "the server {} that [primary] url leads to to be promoted: it is in recovery (a physical standby). Among several hosts, \
+                 target_session_attrs=read-write in the url picks the primary",
+                replication.host()
+            )));
+        }
+        let identity = identify(&mut replication).await?;
+        refuse_two_servers(&sql, &mut replication).await?;
+        refuse_wal_level(&sql).await?;
+        Ok(Primary { sql, replication, identity })
+    }
+
+    /// A connection for the stream. The url may lead it to another server than the one over which the rules of resume ran (several hosts,
+    /// a failover meanwhile): then they run anew.
+    pub(super) async fn stream_connection(&self, known: &PrimaryIdentity) -> Result<Connection, PipelineError> {
+        let session = Session::replication(self.name().as_str());
+        let mut connection = Connection::connect(&self.settings.primary, &session)
+            .await
+            .map_err(SourceError::wire("connecting to the primary"))?;
+        let is_in_recovery = connection.parameter("in_hot_standby") == Some("on");
+        let difference = if is_in_recovery {
+            Some("it is in recovery (a physical standby)".to_owned())
+        } else {
+            source::identity_difference(known, &identify(&mut connection).await?)
+        };
+        let Some(difference) = difference else { return Ok(connection) };
+        Err(PipelineError::NotYet(format!(
+            "[primary] url to lead to one server: the stream's connection came to {}, which is not the server that was asked before: \
+             {difference}. Among several hosts, target_session_attrs=read-write in the url picks the primary",
+            connection.host()
+        )))
+    }
+}
+
+/// One server is told from another by when it was started.
+async fn refuse_two_servers(sql: &SqlClient, replication: &mut Connection) -> Result<(), PipelineError> {
+    const STARTED: &str = "SELECT EXTRACT(epoch FROM pg_catalog.pg_postmaster_start_time())::text";
+    const DOING: &str = "asking when the primary was started";
+    let row = sql.query_one(STARTED, &[]).await.map_err(SourceError::sql(DOING))?;
+    if first_value(replication, STARTED, DOING).await?.as_deref() == Some(row.get(0)) {
+        return Ok(());
+    }
+    Err(PipelineError::NotYet(format!(
+        "[primary] url to lead to one server: two connections came to different ones, one of them {}. Among several hosts, \
+         target_session_attrs=read-write in the url picks the primary",
+        replication.host()
+    )))
+}
+
+async fn refuse_wal_level(sql: &SqlClient) -> Result<(), PipelineError> {
+    let row = sql.query_one("SELECT pg_catalog.current_setting('wal_level')", &[]).await;
+    let level: String = row.map_err(SourceError::sql("reading wal_level"))?.get(0);
+    if level == "logical" {
+        return Ok(());
+    }
+    Err(PipelineError::Refused(format!(
+        "wal_level is {level} on the primary, logical replication needs logical: ALTER SYSTEM SET wal_level = 'logical', then restart \
+         the server"
+    )))
+}
