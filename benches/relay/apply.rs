@@ -141,7 +141,9 @@ impl Bounds {
             own[*round].usage.is_disturbed() || from_memory.is_some_and(|turn| turn.usage.is_disturbed())
         };
         let disturbed = (0..own.len()).filter(is_disturbed).count();
-        let alone = Comparison::absolute(workload.case, "wall / its bound", "×", ratios, Some(BOUND_AIM));
+        // Where T is none, what bounds it is not known: it waits for reads.
+        let aim = (!self.from_memory.is_empty()).then_some(BOUND_AIM);
+        let alone = Comparison::absolute(workload.case, "wall / its bound", "×", ratios, aim);
         report.compare(Comparison { disturbed, ..alone });
     }
 }

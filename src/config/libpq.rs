@@ -195,7 +195,7 @@ impl Parts {
         let ssl_mode = ssl_mode.unwrap_or(if is_system { SslMode::VerifyFull } else { SslMode::Prefer });
         if is_system && ssl_mode != SslMode::VerifyFull {
             return Err(
-                "has sslrootcert=system with a weaker sslmode than verify-full: anybody can have a certificate of \
+                "has sslrootcert=system (or PGSSLROOTCERT says so) with a weaker sslmode than verify-full: anybody can have a certificate of \
                         a public authority"
                     .to_owned(),
             );

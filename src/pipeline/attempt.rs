@@ -13,7 +13,7 @@ use crate::model::{Lsn, Progress, QualifiedName, State};
 use crate::sink::AnySink;
 use crate::sink::postgres::{self, Opening, PostgresSink, store};
 use crate::sink::stdout::StdoutSink;
-use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot, Returning};
+use crate::snapshot::{self, Copy, CopyProgress, ExportedSnapshot};
 use crate::source::{
     self, Additions, Publication, SlotFacts, SnapshotUse, SourceError, ensure_publication, identify, slot_facts,
     timeline_switch_point,
@@ -25,7 +25,7 @@ use super::durability::check_durability;
 use super::joining::Noticed;
 use super::origin;
 use super::ownership::{self, Ownership};
-use super::primary::Primary;
+use super::primary::{Primary, stream_connection};
 use super::refusals::Refusals;
 use super::resume::{Beginning, Facts, KAFKA_CLUSTER, beginning};
 use super::stream::{self, Streaming};
@@ -116,7 +116,7 @@ impl Attempt<'_> {
 
     /// Everything up to an open sink and a started stream.
     async fn to_postgres(&self, sink: &SinkConfig, spool: Spool) -> Result<(Ownership, Streaming), PipelineError> {
-        let mut primary = self.primary().await?;
+        let mut primary = Primary::open(self.settings).await?;
         let slot_name = self.settings.pipeline.slot_name();
         let mut ownership = ownership::own(&sink.url, &primary.sql, self.name(), &slot_name, self.reporter).await?;
         self.reporter.state(State::Starting);
@@ -131,9 +131,6 @@ impl Attempt<'_> {
         let publication = self.publish_for_standby(&primary, sink, additions).await?;
         let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
         let skip_until = ready.await?;
-        if !matches!(beginning, Beginning::Resume(_)) {
-            self.note_set(&primary, sink, &publication, Returning::Uncopied).await?;
-        }
         let is_read_only = sink.read_only;
         let recorded = progress.as_ref().map(|progress| progress.lsn);
         let binary = Box::pin(self.binary_types(&primary, sink, &publication, recorded)).await?;
@@ -169,7 +166,7 @@ impl Attempt<'_> {
 
     /// Changes as JSON lines: no record is kept, so each start begins at the slot's confirmed position.
     async fn to_stdout(&self, spool: Spool) -> Result<Streaming, PipelineError> {
-        let mut primary = self.primary().await?;
+        let mut primary = Primary::open(self.settings).await?;
         let beginning = self.beginning(&mut primary, None, false).await?;
         let publication = self.publication(&primary, &Additions::Now).await?;
         let start = match beginning {
@@ -239,6 +236,7 @@ impl Attempt<'_> {
             sink,
             publication: &publication.name,
             tables: &publication.tables,
+            others: &publication.others,
             identity: &identity,
             smallest_range_pages: snapshot::SMALLEST_RANGE_PAGES,
             progress: Arc::clone(&progress),
@@ -392,7 +390,7 @@ impl Attempt<'_> {
         let Primary { replication, identity, sql } = primary;
         replication.close().await;
         drop(sql);
-        let connection = self.stream_connection(&identity).await?;
+        let connection = stream_connection(self.settings, &identity).await?;
         let options = source::StreamOptions {
             slot: self.settings.pipeline.slot_name(),
             publications: vec![publication.to_owned()],

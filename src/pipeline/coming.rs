@@ -66,23 +66,12 @@ impl Attempt<'_> {
             let later = self.commit_publication(primary, &mut publication, &coming, &late).await?;
             snapshot::plan_published(&primary.sql, &sink.url, pipeline, &later).await?;
         }
-        let stay_out = self.note_set(primary, sink, &publication, returning).await?;
+        let published =
+            Published { publication: &publication.name, wanted: &publication.tables, others: &publication.others };
+        let stay_out = snapshot::note_set(&primary.sql, &sink.url, pipeline, published, returning).await?;
         publication.tables.retain(|table| !stay_out.contains(table));
         publication.others.extend(stay_out);
         Ok(publication)
-    }
-
-    /// Before their changes are left out. Nothing is noted without a record of the copy: behind a first one this is to be done again.
-    pub(super) async fn note_set(
-        &self,
-        primary: &Primary,
-        sink: &SinkConfig,
-        publication: &Publication,
-        returning: Returning,
-    ) -> Result<Vec<QualifiedName>, PipelineError> {
-        let published =
-            Published { publication: &publication.name, wanted: &publication.tables, others: &publication.others };
-        Ok(snapshot::note_set(&primary.sql, &sink.url, &self.settings.pipeline, published, returning).await?)
     }
 
     /// The tables that are about to come into a publication of ours, and will be copied.

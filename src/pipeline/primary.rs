@@ -6,10 +6,9 @@ use crate::source::{self, SourceError, identify};
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Connection, Session};
 
-use super::PipelineError;
-use super::attempt::Attempt;
 use super::monitor::primary_session;
 use super::ownership::first_value;
+use super::{PipelineError, Settings};
 
 /// The sessions to the primary and who it is.
 pub(super) struct Primary {
@@ -18,12 +17,13 @@ pub(super) struct Primary {
     pub(super) identity: PrimaryIdentity,
 }
 
-impl Attempt<'_> {
-    pub(super) async fn primary(&self) -> Result<Primary, PipelineError> {
+impl Primary {
+    /// Opens both, and asks who it is.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, PipelineError> {
         let connecting = || SourceError::wire("connecting to the primary");
-        let url = &self.settings.primary;
-        let sql = sql::connect(url, &primary_session(self.name(), "control")).await.map_err(connecting())?;
-        let session = Session::replication(self.name().session_name("slot"));
+        let (url, name) = (&settings.primary, &settings.pipeline.name);
+        let sql = sql::connect(url, &primary_session(name, "control")).await.map_err(connecting())?;
+        let session = Session::replication(name.session_name("slot"));
         let mut replication = Connection::connect(url, &session).await.map_err(connecting())?;
         if replication.parameter("in_hot_standby") == Some("on") {
             return Err(PipelineError::NotYet(format!(
@@ -35,29 +35,32 @@ impl Attempt<'_> {
         let identity = identify(&mut replication).await?;
         refuse_two_servers(&sql, &mut replication).await?;
         refuse_wal_level(&sql).await?;
-        Ok(Primary { sql, replication, identity })
+        Ok(Self { sql, replication, identity })
     }
+}
 
-    /// A connection for the stream. The url may lead it to another server than the one over which the rules of resume ran (several hosts,
-    /// a failover meanwhile): then they run anew.
-    pub(super) async fn stream_connection(&self, known: &PrimaryIdentity) -> Result<Connection, PipelineError> {
-        let session = Session::replication(self.name().as_str());
-        let mut connection = Connection::connect(&self.settings.primary, &session)
-            .await
-            .map_err(SourceError::wire("connecting to the primary"))?;
-        let is_in_recovery = connection.parameter("in_hot_standby") == Some("on");
-        let difference = if is_in_recovery {
-            Some("it is in recovery (a physical standby)".to_owned())
-        } else {
-            source::identity_difference(known, &identify(&mut connection).await?)
-        };
-        let Some(difference) = difference else { return Ok(connection) };
-        Err(PipelineError::NotYet(format!(
-            "[primary] url to lead to one server: the stream's connection came to {}, which is not the server that was asked before: \
-             {difference}. Among several hosts, target_session_attrs=read-write in the url picks the primary",
-            connection.host()
-        )))
-    }
+/// A connection for the stream. The url may lead it to another server than the one over which the rules of resume ran (several hosts,
+/// a failover meanwhile): then they run anew.
+pub(super) async fn stream_connection(
+    settings: &Settings,
+    known: &PrimaryIdentity,
+) -> Result<Connection, PipelineError> {
+    let session = Session::replication(settings.pipeline.name.as_str());
+    let mut connection = Connection::connect(&settings.primary, &session)
+        .await
+        .map_err(SourceError::wire("connecting to the primary"))?;
+    let is_in_recovery = connection.parameter("in_hot_standby") == Some("on");
+    let difference = if is_in_recovery {
+        Some("it is in recovery (a physical standby)".to_owned())
+    } else {
+        source::identity_difference(known, &identify(&mut connection).await?)
+    };
+    let Some(difference) = difference else { return Ok(connection) };
+    Err(PipelineError::NotYet(format!(
+        "[primary] url to lead to one server: the stream's connection came to {}, which is not the server that was asked before: \
+         {difference}. Among several hosts, target_session_attrs=read-write in the url picks the primary",
+        connection.host()
+    )))
 }
 
 /// One server is told from another by when it was started.

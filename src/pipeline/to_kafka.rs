@@ -39,10 +39,7 @@ async fn note_set(
     });
     let mut changed: Vec<(QualifiedName, CopiedTable)> = changed.collect();
     if !records.copied.is_empty() {
-        let nothing = CopiedTable { snapshot_lsn: Some(Lsn::ZERO), left: true, ..CopiedTable::default() };
-        let others = publication.others.iter().filter(|table| table.schema != snapshot::OWN_SCHEMA);
-        changed
-            .extend(others.filter(|table| !records.copied.contains_key(table)).map(|table| (table.clone(), nothing)));
+        changed.extend(left_out(records, publication));
     }
     if !changed.is_empty() {
         tracing::info!(tables = changed.len(), "tables have left the set, or come back into it and are sent again");
@@ -50,6 +47,13 @@ async fn note_set(
         records.copied.extend(changed);
     }
     Ok(())
+}
+
+/// What is to be recorded of published tables that are not of the set and of which nothing is recorded.
+fn left_out(records: &Records, publication: &Publication) -> Vec<(QualifiedName, CopiedTable)> {
+    let nothing = CopiedTable { snapshot_lsn: Some(Lsn::ZERO), left: true, ..CopiedTable::default() };
+    let is_new = |table: &&QualifiedName| table.schema != snapshot::OWN_SCHEMA && !records.copied.contains_key(table);
+    publication.others.iter().filter(is_new).map(|table| (table.clone(), nothing)).collect()
 }
 
 /// Few set more workers than these.
@@ -69,7 +73,7 @@ impl Attempt<'_> {
         spool: Spool,
     ) -> Result<(Ownership, Streaming, Option<Again>), PipelineError> {
         let wants_copy = self.settings.pipeline.initial_copy;
-        let mut primary = self.primary().await?;
+        let mut primary = Primary::open(self.settings).await?;
         let slot = self.settings.pipeline.slot_name();
         let ownership =
             ownership::own_on_primary(&self.settings.primary, &primary.sql, self.name(), &slot, self.reporter).await?;
@@ -110,10 +114,6 @@ impl Attempt<'_> {
         let progress = self
             .settle_kafka(&mut primary, &mut opened, beginning, &mut records, copy, (&opening, &publication))
             .await?;
-        if !is_resumed {
-            records.progress = Some(progress.clone());
-            note_set(&mut opened, &mut records, &publication, wants_copy).await?;
-        }
         let again = match is_resumed {
             true => self.prepare_again(&primary, &opening, &publication, &records.copied).await?,
             false => None,
@@ -335,15 +335,17 @@ impl Attempt<'_> {
         };
         self.reported(&shown, import).await?;
         let (planned, snapshot_lsn) = (prepared.planned(), Some(prepared.snapshot_lsn()));
+        // However the copy ends, one that comes into the set is known for one whose changes were left out.
+        let left_out = if planned.is_empty() { Vec::new() } else { left_out(records, publication) };
         if !is_recorded || !planned.is_empty() {
-            opened.record(progress.clone(), planned.clone()).await?;
+            opened.record(progress.clone(), planned.iter().chain(&left_out).cloned().collect()).await?;
         }
         if !planned.is_empty() {
             self.reporter.state(State::Copying);
             self.reported(&shown, prepared.run(opening)).await?;
         }
         let finished = planned.into_iter().map(|(table, copied)| (table, CopiedTable { snapshot_lsn, ..copied }));
-        records.copied.extend(finished);
+        records.copied.extend(finished.chain(left_out));
         Ok(progress)
     }
 }

@@ -13,7 +13,7 @@ use super::error::{Side, SnapshotError, server};
 use super::plan::{PageRange, PublishedTable, pieces};
 use super::progress::CopyProgress;
 use super::standby::{StandbyTable, non_empty};
-use super::store::{TableState, record_plan};
+use super::store::{TableState, leave_out, record_plan};
 
 /// One attempt waits this long for a table's readers on the standby; whoever comes meanwhile waits behind us.
 const PATIENCE: &str = "1s";
@@ -40,6 +40,8 @@ pub(super) struct Beginning<'a> {
     pub(super) workers: usize,
     pub(super) smallest_range_pages: u64,
     pub(super) tables: &'a [Unfinished],
+    /// Published, and not of the set.
+    pub(super) others: &'a [QualifiedName],
 }
 
 /// Refuses, with every table named, if rows are in the way that must not be there. Writes nothing.
@@ -100,6 +102,8 @@ async fn attempt(client: &SqlClient, beginning: Beginning<'_>) -> Result<Pieces,
         published.iter().zip(&pieces).map(|(table, pieces)| (&table.name, state(pieces))).collect();
     let failed = |error| server(Side::Standby, "write the plan into walrelay.copy", error);
     record_plan(client, beginning.pipeline, &plan).await.map_err(failed)?;
+    // However the copy ends, one that comes into the set is known for one whose changes were left out.
+    leave_out(client, beginning.pipeline, beginning.others).await.map_err(failed)?;
     client.batch_execute("COMMIT").await.map_err(failed)?;
     Ok(pieces)
 }

@@ -125,7 +125,7 @@ pub async fn note_set(
     returning: Returning,
 ) -> Result<Vec<QualifiedName>, SnapshotError> {
     // A new name may be what takes a table out of the set.
-    let (client, has_record) = by_the_names_of_now(primary, url, &pipeline.name).await?;
+    let (mut client, has_record) = by_the_names_of_now(primary, url, &pipeline.name).await?;
     let recorded = if has_record { store::load(&client, &pipeline.name).await?.tables } else { BTreeMap::new() };
     // Without a record nothing was copied, and all that is published is of one kind.
     if recorded.is_empty() {
@@ -156,9 +156,11 @@ pub async fn note_set(
             looked => (looked.map(|()| coming)?, Vec::new()),
         },
     };
-    let others = published.others.iter().filter(|table| table.schema != OWN_SCHEMA);
-    let left: Vec<_> = others.chain(&stay_out).cloned().collect();
-    write_set(&client, &pipeline.name, &back, &left).await?;
+    let left: Vec<_> = published.others.iter().chain(&stay_out).cloned().collect();
+    if write_set(&client, &pipeline.name, &back, &left).await? > 0 {
+        // It notes which tables these are: one may get a name of the set.
+        renamed::follow(primary, &mut client, &pipeline.name).await?;
+    }
     Ok(stay_out)
 }
 
@@ -184,33 +186,25 @@ async fn coming_back(
     Ok(coming)
 }
 
-fn parts(tables: &[QualifiedName]) -> (Vec<&str>, Vec<&str>) {
-    tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
-}
-
-/// Whatever the copy of a table had come to when it left counts for nothing: its row tells only that it is left out.
+/// Gives how many are newly left out.
 async fn write_set(
     client: &SqlClient,
     pipeline: &PipelineName,
     back: &[QualifiedName],
     left: &[QualifiedName],
-) -> Result<(), SnapshotError> {
+) -> Result<u64, SnapshotError> {
     let failed =
         |error: tokio_postgres::Error| server(Side::Standby, "note in walrelay.copy what is of the set", error);
     make_durable(client).await?;
-    let (schemas, tables) = parts(back);
+    let (schemas, tables): (Vec<&str>, Vec<&str>) =
+        back.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
     let update = "UPDATE walrelay.copy SET state = 'pending', snapshot_lsn = NULL, rows = 0, bytes = 0, has_left = false, \
                   updated_at = pg_catalog.now() WHERE pipeline = $1 AND has_left \
                   AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
     let back = client.execute(update, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
-    let (schemas, tables) = parts(left);
-    let insert = "INSERT INTO walrelay.copy AS c (pipeline, schema_name, table_name, state, snapshot_lsn, has_left) \
-                  SELECT $1, s, t, 'done', '0/0', true FROM unnest($2::text[], $3::text[]) AS p(s, t) \
-                  ON CONFLICT (pipeline, schema_name, table_name) DO UPDATE \
-                  SET state = 'done', snapshot_lsn = '0/0', has_left = true, updated_at = pg_catalog.now() WHERE NOT c.has_left";
-    let left = client.execute(insert, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
+    let left = store::leave_out(client, pipeline, left).await.map_err(failed)?;
     if left + back > 0 {
         tracing::info!(left, back, "published tables have left the set, or come back into it with a new copy");
     }
-    Ok(())
+    Ok(left)
 }

@@ -96,6 +96,8 @@ pub struct Copy<'a> {
     pub publication: &'a str,
     /// The tables wanted of it, by the names under which their changes arrive.
     pub tables: &'a [QualifiedName],
+    /// Those that are not, whose changes will be left out.
+    pub others: &'a [QualifiedName],
     /// The primary's version decides which catalog columns there are.
     pub identity: &'a PrimaryIdentity,
     /// A table is cut only into ranges of at least so many pages: `SMALLEST_RANGE_PAGES`, less in tests.
@@ -137,6 +139,7 @@ pub struct Prepared {
     cancel: CancellationToken,
     earlier: CopyState,
     unfinished: Vec<Unfinished>,
+    others: Vec<QualifiedName>,
     standby: SqlClient,
     /// None of both when nothing is left.
     observer: Option<SqlClient>,
@@ -192,6 +195,7 @@ async fn prepare_all(copy: Copy<'_>) -> Result<Prepared, SnapshotError> {
         cancel: copy.cancel,
         earlier,
         unfinished,
+        others: copy.others.to_vec(),
         standby,
         observer,
         workers_locked,
@@ -266,6 +270,7 @@ impl Prepared {
             workers: self.workers,
             smallest_range_pages: self.smallest_range_pages,
             tables: &self.unfinished,
+            others: &self.others,
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::model::{CopyReport, Lsn, PipelineName, QualifiedName};
 use crate::wire::sql::SqlClient;
 
+use super::OWN_SCHEMA;
 use super::error::{Side, SnapshotError, server};
 
 /// Serializes the creation of the table among pipelines that share a standby ("walrelay" read as a number).
@@ -176,6 +177,23 @@ pub(super) async fn plan_more(
                SET state = 'pending', snapshot_lsn = NULL, rows = 0, bytes = 0, updated_at = pg_catalog.now() \
                WHERE walrelay.copy.state = 'done'";
     client.execute(sql, &[&pipeline.as_str(), &schemas, &names]).await.map(drop)
+}
+
+/// Marks published tables that are not of the set. Whatever the copy of one had come to when it left counts for nothing. Gives how many
+/// were not marked before.
+pub(super) async fn leave_out(
+    client: &SqlClient,
+    pipeline: &PipelineName,
+    others: &[QualifiedName],
+) -> Result<u64, tokio_postgres::Error> {
+    let others = others.iter().filter(|table| table.schema != OWN_SCHEMA);
+    let (schemas, tables): (Vec<&str>, Vec<&str>) =
+        others.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let insert = "INSERT INTO walrelay.copy AS c (pipeline, schema_name, table_name, state, snapshot_lsn, has_left) \
+                  SELECT $1, s, t, 'done', '0/0', true FROM unnest($2::text[], $3::text[]) AS p(s, t) \
+                  ON CONFLICT (pipeline, schema_name, table_name) DO UPDATE \
+                  SET state = 'done', snapshot_lsn = '0/0', has_left = true, updated_at = pg_catalog.now() WHERE NOT c.has_left";
+    client.execute(insert, &[&pipeline.as_str(), &schemas, &tables]).await
 }
 
 /// Inside a transaction: forgets unfinished tables that are not planned any more, and writes down the plan.

@@ -89,6 +89,7 @@ impl Steps {
             },
             publication: &publication,
             tables: &tables,
+            others: &[],
             identity: &identity,
             smallest_range_pages: 1024,
             progress: Arc::clone(&self.progress),

@@ -1,6 +1,7 @@
 //! Tables that leave the set and come back into it, by the configuration, by a name or under a partitioned parent: never with a gap that
 //! nobody tells, and never at the price of what goes on.
 
+use super::check::Checked;
 use super::harness::{Pair, Relay, eventually, value};
 
 const HAVE_LEFT: &str =
@@ -261,7 +262,13 @@ async fn a_set_made_wider_within_somebodys_publication_is_copied() {
     assert_eq!(report["copy"]["tables_total"], 1, "{report}");
     assert!(relay.stop().await.success());
     pair.on_primary("INSERT INTO x VALUES (3)").await;
-    relay.rewrite_config(&pair.config("publication = \"mine\""));
+    let wide = pair.config("publication = \"mine\"");
+    // The doctor looks at it as the start will.
+    pair.on_standby("INSERT INTO x VALUES (9)").await;
+    Checked::of(&wide).names("error", "standby1", "not empty: public.x", "");
+    pair.on_standby("TRUNCATE x").await;
+    Checked::of(&wide).passes();
+    relay.rewrite_config(&wide);
     relay.start_again().await;
     goes_on(&pair, &relay).await;
     pair.equal_after_catching_up(&["a", "x"]).await;

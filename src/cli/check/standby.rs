@@ -90,14 +90,18 @@ impl Look<'_> {
         if !self.server(findings).await.map_err(say)? {
             return Ok(Record::Unknown);
         }
-        // Those that are about to join are copied whatever was copied before.
-        let to_copy = if self.is_known().await.map_err(say)? { &tables.coming } else { &tables.all };
+        // Those that are about to join, or come back, are copied whatever was copied before.
+        let is_known = self.is_known().await.map_err(say)?;
+        let mut to_copy = if is_known { tables.coming.clone() } else { tables.all.clone() };
+        if is_known && pipeline.initial_copy {
+            to_copy.extend(self.left_out(&tables.all).await.map_err(say)?);
+        }
         room.look(self.standby, config, (pipeline, sink), to_copy.len()).await.map_err(say)?;
         if pipeline.initial_copy && !to_copy.is_empty() {
             self.copying(findings).await.map_err(say)?;
         }
         if let Some(primary) = primary {
-            self.tables(primary, &tables.all, to_copy, findings).await?;
+            self.tables(primary, &tables.all, &to_copy, findings).await?;
         }
         self.record().await.map_err(say)
     }
@@ -418,6 +422,18 @@ impl Look<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Those of the tables whose changes were left out until now.
+    async fn left_out(&self, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, WireError> {
+        if !self.readable().await?.iter().any(|table| table == "copy") {
+            return Ok(Vec::new());
+        }
+        let query = "SELECT schema_name, table_name FROM walrelay.copy c WHERE pipeline = $1 \
+                     AND COALESCE((pg_catalog.to_jsonb(c) ->> 'has_left')::bool, false)";
+        let rows = self.standby.query(query, &[&self.place()]).await?;
+        let names = rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
+        Ok(names.filter(|name| tables.contains(name)).collect())
     }
 
     /// The pipeline's progress row.

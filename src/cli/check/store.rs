@@ -22,8 +22,8 @@ pub(super) async fn examine(
             "the {} belongs to the role \"{owner}\", and its triggers would run with the rights of \"{role}\"",
             object.to_lowercase()
         );
-        let remedy = "look through its triggers, rules and defaults, then hand it over; or, where no pipeline needs it, \
-                      DROP SCHEMA walrelay CASCADE";
+        let remedy = "look through its triggers, rules and defaults, then hand it over; where another pipeline's role made it, and you trust \
+                      that role, grant it to this one instead (GRANT owner TO role); where no pipeline needs it, DROP SCHEMA walrelay CASCADE";
         findings.push(Finding::error(place, message, remedy).with_sql([hand_over_sql(&object, role)]));
     }
     Ok(())

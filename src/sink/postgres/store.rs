@@ -85,10 +85,12 @@ async fn refuse_foreign_objects(connection: &mut Connection) -> Result<(), SinkE
     let [Some(object), Some(owner), Some(role)] = &row[..] else { return Ok(()) };
     Err(SinkError::Refused(format!(
         "the {} on the standby belongs to the role \"{owner}\", and its triggers would run with the rights of \"{role}\": look through \
-         its triggers, rules and defaults, then hand it over ({}; `walrelay check` lists all that there are), or, where no pipeline needs \
-         it, DROP SCHEMA walrelay CASCADE",
+         its triggers, rules and defaults, then hand it over ({}; `walrelay check` lists all that there are); where another pipeline's role \
+         made it, and you trust that role, GRANT {} TO {} instead; where no pipeline needs it, DROP SCHEMA walrelay CASCADE",
         object.to_lowercase(),
-        hand_over_sql(object, role)
+        hand_over_sql(object, role),
+        escape_identifier(owner),
+        escape_identifier(role)
     )))
 }
 
