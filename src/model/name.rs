@@ -111,6 +111,11 @@ impl QualifiedName {
         Self { schema: schema.into(), name: name.into() }
     }
 
+    /// Schemas and names, each a list for a parameter.
+    pub fn parts<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) -> (Vec<&'a str>, Vec<&'a str>) {
+        tables.into_iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
+    }
+
     /// `"schema"."name"`, quoted for SQL.
     pub fn sql(&self) -> String {
         format!("{}.{}", escape_identifier(&self.schema), escape_identifier(&self.name))

@@ -33,6 +33,7 @@ pub fn adoption(facts: &Facts<'_>, beginning: Beginning, start_lsn: Option<Lsn>)
 
 #[cfg(test)]
 mod tests {
+    use super::super::resume::Holder;
     use super::*;
     use crate::model::{PipelineName, PrimaryIdentity, SlotName};
 
@@ -54,7 +55,7 @@ mod tests {
             slot: None,
             progress: None,
             initial_copy: false,
-            holder: super::super::resume::KAFKA_CLUSTER,
+            holder: Holder::KafkaCluster,
             switch_point: None,
         };
         let adopt = Beginning::Adopt(Lsn(0x500));

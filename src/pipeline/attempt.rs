@@ -27,7 +27,7 @@ use super::origin;
 use super::ownership::{self, Ownership};
 use super::primary::{Primary, stream_connection};
 use super::refusals::Refusals;
-use super::resume::{Beginning, Facts, KAFKA_CLUSTER, beginning};
+use super::resume::{Beginning, Facts, Holder, beginning};
 use super::stream::{self, Streaming};
 use super::{PipelineError, Reporter, Settings, create};
 
@@ -90,11 +90,6 @@ impl Attempt<'_> {
 
     pub(super) fn name(&self) -> &crate::model::PipelineName {
         &self.settings.pipeline.name
-    }
-
-    /// Where the rows go, in the words of a refusal.
-    fn holder(&self) -> &'static str {
-        if self.settings.pipeline.sink.kind() == "kafka" { KAFKA_CLUSTER } else { "the standby" }
     }
 
     pub(super) async fn publication(
@@ -208,7 +203,7 @@ impl Attempt<'_> {
             slot: slot.as_ref(),
             progress,
             initial_copy,
-            holder: self.holder(),
+            holder: Holder::of(&self.settings.pipeline.sink),
             switch_point,
         };
         let begun = beginning(&facts).and_then(|begun| match &self.settings.pipeline.sink {

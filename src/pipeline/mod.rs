@@ -60,7 +60,7 @@ pub use error::PipelineError;
 pub use ownership::standby_roles;
 pub use removal::remove;
 pub use removed::Removed;
-pub use resume::{Beginning, Facts, KAFKA_CLUSTER, beginning};
+pub use resume::{Beginning, Facts, Holder, beginning};
 #[cfg(feature = "kafka")]
 pub use resync::resync;
 pub use tail::tail;

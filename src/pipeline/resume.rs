@@ -1,6 +1,9 @@
 //! Where a pipeline may begin: the safety rules of start and reconnect, as a pure function over what both servers say.
 //! Never re-creates a slot silently, never goes on where something may be missing.
 
+use std::fmt;
+
+use crate::config::Sink;
 use crate::model::{Lsn, PipelineName, PrimaryIdentity, Progress, SlotName};
 use crate::source::SlotFacts;
 
@@ -19,8 +22,8 @@ pub struct Facts<'a> {
     pub progress: Option<&'a Progress>,
     /// Whether the existing rows are to be copied: then a slot without a record is none of ours.
     pub initial_copy: bool,
-    /// Where the rows go, in words: `the standby`.
-    pub holder: &'a str,
+    /// Where the rows go.
+    pub holder: Holder,
     /// Where the server's history left the record's timeline; asked only if the server's timeline is another.
     pub switch_point: Option<Lsn>,
 }
@@ -38,8 +41,33 @@ pub enum Beginning {
     Resume(Lsn),
 }
 
-/// Who holds the rows of a feed, in the words of a refusal.
-pub const KAFKA_CLUSTER: &str = "the Kafka cluster";
+/// Where the rows go, in the words of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// And the record stands in its tables.
+    Standby,
+    /// And the record stands in a topic, under the transactional id.
+    KafkaCluster,
+}
+
+impl Holder {
+    /// Of a pipeline with this sink.
+    pub fn of(sink: &Sink) -> Self {
+        match sink {
+            Sink::Kafka(_) => Holder::KafkaCluster,
+            Sink::Postgres(_) | Sink::Stdout => Holder::Standby,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Holder::Standby => "the standby",
+            Holder::KafkaCluster => "the Kafka cluster",
+        })
+    }
+}
 
 /// Decides, or says with numbers and remedy why not.
 pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
@@ -64,7 +92,7 @@ pub fn beginning(facts: &Facts<'_>) -> Result<Beginning, String> {
              \"{name}\": either {holder} was replaced, or the slot is somebody else's{elsewhere}. If {holder} already holds every row up \
              to {lsn}, set initial_copy = false to adopt the slot; if not, start over: walrelay drop {name} --yes",
             holder = facts.holder,
-            elsewhere = if facts.holder == KAFKA_CLUSTER {
+            elsewhere = if facts.holder == Holder::KafkaCluster {
                 ", or the record stands under another transactional_id (its default holds topic_prefix and \
                  the pipeline's name)"
             } else {
@@ -253,7 +281,7 @@ mod tests {
             slot: case.slot.as_ref(),
             progress: case.progress.as_ref(),
             initial_copy: case.initial_copy,
-            holder: "the standby",
+            holder: Holder::Standby,
             switch_point: case.switch_point,
         };
         match (beginning(&facts), expected) {

@@ -7,7 +7,7 @@ use crate::config::{OnExistingRows, Pipeline, ServerUrl};
 use crate::model::{PipelineName, QualifiedName};
 use crate::wire::sql::SqlClient;
 
-use super::error::{Side, SnapshotError, server};
+use super::error::{Side, SnapshotError, names, server};
 use super::store::TableState;
 use super::{OWN_SCHEMA, published, renamed, session, standby, store};
 
@@ -138,7 +138,7 @@ pub async fn note_set(
     let (back, stay_out) = match returning {
         _ if coming.is_empty() => (Vec::new(), Vec::new()),
         Returning::Later => {
-            let tables = listed(&coming);
+            let tables = names(&coming);
             tracing::warn!(
                 tables,
                 "come into the set, and are left out until a start while this pipeline does not stand in synchronous_standby_names"
@@ -149,7 +149,7 @@ pub async fn note_set(
             Err(error @ (SnapshotError::Unfit(_) | SnapshotError::NotEmpty(_)))
                 if returning == Returning::CopiedIfFit =>
             {
-                let tables = listed(&coming);
+                let tables = names(&coming);
                 tracing::warn!(tables, %error, "come into the set, and are left out until the next start; the others go on");
                 (Vec::new(), coming)
             }
@@ -162,10 +162,6 @@ pub async fn note_set(
         renamed::follow(primary, &mut client, &pipeline.name).await?;
     }
     Ok(stay_out)
-}
-
-fn listed(tables: &[QualifiedName]) -> String {
-    tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Those of the wanted tables that were left out, and those that somebody has added to the publication by name. What came into it with a
@@ -196,8 +192,7 @@ async fn write_set(
     let failed =
         |error: tokio_postgres::Error| server(Side::Standby, "note in walrelay.copy what is of the set", error);
     make_durable(client).await?;
-    let (schemas, tables): (Vec<&str>, Vec<&str>) =
-        back.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let (schemas, tables) = QualifiedName::parts(back);
     let update = "UPDATE walrelay.copy SET state = 'pending', snapshot_lsn = NULL, rows = 0, bytes = 0, has_left = false, \
                   updated_at = pg_catalog.now() WHERE pipeline = $1 AND has_left \
                   AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";

@@ -122,7 +122,7 @@ fn copy_place(context: &str) -> Option<&str> {
     Some(line.split_once(": \"").map_or(line, |(place, _)| place))
 }
 
-fn names(tables: &[QualifiedName]) -> String {
+pub(super) fn names(tables: &[QualifiedName]) -> String {
     tables.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 

@@ -169,8 +169,7 @@ pub(super) async fn plan_more(
     pipeline: &PipelineName,
     tables: &[QualifiedName],
 ) -> Result<(), tokio_postgres::Error> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let (schemas, names) = QualifiedName::parts(tables);
     let sql = "INSERT INTO walrelay.copy (pipeline, schema_name, table_name, state) \
                SELECT $1, s, t, 'pending' FROM unnest($2::text[], $3::text[]) AS p(s, t) \
                ON CONFLICT (pipeline, schema_name, table_name) DO UPDATE \
@@ -187,8 +186,7 @@ pub(super) async fn leave_out(
     others: &[QualifiedName],
 ) -> Result<u64, tokio_postgres::Error> {
     let others = others.iter().filter(|table| table.schema != OWN_SCHEMA);
-    let (schemas, tables): (Vec<&str>, Vec<&str>) =
-        others.map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let (schemas, tables) = QualifiedName::parts(others);
     let insert = "INSERT INTO walrelay.copy AS c (pipeline, schema_name, table_name, state, snapshot_lsn, has_left) \
                   SELECT $1, s, t, 'done', '0/0', true FROM unnest($2::text[], $3::text[]) AS p(s, t) \
                   ON CONFLICT (pipeline, schema_name, table_name) DO UPDATE \

@@ -53,8 +53,7 @@ pub async fn leaves(sql: &SqlClient, tables: &[QualifiedName]) -> Result<Vec<Qua
     if tables.is_empty() {
         return Ok(Vec::new());
     }
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let (schemas, names) = QualifiedName::parts(tables);
     let query = "WITH RECURSIVE covered AS ( \
                      SELECT c.oid FROM unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace n ON n.nspname = w.s \
                      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.t \

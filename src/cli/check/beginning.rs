@@ -3,7 +3,7 @@
 
 use crate::config::{self, Config};
 use crate::model::Progress;
-use crate::pipeline::{Facts, KAFKA_CLUSTER, adoption, beginning};
+use crate::pipeline::{Facts, Holder, adoption, beginning};
 use crate::source::{SourceError, identify, slot_facts, timeline_switch_point};
 use crate::wire::{Connection, Session};
 
@@ -78,7 +78,7 @@ async fn refusal(
         slot: slot.as_ref(),
         progress: progress.as_ref(),
         initial_copy,
-        holder: if matches!(pipeline.sink, config::Sink::Kafka(_)) { KAFKA_CLUSTER } else { "the standby" },
+        holder: Holder::of(&pipeline.sink),
         switch_point,
     };
     let begun = beginning(&facts).and_then(|begun| match &pipeline.sink {

@@ -10,10 +10,7 @@ use crate::sink::SinkError;
 use crate::sink::kafka::transport::{Survey, TopicSurvey, survey};
 
 use super::beginning::Record;
-use super::finding::{Finding, Findings, Level};
-
-/// More names are only counted.
-const SHOWN: usize = 5;
+use super::finding::{Finding, Findings, Level, listed};
 
 /// Examines the pipeline's cluster.
 pub(super) async fn examine(
@@ -202,10 +199,4 @@ fn these(names: &[&str]) -> String {
 
 fn exist(names: &[&str]) -> String {
     format!("{} exist{}", listed(names), if names.len() == 1 { "s" } else { "" })
-}
-
-fn listed(names: &[&str]) -> String {
-    let more = names.len().saturating_sub(SHOWN);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", names.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", "))
 }

@@ -7,6 +7,7 @@ mod finding;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod missing;
+mod named;
 #[cfg(feature = "kafka")]
 mod offsets;
 mod owners;

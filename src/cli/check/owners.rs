@@ -6,7 +6,8 @@ use crate::sink::postgres::store::trusted_owner_sql;
 use crate::wire::WireError;
 use crate::wire::sql::SqlClient;
 
-use super::finding::{Finding, Findings, Level};
+use super::finding::{Finding, Findings, Level, listed};
+use super::named::NAMED_TABLES;
 
 /// Names the owners who have no rights over `role`, the session's own, and would get them.
 pub(super) async fn examine(
@@ -16,14 +17,11 @@ pub(super) async fn examine(
     tables: &[QualifiedName],
     findings: &mut Findings,
 ) -> Result<(), WireError> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+    let (schemas, names) = QualifiedName::parts(tables);
     let query = format!(
         "SELECT owner.rolname::text, \
          pg_catalog.array_agg(pg_catalog.format('%I.%I', s.nspname, c.relname) ORDER BY s.nspname, c.relname) \
-         FROM unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace s ON s.nspname = w.s \
-         JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = w.t \
-         JOIN pg_catalog.pg_roles owner ON owner.oid = c.relowner \
+         FROM {NAMED_TABLES} JOIN pg_catalog.pg_roles owner ON owner.oid = c.relowner \
          WHERE c.relkind IN ('r', 'p') AND NOT {} GROUP BY 1 ORDER BY 1",
         trusted_owner_sql("c.relowner")
     );
@@ -32,18 +30,10 @@ pub(super) async fn examine(
         let message = format!(
             "the role \"{owner}\" owns {} on the standby: constraints, index expressions, generated columns, domains and triggers for \
              replicas that it puts there run with the rights of \"{role}\"",
-            some_of(&tables)
+            listed(&tables)
         );
         let remedy = "let walrelay's role or a superuser own them, or trust that owner as much as walrelay's role";
         findings.push(Finding::new(Level::Info, place, message, remedy));
     }
     Ok(())
-}
-
-fn some_of(tables: &[String]) -> String {
-    const SHOWN: usize = 5;
-    match tables.len().checked_sub(SHOWN) {
-        None | Some(0) => tables.join(", "),
-        Some(more) => format!("{} and {more} more", tables[..SHOWN].join(", ")),
-    }
 }

@@ -13,6 +13,7 @@ use crate::source::{
 use crate::wire::sql::{self, SqlClient};
 
 use super::finding::{Finding, Findings, Level};
+use super::named::NAMED_TABLES;
 use super::row_security;
 use super::session::no_session;
 
@@ -341,20 +342,11 @@ async fn may_publish(primary: &Primary, tables: &[QualifiedName]) -> Result<bool
     Ok(row.get::<_, bool>(0) && owns(primary, tables).await?)
 }
 
-/// Joins the tables of the parameters $1 (schemas) and $2 (names) as `c`, with their schema `s`. Not by regclass, which fails
-/// where the role may not use a schema.
-const NAMED_TABLES: &str = "unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace s ON s.nspname = w.s \
-                            JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = w.t";
-
-fn parameters(tables: &[QualifiedName]) -> (Vec<&str>, Vec<&str>) {
-    tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
-}
-
 async fn owns(primary: &Primary, tables: &[QualifiedName]) -> Result<bool, SourceError> {
     if primary.is_superuser {
         return Ok(true);
     }
-    let (schemas, names) = parameters(tables);
+    let (schemas, names) = QualifiedName::parts(tables);
     let query = format!(
         "SELECT NOT EXISTS (SELECT FROM {NAMED_TABLES} WHERE NOT pg_catalog.pg_has_role(current_user, c.relowner, 'USAGE'))"
     );
@@ -368,7 +360,7 @@ async fn owns(primary: &Primary, tables: &[QualifiedName]) -> Result<bool, Sourc
 
 /// A partitioned table's changes arrive under its leaves' names.
 async fn leaves_of(primary: &Primary, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, SourceError> {
-    let (schemas, names) = parameters(tables);
+    let (schemas, names) = QualifiedName::parts(tables);
     let query = format!(
         "SELECT ls.nspname::text, l.relname::text FROM {NAMED_TABLES} \
          CROSS JOIN LATERAL (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid) WHERE isleaf \
@@ -400,7 +392,7 @@ async fn examine_tables(
         ));
         return Ok(());
     }
-    let (schemas, names) = parameters(tables);
+    let (schemas, names) = QualifiedName::parts(tables);
     let query = format!(
         "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), c.relreplident = 'n' OR c.relreplident = 'd' AND NOT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate AND i.indisvalid), \
                  pg_catalog.has_table_privilege(c.oid, 'SELECT'), pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE'), s.nspname::text FROM {NAMED_TABLES}"

@@ -8,6 +8,7 @@ use crate::wire::WireError;
 use crate::wire::sql::SqlClient;
 
 use super::finding::{Finding, Findings};
+use super::named::NAMED_TABLES;
 
 /// Names the tables whose policies apply to `role`, the session's own.
 pub(super) async fn examine(
@@ -17,13 +18,12 @@ pub(super) async fn examine(
     tables: &[QualifiedName],
     findings: &mut Findings,
 ) -> Result<(), WireError> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-    let query = "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname) FROM unnest($1::text[], $2::text[]) w(s, t) \
-                 JOIN pg_catalog.pg_namespace s ON s.nspname = w.s \
-                 JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = w.t \
-                 WHERE c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid) ORDER BY 1";
-    let rows = client.query(query, &[&schemas, &names]).await?;
+    let (schemas, names) = QualifiedName::parts(tables);
+    let query = format!(
+        "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname) FROM {NAMED_TABLES} \
+         WHERE c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid) ORDER BY 1"
+    );
+    let rows = client.query(&query, &[&schemas, &names]).await?;
     if rows.is_empty() {
         return Ok(());
     }

@@ -15,6 +15,7 @@ use crate::wire::sql::{self, SqlClient};
 use super::beginning::Record;
 use super::finding::{Finding, Findings, Level};
 use super::missing::create_table_sql;
+use super::named::NAMED_TABLES;
 use super::owners;
 use super::primary::{Primary, Tables};
 use super::room::Room;
@@ -375,15 +376,14 @@ impl Look<'_> {
         rights: &[&str],
         findings: &mut Findings,
     ) -> Result<(), WireError> {
-        let (schemas, names): (Vec<&str>, Vec<&str>) =
-            tables.iter().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-        // Not by regclass, which fails where the role may not use a schema.
-        let query = "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), s.nspname::text, pg_catalog.has_schema_privilege(s.oid, 'USAGE'), \
+        let (schemas, names) = QualifiedName::parts(tables);
+        let query = format!(
+            "SELECT pg_catalog.format('%I.%I', s.nspname, c.relname), s.nspname::text, pg_catalog.has_schema_privilege(s.oid, 'USAGE'), \
                      ARRAY(SELECT r FROM pg_catalog.unnest($3::text[]) r WHERE NOT pg_catalog.has_table_privilege(c.oid, r)) \
-                     FROM unnest($1::text[], $2::text[]) w(s, t) JOIN pg_catalog.pg_namespace s ON s.nspname = w.s \
-                     JOIN pg_catalog.pg_class c ON c.relnamespace = s.oid AND c.relname = w.t";
+                     FROM {NAMED_TABLES}"
+        );
         let role = escape_identifier(&self.sink.url.user);
-        for row in self.standby.query(query, &[&schemas, &names, &rights]).await? {
+        for row in self.standby.query(&query, &[&schemas, &names, &rights]).await? {
             let (table, schema, may_use, lacking): (String, String, bool, Vec<String>) =
                 (row.get(0), row.get(1), row.get(2), row.get(3));
             if !may_use {

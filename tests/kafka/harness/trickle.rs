@@ -1,8 +1,10 @@
 //! A proxy whose server's bytes come slowly, as over a thin line, and once not at all for a while. Changes no byte.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
+
+use super::servers::distance::between;
 
 /// Bytes that come at once …
 const SIP_BYTES: usize = 16 * 1024;
@@ -12,26 +14,18 @@ const SIP_PAUSE: Duration = Duration::from_millis(60);
 /// Listens for connections to `port` of this machine, from now to the end of the program; gives its own port. Each connection stands still for
 /// `stop` once, when `stop_behind` bytes have come from the server.
 pub fn trickle(port: u16, stop_behind: usize, stop: Duration) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let own = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for near in listener.incoming() {
-            let (near, far) = (near.unwrap(), TcpStream::connect(("127.0.0.1", port)));
-            // A server that is down refuses: so do we.
-            let Ok(far) = far else { continue };
-            let (to_server, from_server) = ((near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near));
-            std::thread::spawn(move || pass(to_server, |_| {}));
-            let mut has_stopped = false;
-            let slowly = move |passed: usize| {
-                std::thread::sleep(SIP_PAUSE);
-                if passed >= stop_behind && !std::mem::replace(&mut has_stopped, true) {
-                    std::thread::sleep(stop);
-                }
-            };
-            std::thread::spawn(move || pass(from_server, slowly));
-        }
-    });
-    own
+    between(port, move |near, far| {
+        let (to_server, from_server) = ((near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near));
+        std::thread::spawn(move || pass(to_server, |_| {}));
+        let mut has_stopped = false;
+        let slowly = move |passed: usize| {
+            std::thread::sleep(SIP_PAUSE);
+            if passed >= stop_behind && !std::mem::replace(&mut has_stopped, true) {
+                std::thread::sleep(stop);
+            }
+        };
+        std::thread::spawn(move || pass(from_server, slowly));
+    })
 }
 
 /// Passes bytes on; `pause` is told how many have passed.

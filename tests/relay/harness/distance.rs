@@ -12,6 +12,14 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// Listens for connections to `port` of this machine, from now to the end of the program; gives its own port.
 pub fn proxy(port: u16, round_trip: Duration) -> u16 {
+    between(port, move |near, far| {
+        one_way(near.try_clone().unwrap(), far.try_clone().unwrap(), round_trip / 2);
+        one_way(far, near, round_trip / 2);
+    })
+}
+
+/// The same for any way to join both ends of a connection.
+pub fn between(port: u16, join: impl Fn(TcpStream, TcpStream) + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let own = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -19,8 +27,7 @@ pub fn proxy(port: u16, round_trip: Duration) -> u16 {
             let (near, far) = (near.unwrap(), TcpStream::connect(("127.0.0.1", port)));
             // A server that is down refuses: so do we.
             let Ok(far) = far else { continue };
-            one_way(near.try_clone().unwrap(), far.try_clone().unwrap(), round_trip / 2);
-            one_way(far, near, round_trip / 2);
+            join(near, far);
         }
     });
     own
