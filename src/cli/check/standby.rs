@@ -9,6 +9,7 @@ use crate::config::{Config, OnExistingRows, Pipeline, PostgresSink};
 use crate::model::{Progress, QualifiedName, SlotName};
 use crate::schema::{ShapeColumn, TableShape, catalog_query, read_shapes};
 use crate::sink::postgres::{FLUSH_FUNCTION, flush_grant_sql, origin_grants_sql, replica_role_sql, store};
+use crate::snapshot::store::{self as copy_record, TableState};
 use crate::wire::WireError;
 use crate::wire::sql::{self, SqlClient};
 
@@ -95,7 +96,7 @@ impl Look<'_> {
         let is_known = self.is_known().await.map_err(say)?;
         let mut to_copy = if is_known { tables.coming.clone() } else { tables.all.clone() };
         if is_known && pipeline.initial_copy {
-            to_copy.extend(self.left_out(&tables.all).await.map_err(say)?);
+            to_copy.extend(self.left_out(pipeline, &tables.all).await?);
         }
         room.look(self.standby, config, (pipeline, sink), to_copy.len()).await.map_err(say)?;
         if pipeline.initial_copy && !to_copy.is_empty() {
@@ -425,15 +426,13 @@ impl Look<'_> {
     }
 
     /// Those of the tables whose changes were left out until now.
-    async fn left_out(&self, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, WireError> {
-        if !self.readable().await?.iter().any(|table| table == "copy") {
+    async fn left_out(&self, pipeline: &Pipeline, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, String> {
+        if !self.readable().await.map_err(|error| error.to_string())?.iter().any(|table| table == "copy") {
             return Ok(Vec::new());
         }
-        let query = "SELECT schema_name, table_name FROM walrelay.copy c WHERE pipeline = $1 \
-                     AND COALESCE((pg_catalog.to_jsonb(c) ->> 'has_left')::bool, false)";
-        let rows = self.standby.query(query, &[&self.place()]).await?;
-        let names = rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1)));
-        Ok(names.filter(|name| tables.contains(name)).collect())
+        let copied = copy_record::load(self.standby, &pipeline.name).await.map_err(|error| error.to_string())?;
+        let is_left = |table: &&QualifiedName| copied.tables.get(*table) == Some(&TableState::Left);
+        Ok(tables.iter().filter(is_left).cloned().collect())
     }
 
     /// The pipeline's progress row.
