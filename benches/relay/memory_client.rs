@@ -149,7 +149,7 @@ async fn open(
         pipeline: pipeline.name.clone(),
         filter: TableFilter::All,
         guard_for: sink.read_only.then(|| config.primary.clone()),
-        skip_until: Default::default(),
+        copied: Default::default(),
         apply_depth: sink.apply_depth,
         apply_connections: sink.apply_connections,
         prefetch_connections: sink.prefetch_connections,

@@ -17,10 +17,10 @@ pub enum Exit {
     Internal,
     /// The command line is wrong (clap's own code).
     Usage,
-    /// The configuration is wrong: as a text, then nothing was connected; or a server does not take role, password or database, or the
-    /// address to listen on is not this machine's.
+    /// The configuration is wrong: as a text, then nothing was connected; or a server does not take role, password or database, or
+    /// the system does not let us listen on the address (a port that the account may not have).
     Configuration,
-    /// A server or the daemon cannot be reached, or the address to listen on is taken.
+    /// A server or the daemon cannot be reached, or the address to listen on is taken, or is not this machine's (yet).
     Unreachable,
     /// Refused for safety; the text says why and what to do. Also: `check` found an error.
     Refused,

@@ -19,7 +19,8 @@ use super::{Exit, complain};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  walrelay tail --primary postgres://postgres@localhost/shop --tables 'public.*' --count 10 | jq .\n\n\
-    The role needs REPLICATION and may create a publication for the tables (ownership)."
+    The role needs REPLICATION, to own the tables, and CREATE on the database, for a publication that stands as long as the\n\
+    command runs. After a kill -9 it is left (\"walrelay tail …\"; the slot goes with its session): the next tail drops it."
 )]
 pub(super) struct TailArgs {
     /// The primary, e.g. postgres://user@host:5432/database

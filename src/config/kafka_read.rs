@@ -10,7 +10,7 @@ use super::error::{ConfigError, nearest};
 use super::kafka::*;
 use super::kafka_parts::{masks, outbox, routes};
 use super::kafka_patterns::{column_patterns, placeholders};
-use super::kafka_refused::{client_reason, instead_of};
+use super::kafka_refused::{client_reason, instead_of, without_salt};
 use super::keys::CREATE_TOPICS;
 use super::password;
 use super::section::{Section, shown};
@@ -169,11 +169,18 @@ pub(super) fn refuse_other_names(section: &Section<'_>, known: &[&str]) -> Resul
     };
     let mut others = names.iter().map(String::as_str).filter(|name| !is_ours(name));
     if let Some((name, instead)) = others.clone().find_map(|name| Some((name, instead_of(name)?))) {
-        return Err(section.error(name, None, format!("is Debezium's name; walrelay's is {instead}")));
+        return Err(match section.error(name, None, format!("is Debezium's name; walrelay's is {instead}")) {
+            ConfigError::Key(mut error) => {
+                error.key = without_salt(&error.key);
+                ConfigError::Key(error)
+            }
+            other => other,
+        });
     }
     if let Some(name) = others.find(|name| name.contains('.')) {
         let rule = format!(
-            "is not a key of walrelay; a property of librdkafka stands in [pipeline.sink.client] as \"{name}\" = …"
+            "is neither a key of walrelay nor a name of Debezium's that it knows; a property of librdkafka stands in \
+             [pipeline.sink.client] as \"{name}\" = …"
         );
         return Err(section.error(name, None, rule));
     }

@@ -1,5 +1,6 @@
 //! The vocabulary of the house, in Postgres' own words. Plain values and leaf tools; imports nothing of ours and does no I/O.
 
+mod copied;
 mod fallbacks;
 mod feed;
 mod health;
@@ -15,6 +16,7 @@ mod relation;
 mod report;
 mod transaction;
 
+pub use copied::Copied;
 pub use fallbacks::Fallbacks;
 pub use feed::{FeedCounts, FeedReport};
 pub use health::{Retry, State};

@@ -1,7 +1,6 @@
 //! One attempt: from nothing connected to a stream that ends. All safety checks run anew, with the record read anew from the
 //! sink: either server may have been replaced since the last one.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::assemble::Spool;
 use crate::config::{self, PostgresSink as SinkConfig};
-use crate::model::{Lsn, Progress, QualifiedName, State};
+use crate::model::{Copied, Lsn, Progress, State};
 use crate::sink::AnySink;
 use crate::sink::postgres::{self, Opening, PostgresSink, store};
 use crate::sink::stdout::StdoutSink;
@@ -125,7 +124,7 @@ impl Attempt<'_> {
         let additions = self.additions(&primary, beginning).await?;
         let publication = self.publish_for_standby(&primary, sink, additions).await?;
         let ready = Box::pin(self.make_ready(&mut primary, &mut ownership, sink, &publication, beginning));
-        let skip_until = ready.await?;
+        let copied = ready.await?;
         let is_read_only = sink.read_only;
         let recorded = progress.as_ref().map(|progress| progress.lsn);
         let binary = Box::pin(self.binary_types(&primary, sink, &publication, recorded)).await?;
@@ -134,7 +133,7 @@ impl Attempt<'_> {
             pipeline: self.name().clone(),
             filter: self.filter(&publication),
             guard_for: is_read_only.then(|| self.settings.primary.clone()),
-            skip_until,
+            copied: self.copied(copied, recorded, &primary, &publication),
             apply_depth: sink.apply_depth,
             apply_connections: sink.apply_connections,
             prefetch_connections: sink.prefetch_connections,
@@ -221,7 +220,7 @@ impl Attempt<'_> {
         sink: &SinkConfig,
         publication: &Publication,
         beginning: Beginning,
-    ) -> Result<HashMap<QualifiedName, Lsn>, PipelineError> {
+    ) -> Result<Copied, PipelineError> {
         let pipeline = &self.settings.pipeline;
         let progress = Arc::new(CopyProgress::default());
         let identity = primary.identity.clone();
@@ -269,11 +268,11 @@ impl Attempt<'_> {
                 Box::pin(imported.run()).await
             })
             .await?;
-        Ok(outcome.skip_until)
+        Ok(outcome.copied)
     }
 
     /// What an earlier copy holds, where there is to be none now.
-    async fn copied_before(&self, sink: &SinkConfig) -> Result<HashMap<QualifiedName, Lsn>, PipelineError> {
+    async fn copied_before(&self, sink: &SinkConfig) -> Result<Copied, PipelineError> {
         let state = snapshot::copied_before(&sink.url, self.name()).await?;
         if state.is_unfinished() {
             return Err(PipelineError::Refused(format!(
@@ -282,7 +281,7 @@ impl Attempt<'_> {
                 name = self.name()
             )));
         }
-        Ok(state.skip_until())
+        Ok(state.copied())
     }
 
     /// Puts the read-only guards up, or takes them away.

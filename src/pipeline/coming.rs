@@ -2,7 +2,7 @@
 //! transaction. Copies nothing.
 
 use crate::config::PostgresSink as SinkConfig;
-use crate::model::QualifiedName;
+use crate::model::{Copied, Lsn, QualifiedName};
 use crate::sink::postgres::{TableFilter, Wanted};
 use crate::snapshot::{self, Published, Returning, SnapshotError};
 use crate::source::{
@@ -66,8 +66,8 @@ impl Attempt<'_> {
             let later = self.commit_publication(primary, &mut publication, &coming, &late).await?;
             snapshot::plan_published(&primary.sql, &sink.url, pipeline, &later).await?;
         }
-        let published =
-            Published { publication: &publication.name, wanted: &publication.tables, others: &publication.others };
+        let Publication { name, tables, others, named, .. } = &publication;
+        let published = Published { publication: name, wanted: tables, others, named };
         let stay_out = snapshot::note_set(&primary.sql, &sink.url, pipeline, published, returning).await?;
         publication.tables.retain(|table| !stay_out.contains(table));
         publication.others.extend(stay_out);
@@ -132,6 +132,20 @@ impl Attempt<'_> {
             others: publication.others.iter().cloned().chain(sought).collect(),
             newcomers: if publication.has_strangers { Wanted::Unknown } else { Wanted::Yes },
         }
+    }
+
+    /// What the stream from here on is to know of the copies. Where there is none, a table that is made again streams from where it comes.
+    pub(super) fn copied(
+        &self,
+        copied: Copied,
+        start: Option<Lsn>,
+        primary: &Primary,
+        publication: &Publication,
+    ) -> Copied {
+        let named = publication.named.keys().filter(|_| self.settings.pipeline.initial_copy);
+        // A first stream begins with the copy.
+        let start = start.unwrap_or_else(|| copied.last());
+        copied.at(start, primary.identity.flushed_lsn, named.cloned())
     }
 
     /// Ends the attempt if tables came while the slot was made: the copy was planned before, and the stream begins behind it, so that what was

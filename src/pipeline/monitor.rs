@@ -1,7 +1,8 @@
 //! What the primary says of us, asked on a SQL session: once a second while we stream (state, positions, lags, what the slot
 //! retains), and now and then while we do not, for what the slot retains grows most when nobody reads it. Changes nothing anywhere.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -13,7 +14,7 @@ use crate::source::{SourceError, lists_standby};
 use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Session, WireError};
 
-use super::{Reporter, Settings};
+use super::{PipelineError, Reporter, Settings};
 
 /// How often while we stream.
 const EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +27,15 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// So many looks in a row may fail before what was seen last counts no more.
 const FAILURES_LIMIT: u32 = 3;
+
+/// A server that begins or ends takes no sessions: cannot_connect_now. One to which a stream still runs does not begin.
+const TAKES_NO_SESSIONS: &str = "57P03";
+/// Nothing more is confirmed for so long while a primary that shuts down waits for us: then it waits no longer.
+const STALL_LIMIT: Duration = Duration::from_secs(10);
+/// A keepalive takes its time on a primary where others write: a position that has not come for less than this is nothing to tell.
+const UNSENT_AFTER: Duration = Duration::from_secs(3);
+/// Most positions that are remembered, one a second.
+const UNSENT_LIMIT: usize = 600;
 
 /// The primary's words.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,6 +51,8 @@ pub(super) struct View {
     pub(super) retained_wal_bytes: Option<u64>,
     pub(super) wal_status: Option<String>,
     pub(super) safe_wal_size_bytes: Option<i64>,
+    /// Whether it shuts down. Its walsender then waits until we have confirmed all that it sent.
+    pub(super) is_leaving: bool,
     /// Whether the primary lists our walsender, but hides what it says of it.
     is_hidden: bool,
     /// Whether `synchronous_standby_names` lists us.
@@ -111,14 +123,87 @@ pub(super) async fn watch_primary(
                 failures = 0;
                 continue;
             }
-            Ok(Err(error)) => tracing::debug!(%error, "the primary's statistics cannot be read"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the primary's statistics cannot be read");
+                let is_leaving =
+                    matches!(&error, SourceError::Wire { source, .. } if source.code() == Some(TAKES_NO_SESSIONS));
+                view.send_if_modified(|view| is_leaving && !std::mem::replace(&mut view.is_leaving, true));
+            }
             Err(_) => tracing::debug!("the primary's statistics cannot be read within {ANSWER_LIMIT:?}"),
         }
         session = None;
         failures += 1;
         if failures >= FAILURES_LIMIT {
-            view.send_if_modified(|old| std::mem::replace(old, View::unknown()) != View::unknown());
+            view.send_if_modified(|old| {
+                let unknown = View { is_leaving: old.is_leaving, ..View::unknown() };
+                std::mem::replace(old, unknown.clone()) != unknown
+            });
         }
+    }
+}
+
+/// Whether a primary that shuts down is kept waiting. While the sink works it is, so that a switchover finds all of it there; what
+/// waits for somebody else may do so for ever, and the slot sends again what was not confirmed.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    primary: String,
+    /// What was confirmed, and since when that has not moved.
+    stalled: Option<(Lsn, Instant)>,
+}
+
+impl Leaving {
+    pub(super) fn new(primary: &ServerUrl) -> Self {
+        Self { primary: primary.to_string(), stalled: None }
+    }
+
+    /// An error once the wait for `waiting_for` has held up for too long what is pending: nothing behind `flush` was confirmed.
+    pub(super) fn look(
+        &mut self,
+        is_leaving: bool,
+        flush: Lsn,
+        waiting_for: Option<&str>,
+        now: Instant,
+    ) -> Result<(), PipelineError> {
+        let Some(what) = waiting_for.filter(|_| is_leaving) else {
+            self.stalled = None;
+            return Ok(());
+        };
+        let since = self.stalled.filter(|(lsn, _)| *lsn == flush).map_or(now, |(_, since)| since);
+        self.stalled = Some((flush, since));
+        if now.duration_since(since) < STALL_LIMIT {
+            return Ok(());
+        }
+        Err(PipelineError::NotYet(format!(
+            "the primary {} to be there again: it shuts down, and was kept from it because what it sent waits for {what}. Nothing behind \
+             {flush} was confirmed for {} s; the slot sends it again",
+            self.primary,
+            STALL_LIMIT.as_secs()
+        )))
+    }
+}
+
+/// The primary's positions that were seen and have not come here, oldest first. While the walsender decodes what is not published,
+/// commits behind that wait too, and nothing that came tells of them.
+#[derive(Debug, Default)]
+pub(super) struct Unsent(VecDeque<(Lsn, Instant)>);
+
+impl Unsent {
+    /// The primary was seen at `current`; all up to `received` has come.
+    pub(super) fn note(&mut self, current: Option<Lsn>, received: Lsn, now: Instant) {
+        while self.0.front().is_some_and(|(lsn, _)| *lsn <= received) {
+            self.0.pop_front();
+        }
+        let last = self.0.back().map_or(received, |(lsn, _)| *lsn);
+        if let Some(current) = current.filter(|current| *current > last && self.0.len() < UNSENT_LIMIT) {
+            self.0.push_back((current, now));
+        }
+    }
+
+    /// For how long the oldest of them has not come, zero while that is not long.
+    pub(super) fn seconds(&self, received: Lsn, now: Instant) -> f64 {
+        let oldest = self.0.iter().find(|(lsn, _)| *lsn > received);
+        let age = oldest.map_or(Duration::ZERO, |(_, seen)| now.saturating_duration_since(*seen));
+        if age < UNSENT_AFTER { 0.0 } else { age.as_secs_f64() }
     }
 }
 
@@ -188,8 +273,69 @@ async fn look(
         retained_wal_bytes: row.get::<_, Option<i64>>(10).map(|bytes| bytes.max(0) as u64),
         wal_status: row.get(11),
         safe_wal_size_bytes: row.get(12),
+        is_leaving: false,
         is_hidden: row.get(13),
         is_named: lists_standby(row.get(14), pipeline.as_str()),
         is_unknown: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_primary_that_leaves_waits_while_positions_move_and_not_for_what_waits_for_others() {
+        let start = Instant::now();
+        let mut leaving = Leaving { primary: "u@p:1/d".to_owned(), stalled: None };
+        let lock = Some("a lock on the standby");
+        // Seconds, whether the primary leaves, what is confirmed, what is waited for, and whether that is too long.
+        for (seconds, is_leaving, flush, waiting_for, expected) in [
+            (0, false, 10, lock, false),
+            (20, true, 10, lock, false),
+            (29, true, 10, lock, false),
+            (30, true, 11, lock, false),
+            (39, true, 11, lock, false),
+            (40, true, 11, None, false),
+            (41, true, 11, lock, false),
+            (50, true, 11, lock, false),
+            (51, true, 11, lock, true),
+        ] {
+            let now = start + Duration::from_secs(seconds);
+            let error = leaving.look(is_leaving, Lsn(flush), waiting_for, now).err();
+            assert_eq!(error.is_some(), expected, "{seconds}");
+            let Some(error) = error.map(|error| error.to_string()) else { continue };
+            assert!(
+                error.contains("u@p:1/d") && error.contains("a lock on the standby") && error.contains("0/B"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_seen_and_has_not_come_has_the_age_of_the_oldest() {
+        let start = Instant::now();
+        let mut unsent = Unsent::default();
+        // Seconds, the primary's position, what has come, and the age.
+        for (seconds, current, received, expected) in [
+            (0, None, 10, 0.0),
+            (1, Some(10), 10, 0.0),
+            // On an idle primary what others write comes with the next keepalive.
+            (2, Some(20), 10, 0.0),
+            (3, Some(30), 20, 0.0),
+            (4, Some(40), 30, 0.0),
+            (5, Some(50), 30, 0.0),
+            (9, Some(50), 30, 5.0),
+            (10, None, 30, 6.0),
+            // A walsender that works, but stays behind, stays so without a jump to zero.
+            (11, Some(60), 40, 6.0),
+            (12, Some(60), 59, 0.0),
+            (13, Some(60), 60, 0.0),
+        ] {
+            let now = start + Duration::from_secs(seconds);
+            unsent.note(current.map(Lsn), Lsn(received), now);
+            assert_eq!(unsent.seconds(Lsn(received), now), expected, "{seconds}");
+        }
+        assert!(unsent.0.is_empty());
+    }
 }

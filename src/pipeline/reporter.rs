@@ -1,6 +1,7 @@
 //! The pipeline's own page of the status: written here, read by `status`. Decides nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
 use tokio::sync::watch;
@@ -25,14 +26,15 @@ pub(super) struct Reporter {
     fallbacks: Fallbacks,
     feed: FeedCounts,
     prefetching: Prefetching,
+    evictions: Arc<AtomicU32>,
 }
 
 impl Reporter {
     pub(super) fn new(report: PipelineReport) -> (Self, watch::Receiver<PipelineReport>) {
         let (sender, receiver) = watch::channel(report);
         let (heartbeat, fallbacks, feed) = (Heartbeat::default(), Fallbacks::default(), FeedCounts::default());
-        let prefetching = Prefetching::default();
-        (Self { report: Arc::new(sender), heartbeat, fallbacks, feed, prefetching }, receiver)
+        let (prefetching, evictions) = (Prefetching::default(), Arc::default());
+        (Self { report: Arc::new(sender), heartbeat, fallbacks, feed, prefetching, evictions }, receiver)
     }
 
     /// What beats whenever work is done.
@@ -53,6 +55,11 @@ impl Reporter {
     /// Where the sink tells what it reads ahead.
     pub(super) fn prefetching(&self) -> &Prefetching {
         &self.prefetching
+    }
+
+    /// How many owners this daemon, as a spare, has evicted since it saw one stream.
+    pub(super) fn evictions(&self) -> &AtomicU32 {
+        &self.evictions
     }
 
     /// Changes the report.
@@ -106,6 +113,17 @@ impl Reporter {
             }
             self.update(|report| report.waiting_for = what);
         }
+    }
+
+    /// Says what a stream waits for, if that has a name, and gives it.
+    pub(super) fn stream_waits(&self, waits_for_lock: bool) -> Option<&'static str> {
+        let what = match () {
+            () if waits_for_lock => Some("a lock on the standby"),
+            () if self.feed().are_brokers_away() => Some("the Kafka brokers, which do not answer"),
+            () => None,
+        };
+        self.waiting_for(what.map(str::to_owned));
+        what
     }
 
     /// A line in the log where the primary begins or ends to wait for us, by what it now says (`lsn`: what is confirmed) and last said.

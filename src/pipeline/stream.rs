@@ -26,7 +26,7 @@ use super::ahead::Lead;
 use super::batching::{BYTES_LIMIT, Batching, Waiting};
 use super::clock_offset::ClockOffset;
 use super::joining::{self, Noticed};
-use super::monitor::{self, View};
+use super::monitor::{self, Leaving, Unsent, View};
 use super::ownership::{self, Ownership};
 use super::reporter::{Rate, Reporter};
 use super::under_way::UnderWay;
@@ -96,6 +96,8 @@ pub(super) async fn run(
         is_over: until.is_some_and(|until| start >= until),
         clock_offset: ClockOffset::default(),
         rate: Rate::new(Instant::now()),
+        leaving: Leaving::new(&settings.primary),
+        unsent: Unsent::default(),
         view,
         standby_lock,
     };
@@ -144,6 +146,8 @@ struct Flow<'a> {
     /// The primary's clock minus ours.
     clock_offset: ClockOffset,
     rate: Rate,
+    leaving: Leaving,
+    unsent: Unsent,
     view: watch::Receiver<View>,
     /// Whether the apply session waits for a lock on the standby.
     standby_lock: watch::Receiver<bool>,
@@ -190,7 +194,7 @@ impl Flow<'_> {
                 () = moment(wake_due) => {}
                 // 4. What the primary says of us.
                 _ = self.view.changed() => self.viewed(),
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick() => self.tick()?,
                 // 5. More work, while there is room for it. A lost connection ends everything that was pending.
                 chunk = self.stream.next(may_take) => self.take(chunk?)?,
                 () = self.budget.released(), if !is_draining && !may_take => {}
@@ -433,11 +437,12 @@ impl Flow<'_> {
         Ok(self.stream.confirm(self.ledger.positions()).await?)
     }
 
-    /// Age of the oldest transaction that is not applied, by the primary's clock.
+    /// Age of the oldest transaction that is not applied, by the primary's clock, or of what did not come, if that is older.
     fn lag_seconds(&self) -> f64 {
         let oldest = self.under_way.oldest().or_else(|| self.waiting.oldest());
         let now = self.clock_offset.theirs(Timestamp::now());
-        oldest.map_or(0.0, |oldest| oldest.seconds_until(now))
+        let unsent = self.unsent.seconds(self.ledger.positions().write, Instant::now());
+        oldest.map_or(0.0, |oldest| oldest.seconds_until(now)).max(unsent)
     }
 
     fn viewed(&mut self) {
@@ -452,25 +457,23 @@ impl Flow<'_> {
         self.show(&view);
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self) -> Result<(), PipelineError> {
         let waits_for_lock = *self.standby_lock.borrow();
         if waits_for_lock {
             // What is written ahead might hold it.
             self.lead.make_way();
         }
-        let waiting_for = match () {
-            () if waits_for_lock => Some("a lock on the standby"),
-            () if self.reporter.feed().are_brokers_away() => Some("the Kafka brokers, which do not answer"),
-            () => None,
-        };
-        self.reporter.waiting_for(waiting_for.map(str::to_owned));
+        let waiting_for = self.reporter.stream_waits(waits_for_lock);
         self.reporter.lags(self.lag_seconds(), self.is_target_reached());
         let view = self.view.borrow().clone();
         self.show(&view);
+        let held_up_by = waiting_for.filter(|_| !self.is_drained());
+        self.leaving.look(view.is_leaving, self.ledger.positions().flush, held_up_by, Instant::now())
     }
 
     fn show(&mut self, view: &View) {
         let own = self.ledger.positions();
+        self.unsent.note(view.current_lsn, own.write, Instant::now());
         let lag_seconds = self.lag_seconds();
         let is_busy = !self.under_way.is_empty() || !self.waiting.is_empty();
         let (memory_bytes, spool_bytes) = (self.budget.used_bytes(), self.spool.used_bytes());

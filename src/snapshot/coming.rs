@@ -1,7 +1,7 @@
 //! Tables that are about to come into a publication: whether the standby can take them is asked before anything is changed for them, and
 //! then they stand in the plan. Copies nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{OnExistingRows, Pipeline, ServerUrl};
 use crate::model::{PipelineName, QualifiedName};
@@ -9,7 +9,7 @@ use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, names, server};
 use super::store::TableState;
-use super::{OWN_SCHEMA, published, renamed, session, standby, store};
+use super::{OWN_SCHEMA, members, published, renamed, session, standby, store};
 
 /// Refuses, with everything that is missing or in the way, what the copy would refuse. Where a copy was made before, the tables are
 /// written into its plan: the publication alone does not tell a partition that came with a new table from one of an old table.
@@ -113,6 +113,8 @@ pub struct Published<'a> {
     pub wanted: &'a [QualifiedName],
     /// Others.
     pub others: &'a [QualifiedName],
+    /// What it names one by one, with the OIDs.
+    pub named: &'a BTreeMap<QualifiedName, u32>,
 }
 
 /// Notes which published tables are not of the set, before their changes are left out: one that comes into it lacks them, and is to be
@@ -133,7 +135,7 @@ pub async fn note_set(
     }
     let coming = match returning {
         Returning::Uncopied => Vec::new(),
-        _ => coming_back(primary, &recorded, published).await?,
+        _ => coming_back(primary, &client, &recorded, published).await?,
     };
     let (back, stay_out) = match returning {
         _ if coming.is_empty() => (Vec::new(), Vec::new()),
@@ -157,29 +159,59 @@ pub async fn note_set(
         },
     };
     let left: Vec<_> = published.others.iter().chain(&stay_out).cloned().collect();
-    if write_set(&client, &pipeline.name, &back, &left).await? > 0 {
+    let gone = unpublished(primary, &recorded, published).await?;
+    if write_set(&client, &pipeline.name, &back, &left, &gone).await? > 0 {
         // It notes which tables these are: one may get a name of the set.
         renamed::follow(primary, &mut client, &pipeline.name).await?;
     }
     Ok(stay_out)
 }
 
-/// Those of the wanted tables that were left out, and those that somebody has added to the publication by name. What came into it with a
-/// partitioned parent, a schema or the database has streamed from its first row on.
+/// Those of the wanted tables whose rows are to be copied: that were left out, that somebody has added to the publication by name, made again
+/// or not, and those that came with a parent or a schema which is new to it and of which the standby holds nothing. Others that came so have
+/// streamed from their first row on.
 async fn coming_back(
+    primary: &SqlClient,
+    client: &SqlClient,
+    recorded: &BTreeMap<QualifiedName, TableState>,
+    published: Published<'_>,
+) -> Result<Vec<QualifiedName>, SnapshotError> {
+    let (mut coming, mut others) = (Vec::new(), Vec::new());
+    for table in published.wanted.iter().filter(|table| table.schema != OWN_SCHEMA) {
+        match (recorded.get(table), published.named.get(table)) {
+            (Some(TableState::Left), _) | (None, Some(_)) => coming.push(table.clone()),
+            (Some(TableState::Done { relation_oid: Some(copied), .. }), Some(now)) if copied != now => {
+                coming.push(table.clone());
+            }
+            (None, None) => others.push(table.clone()),
+            (Some(_), _) => {}
+        }
+    }
+    let copied = recorded.iter().filter(|(_, state)| **state != TableState::Left).map(|(name, _)| name.clone());
+    let copied: Vec<QualifiedName> = copied.collect();
+    let new = members::without_a_known_way(primary, published.publication, &copied, &others).await?;
+    let empty = standby::empty_or_missing(client, &new).await?;
+    // What holds rows of a stream tells of its way as well as what was copied.
+    let full: Vec<_> = new.into_iter().filter(|table| !empty.contains(table)).collect();
+    coming.extend(members::without_a_known_way(primary, published.publication, &full, &empty).await?);
+    Ok(coming)
+}
+
+/// Copied tables that somebody has taken out of the publication: what is written to them is not in the stream.
+async fn unpublished(
     primary: &SqlClient,
     recorded: &BTreeMap<QualifiedName, TableState>,
     published: Published<'_>,
 ) -> Result<Vec<QualifiedName>, SnapshotError> {
-    let mut coming = published.wanted.to_vec();
-    coming.retain(|table| {
-        table.schema != OWN_SCHEMA && recorded.get(table).is_none_or(|state| *state == TableState::Left)
-    });
-    if coming.iter().any(|table| !recorded.contains_key(table)) {
-        let named = published::named(primary, published.publication).await?;
-        coming.retain(|table| recorded.contains_key(table) || named.contains(table));
+    let listed: BTreeSet<&QualifiedName> = published.wanted.iter().chain(published.others).collect();
+    let is_missing = |(name, state): &(&QualifiedName, &TableState)| {
+        matches!(state, TableState::Done { .. }) && !listed.contains(name)
+    };
+    let missing: Vec<QualifiedName> = recorded.iter().filter(is_missing).map(|(name, _)| name.clone()).collect();
+    if missing.is_empty() {
+        return Ok(missing);
     }
-    Ok(coming)
+    members::unpublished(primary, &listed.into_iter().collect::<Vec<_>>(), &missing).await
 }
 
 /// Gives how many are newly left out.
@@ -188,6 +220,7 @@ async fn write_set(
     pipeline: &PipelineName,
     back: &[QualifiedName],
     left: &[QualifiedName],
+    unpublished: &[QualifiedName],
 ) -> Result<u64, SnapshotError> {
     let failed =
         |error: tokio_postgres::Error| server(Side::Standby, "note in walrelay.copy what is of the set", error);
@@ -196,8 +229,11 @@ async fn write_set(
     let update = "UPDATE walrelay.copy SET state = 'pending', snapshot_lsn = NULL, rows = 0, bytes = 0, has_left = false, \
                   updated_at = pg_catalog.now() WHERE pipeline = $1 AND has_left \
                   AND (schema_name, table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
-    let back = client.execute(update, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
-    let left = store::leave_out(client, pipeline, left).await.map_err(failed)?;
+    client.execute(update, &[&pipeline.as_str(), &schemas, &tables]).await.map_err(failed)?;
+    store::plan_more(client, pipeline, back).await.map_err(failed)?;
+    let mut left = store::leave_out(client, pipeline, left).await.map_err(failed)?;
+    left += store::leave_passed(client, pipeline, unpublished).await.map_err(failed)?;
+    let back = back.len() as u64;
     if left + back > 0 {
         tracing::info!(left, back, "published tables have left the set, or come back into it with a new copy");
     }

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A copy that did not end begins again with `prepare`; finished tables stay, the others get a new snapshot through
-//! `import_own_snapshot`. Each finished table remembers its snapshot's position: `CopyOutcome::skip_until`.
+//! `import_own_snapshot`. Each finished table remembers its snapshot's position: `CopyOutcome::copied`.
 
 mod agreement;
 mod begin;
@@ -22,6 +22,7 @@ mod command;
 mod error;
 mod format;
 mod locks;
+mod members;
 mod own_snapshot;
 mod ownership;
 mod plan;
@@ -37,7 +38,7 @@ mod to_kafka;
 mod worker;
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
 
@@ -46,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::config::{OnExistingRows, Pipeline, PostgresSink, ServerUrl};
-use crate::model::{CopyReport, Lsn, PipelineName, PrimaryIdentity, QualifiedName, joined};
+use crate::model::{Copied, CopyReport, Lsn, PipelineName, PrimaryIdentity, QualifiedName, joined};
 use crate::wire::Connection;
 use crate::wire::sql::SqlClient;
 
@@ -122,7 +123,7 @@ pub struct ExportedSnapshot {
 pub struct CopyOutcome {
     /// Changes of a table whose transaction's `commit_lsn` is below its position are in the copy and must be skipped. A table
     /// that is not named here was never copied.
-    pub skip_until: HashMap<QualifiedName, Lsn>,
+    pub copied: Copied,
     /// All finished tables in numbers, those of earlier attempts too.
     pub report: CopyReport,
 }
@@ -330,7 +331,7 @@ impl Imported {
 }
 
 fn outcome(state: &CopyState) -> CopyOutcome {
-    CopyOutcome { skip_until: state.skip_until(), report: state.report() }
+    CopyOutcome { copied: state.copied(), report: state.report() }
 }
 
 /// The tables with their formats, and their pieces: large ones first, so that the last ones to end are small.

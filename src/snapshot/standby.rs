@@ -6,10 +6,13 @@ use crate::model::QualifiedName;
 use crate::schema::binary::{ColumnType, TYPE_PARTS};
 use crate::wire::sql::SqlClient;
 
-use super::error::{Side, SnapshotError, server};
+use super::error::{Side, SnapshotError, names, server};
 use super::format::{self, Format};
 use super::plan::{PublishedColumn, PublishedTable};
 use super::published::column_type;
+
+/// So many tables are looked into with one statement.
+const ASKED_AT_ONCE: usize = 100;
 
 /// One table of the standby.
 #[derive(Clone, Debug)]
@@ -73,18 +76,34 @@ pub(super) async fn non_empty(
     client: &SqlClient,
     tables: &[(&QualifiedName, &StandbyTable)],
 ) -> Result<Vec<QualifiedName>, SnapshotError> {
-    let mut names = Vec::new();
-    for (name, table) in tables {
-        let only = if table.is_partitioned { "" } else { "ONLY " };
-        let row = client
-            .query_one(&format!("SELECT EXISTS (SELECT FROM {only}{})", name.sql()), &[])
-            .await
-            .map_err(|error| server(Side::Standby, format!("look for rows in {name}"), error))?;
-        if row.get(0) {
-            names.push((*name).clone());
-        }
+    let mut full = Vec::new();
+    for tables in tables.chunks(ASKED_AT_ONCE) {
+        let exists = tables.iter().map(|(name, table)| {
+            let only = if table.is_partitioned { "" } else { "ONLY " };
+            format!("EXISTS (SELECT FROM {only}{})", name.sql())
+        });
+        let query = format!("SELECT ARRAY[{}]", exists.collect::<Vec<_>>().join(", "));
+        let asked: Vec<QualifiedName> = tables.iter().map(|(name, _)| (*name).clone()).collect();
+        let row = client.query_one(&query, &[]).await;
+        let row = row.map_err(|error| server(Side::Standby, format!("look for rows in {}", names(&asked)), error))?;
+        let answers: Vec<bool> = row.get(0);
+        full.extend(asked.into_iter().zip(answers).filter(|(_, is_full)| *is_full).map(|(name, _)| name));
     }
-    Ok(names)
+    Ok(full)
+}
+
+/// Those that hold no row, or are not there.
+pub(super) async fn empty_or_missing(
+    client: &SqlClient,
+    tables: &[QualifiedName],
+) -> Result<Vec<QualifiedName>, SnapshotError> {
+    let found = read(client, &tables.iter().collect::<Vec<_>>()).await?;
+    let there = tables.iter().zip(&found).filter_map(|(name, found)| match found {
+        Some((b'r' | b'p', table)) => Some((name, table)),
+        _ => None,
+    });
+    let full = non_empty(client, &there.collect::<Vec<_>>()).await?;
+    Ok(tables.iter().filter(|table| !full.contains(table)).cloned().collect())
 }
 
 pub(super) type Found = Option<(u8, StandbyTable)>;

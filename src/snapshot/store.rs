@@ -7,9 +7,9 @@
 //!                       └─ begins again: emptied first (what is in it is ours alone)
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use crate::model::{CopyReport, Lsn, PipelineName, QualifiedName};
+use crate::model::{Copied, CopyReport, Lsn, PipelineName, QualifiedName};
 use crate::wire::sql::SqlClient;
 
 use super::OWN_SCHEMA;
@@ -48,6 +48,8 @@ pub enum TableState {
         rows: u64,
         /// Bytes of COPY data.
         bytes: u64,
+        /// The table's OID on the primary, if that is recorded.
+        relation_oid: Option<u32>,
     },
 }
 
@@ -75,13 +77,15 @@ impl CopyState {
         self.tables.values().any(|state| matches!(state, TableState::Pending | TableState::Copying))
     }
 
-    /// For each finished table the position of its snapshot: changes of it that committed below are already there.
-    pub fn skip_until(&self) -> HashMap<QualifiedName, Lsn> {
-        let done = |(name, state): (&QualifiedName, &TableState)| match state {
-            TableState::Done { snapshot_lsn, .. } => Some((name.clone(), *snapshot_lsn)),
-            _ => None,
-        };
-        self.tables.iter().filter_map(done).collect()
+    /// The finished tables, with the positions of their snapshots.
+    pub fn copied(&self) -> Copied {
+        let mut copied = Copied::default();
+        for (name, state) in &self.tables {
+            if let TableState::Done { snapshot_lsn, relation_oid, .. } = state {
+                copied.insert(name.clone(), *relation_oid, *snapshot_lsn);
+            }
+        }
+        copied
     }
 
     /// The finished tables in numbers.
@@ -108,9 +112,10 @@ pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopySta
     }
     let rows = client
         .query(
-            // Its column is missing in a record of an older walrelay.
+            // Its last columns are missing in a record of an older walrelay.
             "SELECT schema_name, table_name, state, snapshot_lsn::text, rows, bytes, \
-                    COALESCE((pg_catalog.to_jsonb(c) ->> 'has_left')::bool, false) FROM walrelay.copy c WHERE pipeline = $1",
+                    COALESCE((pg_catalog.to_jsonb(c) ->> 'has_left')::bool, false), \
+                    (pg_catalog.to_jsonb(c) ->> 'relation_oid')::int8 FROM walrelay.copy c WHERE pipeline = $1",
             &[&pipeline.as_str()],
         )
         .await
@@ -125,7 +130,8 @@ pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopySta
             ("copying", _) => TableState::Copying,
             ("done", Some(snapshot_lsn)) => {
                 let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
-                TableState::Done { snapshot_lsn, rows: count(4), bytes: count(5) }
+                let relation_oid = row.get::<_, Option<i64>>(7).and_then(|oid| u32::try_from(oid).ok());
+                TableState::Done { snapshot_lsn, rows: count(4), bytes: count(5), relation_oid }
             }
             (state, _) => {
                 return Err(SnapshotError::Refused(format!(
@@ -194,6 +200,23 @@ pub(super) async fn leave_out(
     client.execute(insert, &[&pipeline.as_str(), &schemas, &tables]).await
 }
 
+/// Marks copied tables that are not published any more. One whose copy the stream has not passed yet is still to be told from what the copy
+/// holds: another start marks it. Gives how many were marked.
+pub(super) async fn leave_passed(
+    client: &SqlClient,
+    pipeline: &PipelineName,
+    unpublished: &[QualifiedName],
+) -> Result<u64, tokio_postgres::Error> {
+    if unpublished.is_empty() {
+        return Ok(0);
+    }
+    let (schemas, tables) = QualifiedName::parts(unpublished);
+    let update = "UPDATE walrelay.copy c SET snapshot_lsn = '0/0', has_left = true, updated_at = pg_catalog.now() \
+                  FROM walrelay.progress p WHERE c.pipeline = $1 AND p.pipeline = $1 AND c.state = 'done' AND NOT c.has_left \
+                  AND c.snapshot_lsn <= p.lsn AND (c.schema_name, c.table_name) IN (SELECT * FROM unnest($2::text[], $3::text[]))";
+    client.execute(update, &[&pipeline.as_str(), &schemas, &tables]).await
+}
+
 /// Inside a transaction: forgets unfinished tables that are not planned any more, and writes down the plan.
 pub(super) async fn record_plan(
     client: &SqlClient,
@@ -220,7 +243,7 @@ mod tests {
 
     #[test]
     fn only_finished_tables_are_skipped_and_counted() {
-        let done = |lsn| TableState::Done { snapshot_lsn: Lsn(lsn), rows: 10, bytes: 100 };
+        let done = |lsn| TableState::Done { snapshot_lsn: Lsn(lsn), rows: 10, bytes: 100, relation_oid: None };
         let name = |name: &str| QualifiedName::new("public", name);
         let mut state = CopyState {
             tables: [
@@ -233,7 +256,9 @@ mod tests {
             .into(),
         };
         assert!(state.is_unfinished());
-        assert_eq!(state.skip_until(), [(name("a"), Lsn(1)), (name("b"), Lsn(2))].into());
+        let copied = state.copied();
+        assert_eq!(copied.len(), 2);
+        assert_eq!((copied.skip_until(0, &name("a")), copied.skip_until(0, &name("b"))), (Lsn(1), Lsn(2)));
         assert_eq!(state.report(), CopyReport { tables_total: 4, tables_done: 2, rows: 20, bytes: 200 });
         state.tables.retain(|_, state| matches!(state, TableState::Left | TableState::Done { .. }));
         assert!(!state.is_unfinished());

@@ -1,14 +1,15 @@
 //! One worker: a session on each side, and pieces of tables from the shared queue until it is empty. A table is recorded
 //! `done` together with its last rows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use postgres_protocol::escape::escape_literal;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_protocol::message::frontend;
 
 use crate::model::{Lsn, PipelineName, QualifiedName};
+use crate::schema::name_list;
 use crate::wire::{Connection, QueryResult, WireError};
 
 use super::command;
@@ -20,6 +21,10 @@ use super::pump::{Passed, pass_through};
 
 /// ANALYZE gives up on a table that others hold; statistics come with autovacuum too.
 const ANALYZE_LOCK_TIMEOUT: &str = "5s";
+/// True where the session's role may ANALYZE the table `c`; `walrelay check` asks the same.
+const MAY_ANALYZE: &str = include_str!("may_analyze.sql");
+/// Most tables that a warning names.
+const SHOWN: usize = 5;
 
 /// One table and what is left of it.
 pub(super) struct TableWork {
@@ -167,19 +172,82 @@ async fn copy_empty_rows(
 
 /// Statistics for the standby's own planner. A failure is only noted: autovacuum gathers them too.
 pub(super) async fn analyze(mut standby: Connection, tables: Vec<QualifiedName>) {
-    let mut commands = vec![
-        "SELECT pg_catalog.pg_advisory_unlock_all()".to_owned(),
-        format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'"),
-    ];
-    commands.extend(tables.iter().map(|name| format!("ANALYZE {}", name.sql())));
-    for command in commands {
-        match standby.simple_query(&command).await {
-            Ok(_) => {}
-            Err(error @ WireError::Server(_)) => tracing::info!(%error, command, "no statistics for a copied table"),
-            Err(error) => return tracing::info!(%error, "the session that gathers statistics was lost"),
+    let gathered = gather_statistics(&mut standby, &tables).await;
+    match gathered {
+        Ok(()) => close(standby).await,
+        Err(error) => tracing::info!(%error, "the session that gathers statistics was lost"),
+    }
+}
+
+async fn gather_statistics(standby: &mut Connection, tables: &[QualifiedName]) -> Result<(), WireError> {
+    noted(standby, "SELECT pg_catalog.pg_advisory_unlock_all()").await?;
+    noted(standby, &format!("SET lock_timeout = '{ANALYZE_LOCK_TIMEOUT}'")).await?;
+    let denied = denied(standby, tables).await?;
+    for table in tables {
+        if !denied.contains(table) {
+            noted(standby, &format!("ANALYZE {}", table.sql())).await?;
         }
     }
-    close(standby).await;
+    Ok(())
+}
+
+/// Those that the role may not ANALYZE. The server would skip each of them with a warning that nobody reads.
+async fn denied(standby: &mut Connection, tables: &[QualifiedName]) -> Result<Vec<QualifiedName>, WireError> {
+    let query = format!(
+        "SELECT n.nspname, c.relname, current_user, pg_catalog.current_setting('server_version_num')::int4 >= 170000 \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE (n.nspname, c.relname) IN (VALUES {}) AND NOT ({MAY_ANALYZE}) ORDER BY 1, 2",
+        name_list(tables)
+    );
+    let results = noted(standby, &query).await?;
+    let rows: Vec<Vec<String>> = results
+        .iter()
+        .flat_map(|result| &result.rows)
+        .map(|row| {
+            let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
+            row.iter().map(|value| text(value.as_deref())).collect()
+        })
+        .collect();
+    let table = |row: &Vec<String>| match &row[..] {
+        [schema, name, ..] => Some(QualifiedName::new(schema, name)),
+        _ => None,
+    };
+    let denied: Vec<QualifiedName> = rows.iter().filter_map(table).collect();
+    if let Some([_, _, role, has_right]) = rows.first().map(Vec::as_slice) {
+        warn_of_denied(&denied, role, has_right == "t");
+    }
+    Ok(denied)
+}
+
+/// The right of its own, MAINTAIN, came with version 17.
+fn warn_of_denied(tables: &[QualifiedName], role: &str, has_right: bool) {
+    let role = escape_identifier(role);
+    let schemas: BTreeSet<String> = tables.iter().map(|table| escape_identifier(&table.schema)).collect();
+    let remedy = if has_right {
+        let schemas = schemas.into_iter().collect::<Vec<_>>().join(", ");
+        format!("GRANT MAINTAIN ON ALL TABLES IN SCHEMA {schemas} TO {role}")
+    } else {
+        format!("let {role} own them")
+    };
+    let shown: Vec<String> = tables.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = tables.len().saturating_sub(SHOWN);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    tracing::warn!(
+        tables = format!("{}{rest}", shown.join(", ")),
+        "the role may not ANALYZE these tables of the standby: they have no statistics until autovacuum gathers them; run ANALYZE as \
+         their owner, and for the next copy: {remedy}"
+    );
+}
+
+/// The answer to a command that nothing depends on: a refusal is only noted.
+async fn noted(standby: &mut Connection, command: &str) -> Result<Vec<QueryResult>, WireError> {
+    match standby.simple_query(command).await {
+        Err(error @ WireError::Server(_)) => {
+            tracing::info!(%error, command, "no statistics for a copied table");
+            Ok(Vec::new())
+        }
+        answer => answer,
+    }
 }
 
 /// Says goodbye, so that the server logs no lost connection. Nothing depends on it.

@@ -1,7 +1,7 @@
 //! The publication: made before the slot (a slot older than its publication cannot decode), kept in step with the table set.
 //! One that somebody else owns is used as it is, never changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::error::SqlState;
@@ -29,6 +29,9 @@ pub struct Publication {
     pub tables: Vec<QualifiedName>,
     /// The same of those that are not of the set.
     pub others: Vec<QualifiedName>,
+    /// The tables that it names one by one, partitioned ones too, with their OIDs. The others come into it with a schema, a partitioned
+    /// parent or the database.
+    pub named: BTreeMap<QualifiedName, u32>,
     /// Whether it may hold tables that are not of the set, whatever names come up under them.
     pub has_strangers: bool,
 }
@@ -61,7 +64,7 @@ struct Existing {
     omitted_operations: Vec<&'static str>,
     is_owned: bool,
     /// Tables named in it, roots of partitioned ones included.
-    named: BTreeSet<QualifiedName>,
+    named: BTreeMap<QualifiedName, u32>,
 }
 
 /// Finds the publication or creates it (managed ones only), and adds tables that have come into the set since. A table may be gone, or
@@ -118,17 +121,24 @@ async fn ensure_once(
             if is_managed && !existing.publishes_all_tables {
                 let partitions = partitions_of_wanted(sql, tables).await?;
                 let is_strange = |table: &&QualifiedName| !tables.contains(table) && !partitions.contains(table);
-                let strangers: Vec<_> = existing.named.iter().filter(is_strange).collect();
+                let strangers: Vec<_> = existing.named.keys().filter(is_strange).collect();
                 if wanted.is_empty() {
                     refuse_empty_set(name, &strangers)?;
                 }
-                has_strangers = !strangers.is_empty();
+                // Whoever may add to it may do so while it streams, and what is in a table before that is not in the stream.
+                has_strangers = !strangers.is_empty() || !is_all_ours(sql, &existing, &wanted).await?;
                 add_missing(sql, name, &existing, &wanted, additions).await?;
             }
         }
     }
-    let mut publication =
-        Publication { name: name.to_owned(), is_managed, tables: Vec::new(), others: Vec::new(), has_strangers };
+    let mut publication = Publication {
+        name: name.to_owned(),
+        is_managed,
+        tables: Vec::new(),
+        others: Vec::new(),
+        named: BTreeMap::new(),
+        has_strangers,
+    };
     list_again(sql, &mut publication, tables).await?;
     if publication.tables.is_empty() {
         tracing::warn!(
@@ -146,6 +156,7 @@ pub async fn list_again(sql: &SqlClient, publication: &mut Publication, tables: 
     let published = published_tables(sql, &publication.name).await?;
     (publication.tables, publication.others) = published.into_iter().partition(is_wanted);
     publication.has_strangers |= !publication.others.is_empty();
+    publication.named = named_tables(sql, &publication.name).await?;
     Ok(())
 }
 
@@ -156,10 +167,6 @@ async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, Sourc
                  FROM pg_catalog.pg_publication WHERE pubname = $1";
     let Some(row) = sql.query_opt(query, &[&name]).await.map_err(context())? else { return Ok(None) };
     let operations = ["insert", "update", "delete", "truncate"].into_iter().enumerate();
-    let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_rel pr \
-                 JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid JOIN pg_catalog.pg_class c ON c.oid = pr.prrelid \
-                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
-    let named = sql.query(query, &[&name]).await.map_err(context())?;
     Ok(Some(Existing {
         publishes_all_tables: row.get(0),
         omitted_operations: operations
@@ -167,8 +174,29 @@ async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, Sourc
             .map(|(_, word)| word)
             .collect(),
         is_owned: row.get(5),
-        named: named.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect(),
+        named: named_tables(sql, name).await?,
     }))
+}
+
+async fn named_tables(sql: &SqlClient, name: &str) -> Result<BTreeMap<QualifiedName, u32>, SourceError> {
+    let query = "SELECT n.nspname::text, c.relname::text, c.oid FROM pg_catalog.pg_publication_rel pr \
+                 JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid JOIN pg_catalog.pg_class c ON c.oid = pr.prrelid \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";
+    let named = sql.query(query, &[&name]).await;
+    let named = named.map_err(SourceError::sql(format!("reading the publication \"{name}\"")))?;
+    Ok(named
+        .iter()
+        .map(|row| (QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1)), row.get(2)))
+        .collect())
+}
+
+/// Whether nobody but the role, or a superuser, may add tables of the set.
+async fn is_all_ours(sql: &SqlClient, existing: &Existing, wanted: &[PublishableTable]) -> Result<bool, SourceError> {
+    if !existing.is_owned {
+        return Ok(false);
+    }
+    let owned = owned_tables(sql).await?;
+    Ok(wanted.iter().all(|table| owned.contains(&table.name)))
 }
 
 /// A set that fits nothing is a mistake, where its tables are published.
@@ -234,8 +262,8 @@ async fn missing_tables<'a>(
 ) -> Result<Vec<&'a PublishableTable>, SourceError> {
     let covered: BTreeSet<QualifiedName> = published_tables(sql, name).await?.into_iter().collect();
     let is_missing = |table: &&PublishableTable| {
-        let is_named = existing.named.contains(&table.name) || covered.contains(&table.name);
-        !is_named && !table.ancestors.iter().any(|ancestor| existing.named.contains(ancestor))
+        let is_named = existing.named.contains_key(&table.name) || covered.contains(&table.name);
+        !is_named && !table.ancestors.iter().any(|ancestor| existing.named.contains_key(ancestor))
     };
     Ok(wanted.iter().filter(is_missing).collect())
 }

@@ -14,7 +14,12 @@ const METRICS: &[(&str, &str, &str, Read)] = &[
     ("lag_bytes", "gauge", "WAL between the primary's position and what is durable on the standby, bytes.", |r| {
         r.lag_bytes.map(|v| v as f64)
     }),
-    ("lag_seconds", "gauge", "Age of the oldest transaction not yet applied, seconds.", |r| r.lag_seconds),
+    (
+        "lag_seconds",
+        "gauge",
+        "Age of the oldest transaction not yet applied, or of the primary's oldest position that has not come yet, seconds.",
+        |r| r.lag_seconds,
+    ),
     ("retained_wal_bytes", "gauge", "WAL the slot keeps the primary from removing, bytes.", |r| {
         r.retained_wal_bytes.map(|v| v as f64)
     }),

@@ -2,6 +2,7 @@
 //! statements. Decides nothing about what is said on it.
 
 mod burst;
+mod drain;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -199,6 +200,14 @@ impl Connection {
         }
     }
 
+    /// From now on the server may read nothing for as long as it likes: its backend works at a statement, or waits for a lock, while more is
+    /// pushed to it than the kernels hold. That it is gone with unread bytes on their way is noticed late: another session must tell.
+    pub fn lift_send_limit(&self) {
+        if let Err(error) = self.transport.lift_user_timeout() {
+            tracing::debug!(%error, "TCP_USER_TIMEOUT could not be lifted; a statement of more than a minute may end the session");
+        }
+    }
+
     /// The round trip to the server, as the kernel measured it; `None` on a Unix socket.
     pub fn round_trip(&self) -> Option<Duration> {
         self.transport.round_trip()
@@ -262,22 +271,6 @@ impl Connection {
                     Poll::Ready(()) if has_whole_message(&self.incoming)? => return Poll::Ready(Ok(is_written)),
                     Poll::Ready(()) => {}
                     Poll::Pending => return Poll::Pending,
-                }
-            }
-        })
-        .await
-    }
-
-    /// Writes until at most `limit_bytes` are outgoing, reading into the buffer whenever that makes no headway, so that a
-    /// server that waits for us to read its answers goes on. Cancel safe.
-    pub async fn drain_outgoing(&mut self, limit_bytes: usize) -> Result<(), WireError> {
-        poll_fn(|context| {
-            loop {
-                if self.poll_write_out(context)?.is_ready() || self.outgoing.len() <= limit_bytes {
-                    return Poll::Ready(Ok(()));
-                }
-                if let Err(error) = ready!(self.poll_fill(context)) {
-                    return Poll::Ready(Err(self.last_words(error)));
                 }
             }
         })

@@ -20,7 +20,8 @@ use crate::config::Host;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 3;
-/// Sent bytes that are not acknowledged for this long end the connection.
+/// Sent bytes that are not acknowledged for this long end the connection. Linux counts those too that a living peer has no room for,
+/// since it reads nothing: see `lift_user_timeout`.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connected socket.
@@ -139,6 +140,16 @@ impl Transport {
     /// The round trip to the other side, of TCP.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         round_trip(self.tcp()?.as_raw_fd())
+    }
+
+    /// No `TCP_USER_TIMEOUT` any more: a peer that reads nothing keeps the connection for as long as it answers the kernel's probes. Does
+    /// nothing on a Unix socket.
+    pub(super) fn lift_user_timeout(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Some(stream) = self.tcp() {
+            SockRef::from(stream).set_tcp_user_timeout(None)?;
+        }
+        Ok(())
     }
 
     /// `SO_RCVBUF`: the most that the other side may have under way unread is about half of it. Does nothing on a Unix socket.

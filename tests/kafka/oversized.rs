@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::harness::{Feed, Record, fails_with, streams};
+use super::harness::{Feed, Record, eventually, fails_with, streams};
 
 const TOPIC: &str = "shop.public.docs";
 /// A row whose event is about 20 kB however it is compressed; the topic takes 10 kB.
@@ -50,6 +50,14 @@ async fn an_oversized_record_stops_the_feed_or_goes_to_the_dead_letters_with_its
     assert_eq!((letter["topic"].as_str(), letter["key"].as_str()), (Some(TOPIC), Some("{\"id\":7}")));
     assert!(letter["bytes"].as_u64().unwrap() > 20_000 && letter["xid"].as_u64().is_some(), "{letter}");
     assert!(letter["reason"].is_string() && letter["lsn"].is_string(), "{letter}");
+    // The topic takes more, and the feed that runs sees it soon.
+    feed.set_topic(TOPIC, &[("max.message.bytes", "100000")]).await;
+    eventually("a large row goes to its topic", || async {
+        feed.on_primary(&format!("INSERT INTO docs SELECT max(id) + 1, ({LARGE_ROW}) FROM docs")).await;
+        feed.caught_up().await;
+        (ids(&feed.reader().read_one(TOPIC).await).len() > 7).then_some(())
+    })
+    .await;
 }
 
 /// The feed has read what the topic takes when it began: what changes since, the broker says.

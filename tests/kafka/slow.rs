@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use walrelay::throwaway::{BrokerOptions, Options};
 
-use super::harness::{Feed, Relay, eventually, streams, trickle, value};
+use super::harness::{Feed, Relay, eventually, streams, trickle, value, waits_with};
 use super::life::peak_kib;
 
 /// More than all queues together hold.
@@ -51,6 +51,28 @@ async fn a_frozen_broker_holds_the_feed_up_but_not_its_status_messages() {
     let records = feed.reader().read_one("shop.public.t").await;
     let ids: Vec<u64> = records.iter().map(|record| record.key_json()["id"].as_u64().unwrap()).collect();
     assert!(ids.iter().copied().eq(0..=ROWS), "{} events", ids.len());
+}
+
+/// They are away for longer than a Kafka transaction may take, while one waits that would be too large if it took so long by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_waits_for_brokers_that_are_away() {
+    let mut feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE t (id bigint PRIMARY KEY, filler text)").await;
+    let relay = feed.relay_with("initial_copy = false\nmemory_limit = \"1MB\"", "transaction_timeout = \"10s\"").await;
+    feed.on_primary("INSERT INTO t VALUES (0, 'first')").await;
+    feed.caught_up().await;
+    feed.broker.kill9();
+    // More than the client's queue holds.
+    feed.on_primary("INSERT INTO t SELECT i, repeat('r', 300) FROM generate_series(1, 20000) i").await;
+    let said = waits_with(&relay, &[]).await;
+    println!("without a broker: {said}");
+    assert!(!relay.log().contains("too large"), "{}", relay.log());
+    feed.broker.start_again().await.unwrap();
+    streams(&relay).await;
+    feed.caught_up().await;
+    let records = feed.reader().read_one("shop.public.t").await;
+    let ids: Vec<u64> = records.iter().map(|record| record.key_json()["id"].as_u64().unwrap()).collect();
+    assert!(ids.iter().copied().eq(0..=20_000), "{} events", ids.len());
 }
 
 /// The rows stand still for longer than a Kafka transaction may take: the brokers would end it each time.

@@ -1,8 +1,8 @@
 //! The doctor on what a start would do next: tables that are about to join, the copy's rights where it goes to Kafka, a name that is
-//! listed beside others; and on whose hands the relay's rights would be in.
+//! listed beside others; on whose hands the relay's rights would be in; and on statistics that nobody would gather.
 
 use super::check::{Checked, set};
-use super::harness::{Pair, Relay, server, value, values};
+use super::harness::{Pair, Relay, eventually, major_versions, server, value, values};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
@@ -144,5 +144,71 @@ async fn owners_of_replicated_tables_who_get_the_relays_rights_are_named() {
         pair.on_standby(sql).await;
         let said = Checked::of(&config).answer.to_string();
         assert!(!said.contains("public.lent on the standby: constraints"), "{sql}: {said}");
+    }
+}
+
+/// ANALYZE skips a table with a warning only: who may not is told before the copy, and in the log behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_the_role_may_not_analyze_are_named_by_check_and_in_the_log() {
+    let rights = "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER ON orders TO relay";
+    for major in major_versions().into_iter().filter(|major| [16, 18].contains(major)) {
+        let has_right = major >= 17;
+        let pair = Pair::start(major).await;
+        pair.on_both(TABLES).await;
+        pair.on_both("CREATE TABLE owned_here (id int PRIMARY KEY)").await;
+        pair.on_standby("CREATE ROLE relay LOGIN; CREATE SCHEMA walrelay AUTHORIZATION relay").await;
+        pair.on_standby("ALTER TABLE owned_here OWNER TO relay").await;
+        pair.on_standby(
+            "GRANT SET ON PARAMETER session_replication_role TO relay; \
+             GRANT EXECUTE ON FUNCTION pg_replication_origin_oid(text), pg_replication_origin_create(text), \
+             pg_replication_origin_drop(text), pg_replication_origin_session_setup(text), \
+             pg_replication_origin_progress(text, boolean) TO relay",
+        )
+        .await;
+        pair.on_standby(rights).await;
+        pair.on_primary("INSERT INTO orders VALUES (1, 'x'); INSERT INTO owned_here VALUES (1)").await;
+        let config = pair.config("").replace(&pair.standby.url("shop"), &pair.standby.url_for("relay", "shop"));
+        let check = |is_told: bool| {
+            let checked = Checked::of(&config);
+            checked.passes();
+            let said = checked.answer.to_string();
+            assert!(!said.contains("ANALYZE public.owned_here"), "{major}: {said}");
+            assert_eq!(said.contains("may not ANALYZE public.orders on the standby"), is_told, "{major}: {said}");
+            checked
+        };
+        let sql = if has_right { "GRANT MAINTAIN ON public.orders TO \"relay\"" } else { "" };
+        check(true).names("warning", "standby1", "may not ANALYZE public.orders on the standby", sql);
+        let (give, take) = if has_right {
+            ("GRANT MAINTAIN ON orders TO relay", "REVOKE MAINTAIN ON orders FROM relay")
+        } else {
+            ("ALTER TABLE orders OWNER TO relay", "ALTER TABLE orders OWNER TO postgres")
+        };
+        let of_database = ("ALTER DATABASE shop OWNER TO relay", "ALTER DATABASE shop OWNER TO postgres");
+        for (give, take) in [(give, take), of_database] {
+            pair.on_standby(give).await;
+            check(false);
+            pair.on_standby(take).await;
+            // What was granted to the owner for a while went with him.
+            pair.on_standby(rights).await;
+        }
+        let relay = Relay::start(&config).await;
+        relay.wait_state("streaming").await;
+        let remedy = if has_right {
+            "GRANT MAINTAIN ON ALL TABLES IN SCHEMA \"public\" TO \"relay\""
+        } else {
+            "let \"relay\" own them"
+        };
+        eventually("the log names the table and the remedy", || async {
+            let log = relay.log();
+            (log.contains("may not ANALYZE") && log.contains("public.orders") && log.contains(remedy)).then_some(())
+        })
+        .await;
+        eventually("the others have statistics", || async {
+            let rows = "SELECT reltuples FROM pg_class WHERE relname = 'owned_here'";
+            (value(&pair.standby, "shop", rows).await == "1").then_some(())
+        })
+        .await;
+        let rows = value(&pair.standby, "shop", "SELECT reltuples FROM pg_class WHERE relname = 'orders'").await;
+        assert_eq!(rows, "-1", "{major}");
     }
 }

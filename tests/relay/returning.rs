@@ -273,3 +273,90 @@ async fn a_set_made_wider_within_somebodys_publication_is_copied() {
     goes_on(&pair, &relay).await;
     pair.equal_after_catching_up(&["a", "x"]).await;
 }
+
+/// A parent or a schema that somebody adds brings rows that are in no stream; what is made in it later streams from the first on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_adds_with_a_parent_or_a_schema_is_copied() {
+    let pair = tables_a_and_x().await;
+    pair.on_both(
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100); \
+         CREATE SCHEMA billing; CREATE TABLE billing.b (id int PRIMARY KEY)",
+    )
+    .await;
+    pair.on_primary("INSERT INTO p VALUES (1); INSERT INTO billing.b VALUES (1)").await;
+    pair.on_primary("CREATE PUBLICATION mine FOR TABLE a").await;
+    let mut relay = pair.relay("publication = \"mine\"").await;
+    goes_on(&pair, &relay).await;
+    pair.on_primary("ALTER PUBLICATION mine ADD TABLE p").await;
+    pair.on_primary("INSERT INTO p VALUES (2)").await;
+    pair.equal_after_catching_up(&["a", "p"]).await;
+    assert!(relay.stop().await.success());
+    pair.on_primary("ALTER PUBLICATION mine ADD TABLES IN SCHEMA billing").await;
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    pair.equal_after_catching_up(&["a", "p", "billing.b"]).await;
+    pair.on_both(
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200); CREATE TABLE billing.c (id int PRIMARY KEY)",
+    )
+    .await;
+    pair.on_primary("INSERT INTO p VALUES (101); INSERT INTO billing.c VALUES (1)").await;
+    pair.equal_after_catching_up(&["a", "p", "billing.b", "billing.c"]).await;
+    for _ in 0..2 {
+        assert!(relay.stop().await.success());
+        relay.start_again().await;
+        pair.on_primary(
+            "INSERT INTO p SELECT max(id) + 1 FROM p; INSERT INTO billing.c SELECT max(id) + 1 FROM billing.c",
+        )
+        .await;
+        goes_on(&pair, &relay).await;
+        pair.equal_after_catching_up(&["a", "p", "billing.b", "billing.c"]).await;
+    }
+}
+
+/// A table that is made again has another identity under its old name, and is published only from when its owner says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_made_again_in_somebodys_publication_is_copied_again() {
+    let pair = tables_a_and_x().await;
+    pair.on_primary("CREATE PUBLICATION mine FOR TABLE a, x").await;
+    let mut relay = pair.relay("publication = \"mine\"").await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+    for is_running in [true, false] {
+        if !is_running {
+            assert!(relay.stop().await.success());
+        }
+        pair.on_both("DROP TABLE x; CREATE TABLE x (id int PRIMARY KEY)").await;
+        pair.on_primary("INSERT INTO x SELECT generate_series(1, 5)").await;
+        pair.on_primary("ALTER PUBLICATION mine ADD TABLE x").await;
+        pair.on_primary("INSERT INTO x VALUES (6)").await;
+        if !is_running {
+            relay.start_again().await;
+        }
+        pair.equal_after_catching_up(&["a", "x"]).await;
+        pair.on_primary("INSERT INTO x VALUES (7)").await;
+        goes_on(&pair, &relay).await;
+        pair.equal_after_catching_up(&["a", "x"]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_out_of_somebodys_publication_for_a_time_is_copied_again_or_refused() {
+    let pair = tables_a_and_x().await;
+    pair.on_primary("CREATE PUBLICATION mine FOR TABLE a, x").await;
+    let mut relay = pair.relay("publication = \"mine\"").await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+    assert!(relay.stop().await.success());
+    pair.on_primary("ALTER PUBLICATION mine DROP TABLE x").await;
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    assert_eq!(value(&pair.standby, "shop", HAVE_LEFT).await, "x");
+    pair.on_primary("INSERT INTO x VALUES (2)").await;
+    pair.on_primary("ALTER PUBLICATION mine ADD TABLE x").await;
+    assert!(relay.stop().await.success());
+    relay.start_again().await;
+    relay.fails_with(&["public.x"]).await;
+    relay.stop().await;
+    relay.rewrite_config(&pair.config("publication = \"mine\"\non_existing_rows = \"truncate\""));
+    relay.start_again().await;
+    goes_on(&pair, &relay).await;
+    pair.equal_after_catching_up(&["a", "x"]).await;
+}

@@ -97,6 +97,17 @@ async fn a_table_that_the_role_may_not_publish_does_not_stop_what_streams() {
     pair.equal_after_catching_up(&["orders"]).await;
     let log = relay.log();
     assert!(log.contains("new tables are not replicated") && log.contains("ADD TABLE ONLY"), "{log}");
+    // Its owner adds it under the stream, as he is told to: what was in it before is copied.
+    pair.on_primary("GRANT SELECT ON later TO relay; INSERT INTO later VALUES (1)").await;
+    pair.on_standby("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER ON later TO relay").await;
+    pair.on_primary("ALTER PUBLICATION walrelay_standby1 ADD TABLE ONLY later").await;
+    pair.on_primary("INSERT INTO later VALUES (2)").await;
+    pair.equal_after_catching_up(&["orders", "later"]).await;
+    assert!(relay.stop().await.success());
+    relay.start_again().await;
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO later VALUES (3)").await;
+    pair.equal_after_catching_up(&["orders", "later"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,6 +45,33 @@ async fn the_service_manager_hears_ready_status_watchdog_reload_and_stop() {
     assert!(relay.stop().await.success());
 }
 
+/// Nothing is answered before such a statement ends; but the standby works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_longer_than_the_watchdog_s_patience_does_not_starve_it() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_standby(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(10); RETURN NEW; END'; \
+         CREATE TRIGGER slow BEFORE INSERT ON orders FOR EACH ROW EXECUTE FUNCTION slow(); \
+         ALTER TABLE orders ENABLE ALWAYS TRIGGER slow",
+    )
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let variables = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "4000000")];
+    let relay = Relay::start_with(&pair.config(""), &variables).await;
+    hear(&socket, "STATUS=standby1 streaming");
+    pair.on_primary("INSERT INTO orders VALUES (1, 'slow')").await;
+    // One a second: two limits.
+    for _ in 0..8 {
+        hear(&socket, "WATCHDOG=1");
+    }
+    pair.equal_after_catching_up(&["orders"]).await;
+    assert!(!relay.log().contains("the watchdog is not fed any more"), "{}", relay.log());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_adds_and_removes_pipelines_and_a_broken_file_changes_nothing() {
     let pair = Pair::start(18).await;
@@ -222,6 +249,35 @@ async fn a_hot_spare_takes_over_when_the_first_daemon_dies() {
     spare.wait_state("streaming").await;
     assert!(began.elapsed() < Duration::from_secs(15), "the spare took {:?}", began.elapsed());
     pair.on_primary("INSERT INTO orders VALUES (2, 'by the spare')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+}
+
+/// Its slot stands idle like a frozen daemon's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spare_does_not_end_a_start_that_takes_long() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut first = pair.relay("").await;
+    assert!(first.stop().await.success());
+    let holder = super::harness::client(&pair.standby, "shop").await;
+    holder.batch_execute("BEGIN; SELECT FROM walrelay.progress FOR UPDATE").await.unwrap();
+    first.start_again().await;
+    let owner_waits = |seconds: u32| {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'walrelay standby1 control' \
+             AND wait_event_type = 'Lock' AND clock_timestamp() - state_change > interval '{seconds} seconds'"
+        );
+        let standby = &pair.standby;
+        async move { (value(standby, "shop", &sql).await == "1").then_some(()) }
+    };
+    eventually("the owner waits for the record", || owner_waits(0)).await;
+    let spare = Relay::start(&pair.config("")).await;
+    spare.wait_state("waiting").await;
+    eventually("it waits for longer than a slot may stand idle", || owner_waits(20)).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    first.wait_state("streaming").await;
+    assert!(!spare.log().contains("its sessions are ended"), "{}", spare.log());
+    pair.on_primary("INSERT INTO orders VALUES (1, 'by the first')").await;
     pair.equal_after_catching_up(&["orders"]).await;
 }
 

@@ -3,7 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::harness::{Pair, Relay, client, eventually, major_versions, server, try_run, value, values};
+use super::harness::{
+    PATIENCE, Pair, Relay, client, eventually, major_versions, oldest_and_newest, server, try_run, value, values,
+};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text); CREATE TABLE hidden (id int PRIMARY KEY)";
 
@@ -121,6 +123,35 @@ async fn a_fast_shutdown_of_the_primary_completes_and_the_relay_comes_back_with_
         pair.on_primary("INSERT INTO orders VALUES (2, 'after')").await;
         relay.wait_state("streaming").await;
         pair.equal_after_catching_up(&["orders"]).await;
+    }
+}
+
+/// A walsender ends once all that it sent is confirmed, and a lock may be held for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fast_shutdown_of_the_primary_does_not_wait_for_a_lock_on_the_standby() {
+    for major in oldest_and_newest() {
+        let pair = Pair::start(major).await;
+        pair.on_both(TABLES).await;
+        let relay = pair.relay("").await;
+        let holder = client(&pair.standby, "shop").await;
+        holder.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        pair.on_primary("INSERT INTO orders VALUES (1, 'held')").await;
+        relay.wait("standby1", "the lock", |report| report["waiting_for"] == "a lock on the standby").await;
+        let Pair { mut primary, standby } = pair;
+        let stopping = tokio::task::spawn_blocking(move || {
+            primary.stop_fast();
+            primary
+        });
+        let stopped = tokio::time::timeout(PATIENCE, stopping).await;
+        let mut primary = stopped.expect("the shutdown waits for the lock").unwrap();
+        let log = relay.log();
+        assert!(log.contains("it shuts down, and was kept from it because what it sent waits for a lock"), "{log}");
+        primary.start_again().await.unwrap();
+        holder.batch_execute("COMMIT").await.unwrap();
+        let pair = Pair { primary, standby };
+        relay.wait_state("streaming").await;
+        pair.equal_after_catching_up(&["orders"]).await;
+        assert_eq!(value(&pair.standby, "shop", "SELECT count(*) FROM orders").await, "1", "{major}");
     }
 }
 

@@ -102,6 +102,11 @@ async fn renamed_tables_are_those_that_they_were() {
         let mut relay = pair.relay("").await;
         pair.equal_after_catching_up(&["orders", "orders_new", "log"]).await;
         relay.kill9();
+        // Written before, and read behind what follows.
+        pair.on_primary(
+            "INSERT INTO orders VALUES (8); INSERT INTO orders_new VALUES (9, 9); INSERT INTO log VALUES (10)",
+        )
+        .await;
         // One changes places with another, one is rotated away and made again.
         let renaming = "BEGIN; ALTER TABLE orders RENAME TO orders_old; ALTER TABLE orders_new RENAME TO orders; \
              ALTER TABLE log RENAME TO log_1; CREATE TABLE log (id int PRIMARY KEY); COMMIT";

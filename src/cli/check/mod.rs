@@ -16,6 +16,7 @@ mod room;
 mod row_security;
 mod session;
 mod standby;
+mod statistics;
 mod store;
 
 use std::path::PathBuf;

@@ -22,6 +22,7 @@ use super::primary::{Primary, Tables};
 use super::room::Room;
 use super::row_security;
 use super::session::no_session;
+use super::statistics;
 use super::store as own_store;
 
 /// The primary sends no row again for a column's sake.
@@ -257,6 +258,10 @@ impl Look<'_> {
             self.table_rights(&relatives, &["TRIGGER"], findings).await.map_err(|error| error.to_string())?;
         }
         let to_copy: Vec<QualifiedName> = present.into_iter().filter(|table| to_copy.contains(table)).collect();
+        if self.pipeline.initial_copy {
+            let lacking = statistics::examine(self.standby, place, role, &to_copy, findings).await;
+            lacking.map_err(|error| error.to_string())?;
+        }
         self.rows_in_the_way(&to_copy, findings).await.map_err(|error| error.to_string())
     }
 

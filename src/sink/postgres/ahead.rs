@@ -24,7 +24,7 @@ use super::reading::{Reader, Source};
 use super::roles::{AHEAD_ROLE, origin_name};
 use super::session::Pipelined;
 use super::store::query_row;
-use super::tables::Tables;
+use super::tables::{AHEAD_OF_COMMIT, Tables};
 use super::unit::Unit;
 
 /// Longest wait for a lock: who holds it may wait for us. Less than `deadlock_timeout` (1 s), so that it is we who give up.
@@ -62,7 +62,7 @@ impl AheadOpener {
     /// Whether no transaction that commits behind `received` can be in the initial copy: its changes are skipped, and where it
     /// commits is not known yet.
     pub fn may_begin(&self, received: Lsn) -> bool {
-        self.opening.skip_until.values().all(|until| *until <= received)
+        self.opening.copied.last() <= received
     }
 
     /// Opens a session.
@@ -86,7 +86,7 @@ impl Ahead {
     /// with a later call. The error is an SQLSTATE or a word: a message might show a row.
     pub async fn write(mut self: Box<Self>, runs: Vec<Bytes>) -> Result<Box<Self>, String> {
         // It commits behind everything that is known now.
-        let source = Source { at: 0, commit_lsn: Lsn(u64::MAX), is_streamed: true };
+        let source = Source { at: 0, commit_lsn: AHEAD_OF_COMMIT, is_streamed: true };
         let runs: Vec<_> = runs.into_iter().map(|run| (source, run)).collect();
         let written = match self.run(&runs).await {
             Ok(()) => self.applier.session.write().await.map_err(ApplyError::from),

@@ -281,6 +281,9 @@ impl Applier {
             };
             let Some(target) = self.target(tables, oid, source).await? else { continue };
             self.rows += 1;
+            if mode == Mode::Sets && nets.must_precede(&target) {
+                self.write_nets(nets).await?;
+            }
             // A table whose triggers or rules may read others goes behind what was written of them, whatever went wrong with it before.
             let is_in_order = self.detours.goes_in_order(&target) && target.way != Way::InOrder;
             if mode == Mode::Sets && !is_in_order {

@@ -76,6 +76,23 @@ impl<'a> Nets<'a> {
         self.tables.iter().any(|(target, _)| target.relation.name == *name)
     }
 
+    /// Whether these must be written before a row of this table: it is not among them, but one is that holds the same rows on the
+    /// standby, where one of the two is a partition of the other. The primary sends both where it attaches or detaches the partition
+    /// in between. Costs nothing for a table that is among them.
+    pub(super) fn must_precede(&mut self, target: &Target) -> bool {
+        let oid = target.relation.oid;
+        if self.last.is_some_and(|(last, _)| last == oid) {
+            return false;
+        }
+        if let Some(at) = self.by_oid.get(&oid) {
+            self.last = Some((oid, *at));
+            return false;
+        }
+        let shape = &target.shape;
+        let is_alone = shape.ancestors.is_empty() && !shape.is_partitioned();
+        !is_alone && self.tables.iter().any(|(held, _)| is_above(held, target) || is_above(target, held))
+    }
+
     /// What is to be written, table by table.
     pub(super) fn works(&self) -> Vec<Work<'_, 'a>> {
         self.tables.iter().map(|(target, folded)| Work::new(target, folded)).collect()
@@ -97,6 +114,13 @@ impl<'a> Nets<'a> {
         self.last = Some((oid, at));
         &mut self.tables[at].1
     }
+}
+
+/// Whether all rows of the second are rows of the first, which stands above it on the standby.
+fn is_above(upper: &Target, lower: &Target) -> bool {
+    let name = &upper.relation.name;
+    let is_name = |(schema, table): &(String, String)| *schema == name.schema && *table == name.name;
+    upper.shape.is_partitioned() && lower.shape.ancestors.iter().any(is_name)
 }
 
 /// What is written of one table.

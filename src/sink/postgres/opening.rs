@@ -1,9 +1,7 @@
 //! What an apply session is opened for. Plain data.
 
-use std::collections::HashMap;
-
 use crate::config::{ServerUrl, TableSet};
-use crate::model::{Lsn, PipelineName, Prefetching, QualifiedName};
+use crate::model::{Copied, PipelineName, Prefetching, QualifiedName};
 use crate::schema::binary::BinaryTypes;
 
 /// Whether a relation's changes are applied.
@@ -58,8 +56,8 @@ pub struct Opening {
     pub filter: TableFilter,
     /// The primary to name in the guards' hint; `None` when the standby's tables are not read-only.
     pub guard_for: Option<ServerUrl>,
-    /// Changes of a table in transactions whose commit record starts below this are already in its copy.
-    pub skip_until: HashMap<QualifiedName, Lsn>,
+    /// Which tables were copied: changes in transactions whose commit record starts below a copy's position are already in it.
+    pub copied: Copied,
     /// Most batches under way on the apply session.
     pub apply_depth: usize,
     /// Connections that apply.

@@ -48,6 +48,8 @@ pub(super) struct Pipelined {
 impl Pipelined {
     /// A session whose record stands at `committed`. Who sends more batches than `receipts` has room for must take some out.
     pub(super) fn new(connection: Connection, committed: Lsn, receipts: mpsc::Sender<Receipt>) -> Self {
+        // Rows are pushed without a look at what the server reads. That it is gone the session that holds the pipeline's lock tells.
+        connection.lift_send_limit();
         Self {
             connection,
             in_flight: VecDeque::new(),
@@ -274,11 +276,17 @@ impl Pipelined {
         if self.is_full() { self.write().await } else { Ok(()) }
     }
 
-    /// Writes what is gathered, takes the answers that are there, and waits for some when too many are outstanding.
+    /// Writes what is gathered, takes the answers that come meanwhile, and waits for some when too many are outstanding.
     pub(super) async fn write(&mut self) -> Result<(), Failure> {
-        self.connection.drain_outgoing(WRITE_BYTES / 2).await?;
-        while let Some(message) = self.connection.try_next_message()? {
-            self.answer(&message)?;
+        loop {
+            // A batch before this one may be committed while a statement of this one waits for a lock: that is told at once.
+            let is_written = self.connection.drain_or_hear(WRITE_BYTES / 2).await?;
+            while let Some(message) = self.connection.try_next_message()? {
+                self.answer(&message)?;
+            }
+            if is_written {
+                break;
+            }
         }
         if self.in_flight.len() > IN_FLIGHT_LIMIT || self.in_flight_bytes > IN_FLIGHT_LIMIT_BYTES {
             frontend::flush(self.connection.outgoing());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::decode::{DecodeError, RelationBody, Relations};
 use crate::model::{Lsn, QualifiedName, Relation};
-use crate::schema::{catalog_query, read_shapes};
+use crate::schema::{TableShape, catalog_query, read_shapes};
 
 use super::super::SinkError;
 use super::change::ApplyError;
@@ -16,6 +16,9 @@ use super::opening::{Opening, Wanted};
 use super::readonly;
 use super::session::Pipelined;
 use super::target::Target;
+
+/// Stands for the commit of a transaction that is written ahead of it: behind everything that is known.
+pub(super) const AHEAD_OF_COMMIT: Lsn = Lsn(u64::MAX);
 
 /// What to do with a change of a relation.
 #[derive(Debug)]
@@ -135,11 +138,12 @@ impl Tables {
     }
 
     fn unresolved(&self, relation: &Relation) -> Known {
-        Known {
-            wanted: self.opening.filter.wants(&relation.name),
-            skip_until: self.opening.skip_until.get(&relation.name).copied().unwrap_or(Lsn::ZERO),
-            target: None,
-        }
+        let Opening { filter, copied, .. } = &self.opening;
+        let wanted = match filter.wants(&relation.name) {
+            Wanted::Yes if copied.is_made_again(relation.oid, &relation.name) => Wanted::Unknown,
+            wanted => wanted,
+        };
+        Known { wanted, skip_until: copied.skip_until(relation.oid, &relation.name), target: None }
     }
 
     /// Notes a Relation message, if it says something new: what was made from the old description is void.
@@ -176,8 +180,7 @@ impl Tables {
         if self.known.get(&oid).is_some_and(|known| known.wanted == Wanted::Unknown) {
             return Err(SinkError::NewTable(relation.name.clone()).into());
         }
-        let texts = session.query_texts(&catalog_query([&relation.name])).await?;
-        let shape = read_shapes(texts.iter().map(String::as_str)).map_err(SinkError::from)?.pop();
+        let (relation, shape) = self.find(session, relation, commit_lsn).await?;
         let shape = shape.ok_or_else(|| {
             SinkError::Shape(format!(
                 "the table {} does not exist on the standby; if it was renamed on the primary, rename it there too (ALTER TABLE … RENAME TO: it \
@@ -196,6 +199,36 @@ impl Tables {
             known.target = Some(Arc::new(target));
         }
         Ok(())
+    }
+
+    /// The relation's table on the standby. A name from before the record's may be another table's by now, on the standby too. One from
+    /// behind is what the standby's table is to be called.
+    async fn find(
+        &self,
+        session: &mut Pipelined,
+        relation: Arc<Relation>,
+        commit_lsn: Lsn,
+    ) -> Result<(Arc<Relation>, Option<TableShape>), ApplyError> {
+        let copied = &self.opening.copied;
+        let Some(now) = copied.renamed(relation.oid, &relation.name) else {
+            let shape = shape(session, &relation.name).await?;
+            return Ok((relation, shape));
+        };
+        if commit_lsn == AHEAD_OF_COMMIT {
+            let reason = format!(
+                "{} has another name in the record, and which is the later one is known at the commit",
+                relation.name
+            );
+            return Err(SinkError::Shape(reason).into());
+        }
+        if copied.is_before(commit_lsn)
+            && let Some(shape) = shape(session, now).await?
+        {
+            tracing::info!(table = %relation.name, %now, "written to the table that has another name by now");
+            return Ok((Arc::new(Relation { name: now.clone(), ..Relation::clone(&relation) }), Some(shape)));
+        }
+        let shape = shape(session, &relation.name).await?;
+        Ok((relation, shape))
     }
 
     async fn put_guards(&self, session: &mut Pipelined, name: &QualifiedName) -> Result<(), ApplyError> {
@@ -217,4 +250,9 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+async fn shape(session: &mut Pipelined, name: &QualifiedName) -> Result<Option<TableShape>, ApplyError> {
+    let texts = session.query_texts(&catalog_query([name])).await?;
+    Ok(read_shapes(texts.iter().map(String::as_str)).map_err(SinkError::from)?.pop())
 }

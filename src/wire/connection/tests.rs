@@ -203,6 +203,61 @@ async fn a_peer_that_answers_before_it_reads_on_never_blocks_us() {
 }
 
 #[tokio::test]
+async fn a_message_is_heard_while_the_peer_reads_nothing() {
+    let (mut connection, mut peer) = pair();
+    let bytes = vec![7; 8 << 20];
+    connection.outgoing().extend_from_slice(&bytes);
+    peer.write_all(&message(b'Z', b"I")).await.unwrap();
+    let is_written = timeout(Duration::from_secs(20), connection.drain_or_hear(0)).await.unwrap().unwrap();
+    assert!(!is_written);
+    assert_eq!(connection.try_next_message().unwrap().unwrap().tag, b'Z');
+    let mut received = vec![0; bytes.len()];
+    let (is_written, read) = tokio::join!(connection.drain_or_hear(0), peer.read_exact(&mut received));
+    assert!(is_written.unwrap());
+    read.unwrap();
+    assert!(received == bytes);
+}
+
+/// Linux takes a living peer whose window stays full for a dead one.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_session_that_pushes_rows_outlasts_a_server_that_reads_nothing() {
+    use socket2::SockRef;
+
+    fn limit(connection: &Connection) -> Option<Duration> {
+        SockRef::from(connection.transport.tcp().unwrap()).tcp_user_timeout().unwrap()
+    }
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = crate::wire::transport::Address::Tcp(listener.local_addr().unwrap());
+    let (mut connections, mut peers) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let socket = Socket::connect(&address).await.unwrap();
+        connections.push(Connection::new(Transport::Plain(socket), "test".to_owned()));
+        peers.push(listener.accept().await.unwrap().0);
+    }
+    let [other, pushing] = &mut connections[..] else { panic!("two were opened") };
+    assert_eq!(limit(other), Some(Duration::from_secs(60)));
+    for connection in [&mut *other, &mut *pushing] {
+        // The same in less time.
+        let socket = SockRef::from(connection.transport.tcp().unwrap());
+        socket.set_tcp_user_timeout(Some(Duration::from_millis(300))).unwrap();
+        connection.outgoing().extend_from_slice(&vec![7; 16 << 20]);
+    }
+    pushing.lift_send_limit();
+    assert_eq!(limit(pushing), None);
+    tokio::select! {
+        biased;
+        lost = timeout(Duration::from_secs(20), other.flush()) => assert!(lost.unwrap().is_err()),
+        _ = pushing.flush() => panic!("written, or lost, though nobody has read it"),
+    }
+    let mut received = vec![0; 16 << 20];
+    let (sent, read) = tokio::join!(pushing.flush(), peers[1].read_exact(&mut received));
+    sent.unwrap();
+    read.unwrap();
+}
+
+#[tokio::test]
 async fn the_servers_last_words_are_heard_when_a_write_fails() {
     let fatal = message(b'E', b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");
     for large in [false, true] {

@@ -56,7 +56,7 @@ async fn random_work_ends_alike_on_several_connections_without_a_fallback() {
 }
 
 /// Whether a session of the standby whose name ends so waits for a lock.
-async fn lock_wait(replay: &Replay, name: &str) -> Option<()> {
+pub(super) async fn lock_wait(replay: &Replay, name: &str) -> Option<()> {
     let sql =
         format!("SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%{name}' AND wait_event_type = 'Lock'");
     (!replay.standby.query(&sql, &[]).await.unwrap().is_empty()).then_some(())

@@ -12,15 +12,16 @@ mod prefetch;
 mod random_schemas;
 mod rows;
 mod setwise;
+mod stalled;
 mod types;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::{BufMut, BytesMut};
 use walrelay::config::{APPLY_DEPTH, ServerUrl};
 use walrelay::decode::{Context, Message, decode};
 use walrelay::model::{
-    Body, Fallbacks, Heartbeat, Lsn, PipelineName, Prefetching, Progress, QualifiedName, SlotName, Transaction,
+    Body, Copied, Fallbacks, Heartbeat, Lsn, PipelineName, Prefetching, Progress, QualifiedName, SlotName, Transaction,
 };
 use walrelay::sink::postgres::{Opening, PostgresSink, TableFilter, open_session, store};
 use walrelay::sink::worker::{Outcome, Worker};
@@ -53,7 +54,7 @@ pub struct Replay {
     sink: Option<PostgresSink>,
     is_read_only: bool,
     is_binary: bool,
-    skip_until: HashMap<QualifiedName, Lsn>,
+    copied: Copied,
     apply_depth: usize,
     apply_connections: usize,
     prefetch_connections: usize,
@@ -89,7 +90,7 @@ impl Replay {
             sink: None,
             is_read_only: false,
             is_binary: false,
-            skip_until: HashMap::new(),
+            copied: Copied::default(),
             apply_depth: APPLY_DEPTH,
             apply_connections: 1,
             prefetch_connections: 0,
@@ -120,7 +121,7 @@ impl Replay {
             pipeline: self.pipeline.clone(),
             filter: TableFilter::All,
             guard_for: self.is_read_only.then(|| self.primary_url.clone()),
-            skip_until: self.skip_until.clone(),
+            copied: self.copied.clone(),
             apply_depth: self.apply_depth,
             apply_connections: self.apply_connections,
             prefetch_connections: self.prefetch_connections,

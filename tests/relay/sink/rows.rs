@@ -165,6 +165,29 @@ async fn rows_of_one_layout_go_into_another_partitioning() {
     assert_eq!(replay.equal("SELECT a, b FROM k").await, 3);
 }
 
+/// The primary names the same row by its partition, then by the table that this is attached to; on the standby it always was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_sent_by_its_partition_and_by_its_root_ends_as_the_last_says() {
+    let whole = "CREATE TABLE root (a int PRIMARY KEY, b int) PARTITION BY RANGE (a);
+        CREATE TABLE other PARTITION OF root FOR VALUES FROM (100) TO (200); CREATE TABLE leaf (a int PRIMARY KEY, b int);
+        INSERT INTO leaf VALUES (1, 0); INSERT INTO root VALUES (100, 0);";
+    let attach = "ALTER TABLE root ATTACH PARTITION leaf FOR VALUES FROM (0) TO (100)";
+    let mut replay = Replay::unlike(Pair::start(18).await, whole, &format!("{whole} {attach}")).await;
+    replay.on_primary("ALTER PUBLICATION p SET (publish_via_partition_root)").await;
+    // The root comes first, so that what is folded of it would also be written first.
+    let statements = ["UPDATE root SET b = 1", "UPDATE leaf SET b = 1", attach, "UPDATE root SET b = 2 WHERE a = 1"];
+    all(&replay, &statements).await;
+    replay.relay().await.unwrap();
+    assert_eq!(replay.found("SELECT b FROM root WHERE a = 1").await, ["(2)"]);
+    assert_eq!(replay.equal("SELECT * FROM root").await, 2);
+    // Deletes would be written before inserts.
+    replay.on_primary("ALTER TABLE root DETACH PARTITION leaf").await;
+    all(&replay, &["INSERT INTO leaf VALUES (5, 0)", attach, "DELETE FROM root WHERE a = 5"]).await;
+    replay.relay().await.unwrap();
+    assert_eq!(replay.equal("SELECT * FROM root").await, 2);
+    replay.all_went_as_sets(&[], "by partition and by root");
+}
+
 /// Mirrors `003_constraints.pl`: foreign keys and ordinary triggers are quiet, replica triggers have their say.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_replica_triggers_of_the_standby_fire() {

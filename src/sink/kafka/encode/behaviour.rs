@@ -13,7 +13,15 @@ fn the_key_is_primary_key_else_identity_else_unique_index_else_none() {
         ("", b'd', [true, true], Box::new(|facts| facts.primary_key = names(&["b", "a"])), Some(r#"{"b":2,"a":1}"#)),
         // The catalog has moved on: the message's columns win.
         ("", b'd', [true, false], Box::new(|facts| facts.primary_key = names(&["b"])), Some(r#"{"a":1}"#)),
-        ("", b'd', [false, false], Box::new(|facts| facts.primary_key = names(&["b"])), None),
+        // A DEFERRABLE primary key is no replica identity.
+        ("", b'd', [false, false], Box::new(|facts| facts.primary_key = names(&["b"])), Some(r#"{"b":2}"#)),
+        (
+            "",
+            b'd',
+            [false, false],
+            Box::new(move |facts| (facts.primary_key, facts.unique_indexes) = (names(&["b", "a"]), unique(&["a"]))),
+            Some(r#"{"b":2,"a":1}"#),
+        ),
         ("", b'd', [false, false], Box::new(move |facts| facts.unique_indexes = unique(&["b"])), Some(r#"{"b":2}"#)),
         ("", b'd', [false, false], Box::new(move |facts| facts.unique_indexes = unique(&["gone"])), None),
         ("", b'f', [true, true], Box::new(|facts| facts.primary_key = names(&["a"])), Some(r#"{"a":1}"#)),

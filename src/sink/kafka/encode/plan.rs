@@ -83,7 +83,7 @@ fn key_of(relation: &Relation, knowledge: &Knowledge<'_>) -> Vec<usize> {
     match relation.replica_identity {
         ReplicaIdentity::Index if !flagged.is_empty() => ordered(facts.map_or(&[], |facts| &facts.identity_index)),
         ReplicaIdentity::Default if !flagged.is_empty() => ordered(facts.map_or(&[], |facts| &facts.primary_key)),
-        ReplicaIdentity::Default => unique().unwrap_or_default(),
+        // The default identity leaves out a DEFERRABLE primary key, which is the key all the same: the copy has no other.
         _ => facts.and_then(|facts| places(&facts.primary_key)).or_else(unique).unwrap_or_default(),
     }
 }

@@ -1,5 +1,6 @@
 //! Carries records to the producer: finds or makes their topics, gives each its partition, checks its size. Keeps no record.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use crate::sink::kafka::partition::partition_of;
 const RECORD_OVERHEAD_BYTES: usize = 100;
 /// What a header costs beside name and value.
 const HEADER_OVERHEAD_BYTES: usize = 10;
+/// What a topic takes is asked anew so seldom, however many records are too large for it.
+const RAISE_PAUSE: Duration = Duration::from_secs(5);
 
 /// Names the part of a transaction that is sent in several: 1, 2, ….
 const PART_HEADER: &str = "walrelay.split";
@@ -31,6 +34,8 @@ struct Target {
     handle: TopicHandle,
     partitions: i32,
     record_bytes: usize,
+    /// When it was last asked whether it takes more by now.
+    asked: Option<Instant>,
 }
 
 /// The outlet of the encoder.
@@ -44,6 +49,8 @@ pub(super) struct Carrier {
     on_oversized: OnOversized,
     dead_letter_topic: String,
     deadline: Option<Instant>,
+    /// No broker answered at some look since the limit was set.
+    were_away: Cell<bool>,
     pub(super) dead_letters: u64,
     /// Of a transaction that is sent in parts: the number of the open one, as text.
     part: Option<String>,
@@ -66,6 +73,7 @@ impl Carrier {
             on_oversized: sink.on_oversized,
             dead_letter_topic: sink.dead_letter_topic_name(),
             deadline: None,
+            were_away: Cell::new(false),
             dead_letters: 0,
             part: None,
             touched: (sink.apply_means == ApplyMeans::Readable).then(BTreeSet::new),
@@ -77,6 +85,7 @@ impl Carrier {
     /// Until when records may wait for room; `None`: as long as it takes.
     pub(super) fn set_limit(&mut self, limit: Option<Duration>) {
         self.deadline = limit.map(|limit| Instant::now() + limit);
+        self.were_away.set(false);
     }
 
     /// The number of the part that records belong to from now on, which their header [`PART_HEADER`] names.
@@ -87,6 +96,23 @@ impl Carrier {
     /// Whether the limit is over.
     pub(super) fn is_late(&self) -> bool {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Whether the brokers, not the records, took the time since the limit was set: none answered at some look, or none does now. A limit
+    /// shorter than the pause between two looks may be over before the first.
+    pub(super) fn missed_brokers(&self) -> bool {
+        self.were_away.get() || self.vanished(&[]).is_none()
+    }
+
+    /// Which of these topics are gone, and whether the brokers answer at all, which is noted.
+    fn vanished(&self, names: &[&str]) -> Option<Vec<String>> {
+        let answer = self.topics.vanished(names);
+        self.feed.set_brokers_away(answer.is_none());
+        if answer.is_none() {
+            self.were_away.set(true);
+            self.heartbeat.beat();
+        }
+        answer
     }
 
     /// Hands a record over as it is.
@@ -106,11 +132,7 @@ impl Carrier {
     /// waited for, and that is no standstill of ours.
     pub(super) fn look(&self, headway: &mut Headway) -> Result<(), SinkError> {
         let names: Vec<&str> = self.list.iter().map(|(name, _)| name.as_str()).collect();
-        let answer = self.topics.vanished(&names);
-        self.feed.set_brokers_away(answer.is_none());
-        if answer.is_none() {
-            self.heartbeat.beat();
-        }
+        let answer = self.vanished(&names);
         if headway.is_lost(self.producer.waiting(), answer.is_some()) {
             let context = "the brokers answer, but the Kafka client has delivered nothing for half a minute: another one begins anew";
             return Err(Fault::from(Code::OperationTimedOut).that_passes(context.to_owned()));
@@ -166,11 +188,29 @@ impl Carrier {
             .producer
             .topic(topic)
             .map_err(|fault| fault.while_doing(format!("opening the topic \"{topic}\""), None))?;
-        let target = Target { handle, partitions, record_bytes };
+        let target = Target { handle, partitions, record_bytes, asked: None };
         self.last = self.list.len();
         self.targets.insert(topic.to_owned(), self.last);
         self.list.push((topic.to_owned(), target));
         Ok(target)
+    }
+
+    /// What the topic that was looked up last takes: a record seems too large, and somebody may have raised it meanwhile.
+    fn limit_now(&mut self) -> usize {
+        let Some((name, target)) = self.list.get_mut(self.last) else { return 0 };
+        if target.asked.is_none_or(|asked| asked.elapsed() >= RAISE_PAUSE) {
+            if let Some(now) = self.topics.takes_more(name) {
+                tracing::info!(
+                    topic = name.as_str(),
+                    before = target.record_bytes,
+                    now,
+                    "the topic takes larger records"
+                );
+                target.record_bytes = now;
+            }
+            target.asked = Some(Instant::now());
+        }
+        target.record_bytes
     }
 
     /// The partitions that records went to since this was asked.
@@ -255,7 +295,10 @@ impl Carrier {
         let target = self.target(record.topic)?;
         let bytes = size_of(&record);
         if bytes > target.record_bytes {
-            return self.oversized(&record, bytes, target.record_bytes);
+            let limit = self.limit_now();
+            if bytes > limit {
+                return self.oversized(&record, bytes, limit);
+            }
         }
         let partitions = match record.placement {
             Placement::ByKey => {

@@ -88,6 +88,8 @@ pub(super) fn reader_settings(sink: &KafkaSink, isolation: &str) -> ClientConfig
         .set("enable.partition.eof", "true")
         .set("isolation.level", isolation)
         .set("fetch.wait.max.ms", "10");
+    // With a rack it would read from a follower, which may not have the newest records yet.
+    settings.remove("client.rack");
     settings
 }
 

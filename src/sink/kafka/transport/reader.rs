@@ -22,7 +22,7 @@ use crate::sink::SinkError;
 const PARTITION: i32 = 0;
 /// One answer of a broker.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-/// The whole reading, and the wait for another pipeline's transaction that stands open in the topic.
+/// Silence while it is read, and the wait for another pipeline's transaction that stands open in the topic.
 const READ_LIMIT: Duration = Duration::from_secs(120);
 /// The same for a mere look, which decides nothing: what a killed producer left open is settled only by its successor, who looks
 /// first.
@@ -30,7 +30,7 @@ const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// Pause while that is waited for.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What the topic says of the pipeline, once its own transactions are decided; nothing when the topic does not exist.
+/// What the topic says of the pipeline, once its own transactions are decided. The topic exists.
 ///
 /// A reader sees nothing behind the first open transaction in the partition, be it another pipeline's. So the reading
 /// begins only when nothing is open below the end that the topic had when it was asked: a record of ours that was committed
@@ -40,7 +40,7 @@ pub(super) fn read_records(sink: &KafkaSink, pipeline: &PipelineName, halt: &Hal
 }
 
 /// The same before anybody was fenced off. Where a transaction stays open, its record counts as if it were committed: whoever
-/// left it open may be dead, and its successor has to see whose it is before it settles it.
+/// left it open may be dead, and its successor has to see whose it is before it settles it. Nothing when the topic does not exist.
 pub(super) fn look_at_records(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt) -> Result<Records, SinkError> {
     read(sink, pipeline, halt, Undecided::Counts)
 }
@@ -63,15 +63,18 @@ fn read(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt, undecided: Undec
     };
     let committed = open("read_committed").map_err(failed)?;
     if !exists(&committed, topic).map_err(failed)? {
-        return Ok(Records::default());
+        return match undecided {
+            // A broker that has not heard of it yet must not pass for one that holds no record: everything would be sent again.
+            Undecided::Waits => Err(failed(Fault::from(Code::UnknownTopicOrPartition))),
+            Undecided::Counts => Ok(Records::default()),
+        };
     }
     let everything = open("read_uncommitted").map_err(failed)?;
     let (first, end) =
         everything.fetch_watermarks(topic, PARTITION, ANSWER_LIMIT).map_err(Fault::from).map_err(failed)?;
-    let deadline = Instant::now() + READ_LIMIT;
     let (consumer, is_undecided) = match undecided {
         Undecided::Waits => {
-            wait_until_decided(&committed, topic, end, deadline, halt).map_err(failed)?;
+            wait_until_decided(&committed, topic, end, Instant::now() + READ_LIMIT, halt).map_err(failed)?;
             (committed, false)
         }
         Undecided::Counts => match wait_until_decided(&committed, topic, end, Instant::now() + LOOK_LIMIT, halt) {
@@ -83,7 +86,7 @@ fn read(sink: &KafkaSink, pipeline: &PipelineName, halt: &Halt, undecided: Undec
     let keeps_furthest = sink.delivery == Delivery::AtLeastOnce;
     let mut reading = Reading::new(pipeline, &sink.transactional_id, keeps_furthest);
     if first < end {
-        read_to_end(&consumer, topic, deadline, halt, &mut reading, failed)?;
+        read_to_end(&consumer, topic, end, halt, &mut reading, failed)?;
     }
     Ok(Records { is_undecided, ..reading.finish()? })
 }
@@ -121,10 +124,11 @@ fn wait_until_decided(
     }
 }
 
+/// `end`: where the leader says that it ends. An end that a replica tells of says less: one that lags behind tells of it too early.
 fn read_to_end(
     consumer: &BaseConsumer<Events>,
     topic: &str,
-    deadline: Instant,
+    end: i64,
     halt: &Halt,
     reading: &mut Reading<'_>,
     failed: impl Fn(Fault) -> SinkError,
@@ -133,18 +137,34 @@ fn read_to_end(
     let assigned =
         partition.add_partition_offset(topic, PARTITION, Offset::Beginning).and_then(|()| consumer.assign(&partition));
     assigned.map_err(|error| failed(error.into()))?;
+    let (mut reached, mut moved) = (0, Instant::now());
     loop {
-        match consumer.poll(PAUSE) {
-            Some(Ok(record)) => reading.take(record.key().unwrap_or_default(), record.payload()),
-            Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
-            Some(Err(error)) if may_pass(&error) => {}
+        let now = match consumer.poll(PAUSE) {
+            Some(Ok(record)) => {
+                reading.take(record.key().unwrap_or_default(), record.payload());
+                record.offset() + 1
+            }
+            Some(Err(KafkaError::PartitionEOF(_))) | None => position(consumer, topic).map_err(&failed)?,
+            Some(Err(error)) if may_pass(&error) => reached,
             Some(Err(error)) => return Err(failed(error.into())),
-            None => {}
+        };
+        if now > reached {
+            (reached, moved) = (now, Instant::now());
         }
-        if halt.is_halted() || Instant::now() >= deadline {
+        if reached >= end {
+            return Ok(());
+        }
+        if halt.is_halted() || moved.elapsed() >= READ_LIMIT {
             return Err(failed(Fault::from(Code::OperationTimedOut)));
         }
     }
+}
+
+/// Behind what was taken last, and behind the marks of transactions, which are no records; 0 before the first.
+fn position(consumer: &BaseConsumer<Events>, topic: &str) -> Result<i64, Fault> {
+    let positions = consumer.position()?;
+    let offset = positions.find_partition(topic, PARTITION).map(|found| found.offset());
+    Ok(if let Some(Offset::Offset(offset)) = offset { offset } else { 0 })
 }
 
 /// What the consumer mends by itself: it goes on fetching.

@@ -19,6 +19,38 @@ use super::skipping::Skip;
 /// A transaction below this does not count as too large, however long it took: the brokers were slow, or what stood before it.
 const SMALL_BYTES: u64 = 1 << 20;
 
+/// What the failed sending of a transaction says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Nothing: the error stands.
+    Stands,
+    /// It is sent again, in parts.
+    InParts,
+    TooLarge,
+}
+
+/// The time that it took.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    may_split: bool,
+    is_half_over: bool,
+    is_late: bool,
+}
+
+impl Clock {
+    /// `most_bytes`: what is below is not to blame for its time. `missed_brokers` is asked only where something hangs on it.
+    fn verdict(self, bytes: u64, most_bytes: u64, missed_brokers: impl FnOnce() -> bool) -> Verdict {
+        let verdict = if self.may_split && bytes > SMALL_BYTES && (self.is_half_over || self.is_late) {
+            Verdict::InParts
+        } else if self.is_late && bytes > most_bytes {
+            Verdict::TooLarge
+        } else {
+            Verdict::Stands
+        };
+        if verdict != Verdict::Stands && missed_brokers() { Verdict::Stands } else { verdict }
+    }
+}
+
 impl Session {
     /// Sends one transaction's records; gives its commit time, if it is no message of its own.
     pub(super) fn send(
@@ -85,30 +117,34 @@ impl Session {
         Ok(())
     }
 
-    /// A transaction that ran out of time, told as what it is: too large, so that it stops the feed or goes out in parts next time.
+    /// A transaction that ran out of time, told as what it is: too large, so that it stops the feed or goes out in parts next time. Where
+    /// its time went by without brokers, nothing is known of its size: it is sent again as it is.
     fn judge_late(&mut self, error: SinkError, transaction: &Transaction) -> SinkError {
         let (xid, lsn, rows, bytes) =
             (transaction.xid, transaction.commit_lsn, transaction.rows, transaction.size_bytes);
         let seconds = self.timeout.as_secs();
-        if self.may_split() && bytes > SMALL_BYTES && (self.is_half_over() || self.carrier.is_late()) {
-            self.too_large = Some(lsn);
-            return SinkError::Kafka {
-                context: format!("the transaction {xid} at {lsn} ({rows} rows, {bytes} bytes)"),
-                source: format!(
-                    "it was not sent within half of transaction_timeout ({seconds} s): it is sent again, in several Kafka transactions"
-                )
-                .into(),
-                retry: Retry::Later,
-            };
+        let clock =
+            Clock { may_split: self.may_split(), is_half_over: self.is_half_over(), is_late: self.carrier.is_late() };
+        let most_bytes = self.opening.memory_limit_bytes.min(large_bytes(self.timeout));
+        match clock.verdict(bytes, most_bytes, || self.carrier.missed_brokers()) {
+            Verdict::Stands => error,
+            Verdict::InParts => {
+                self.too_large = Some(lsn);
+                SinkError::Kafka {
+                    context: format!("the transaction {xid} at {lsn} ({rows} rows, {bytes} bytes)"),
+                    source: format!(
+                        "it was not sent within half of transaction_timeout ({seconds} s): it is sent again, in several Kafka transactions"
+                    )
+                    .into(),
+                    retry: Retry::Later,
+                }
+            }
+            Verdict::TooLarge => SinkError::Refused(format!(
+                "the transaction {xid} at {lsn} ({rows} rows, {bytes} bytes) is too large for one Kafka transaction: it took longer than \
+                 transaction_timeout ({seconds} s). Raise transaction_timeout, and the broker's transaction.max.timeout.ms if that is less; or \
+                 set on_large_transaction = \"split\", and it goes out in several Kafka transactions; nothing of it was published"
+            )),
         }
-        if !self.carrier.is_late() || bytes <= self.opening.memory_limit_bytes.min(large_bytes(self.timeout)) {
-            return error;
-        }
-        SinkError::Refused(format!(
-            "the transaction {xid} at {lsn} ({rows} rows, {bytes} bytes) is too large for one Kafka transaction: it took longer than \
-             transaction_timeout ({seconds} s). Raise transaction_timeout, and the broker's transaction.max.timeout.ms if that is less; or \
-             set on_large_transaction = \"split\", and it goes out in several Kafka transactions; nothing of it was published"
-        ))
     }
 
     fn is_half_over(&self) -> bool {
@@ -260,6 +296,34 @@ impl Session {
                 Step::Done => return Ok(()),
                 Step::NeedFacts(table) => self.catalog.describe(&[table], encoder)?,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_too_large_only_where_the_brokers_were_there() {
+        const LARGE: u64 = 8 << 20;
+        // May split, is half over, is late; bytes; the verdict where the brokers were there.
+        let cases = [
+            ([false, true, false], LARGE + 1, Verdict::Stands),
+            ([false, true, true], LARGE, Verdict::Stands),
+            ([false, true, true], LARGE + 1, Verdict::TooLarge),
+            ([true, false, false], LARGE + 1, Verdict::Stands),
+            ([true, true, false], SMALL_BYTES, Verdict::Stands),
+            ([true, true, false], SMALL_BYTES + 1, Verdict::InParts),
+            ([true, true, true], LARGE + 1, Verdict::InParts),
+        ];
+        for (case @ [may_split, is_half_over, is_late], bytes, expected) in cases {
+            let clock = Clock { may_split, is_half_over, is_late };
+            assert_eq!(clock.verdict(bytes, LARGE, || false), expected, "{case:?} {bytes}");
+            let is_asked = std::cell::Cell::new(false);
+            let away = || !is_asked.replace(true);
+            assert_eq!(clock.verdict(bytes, LARGE, away), Verdict::Stands, "{case:?} {bytes}");
+            assert_eq!(is_asked.get(), expected != Verdict::Stands, "{case:?} {bytes}");
         }
     }
 }

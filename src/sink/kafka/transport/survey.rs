@@ -82,7 +82,9 @@ pub async fn survey(sink: &KafkaSink, pipeline: &PipelineName, tables: &[Qualifi
             })
         });
         let topics = found.collect();
-        Ok(Survey { records: read_records(&sink, &pipeline, halt)?, topics, missing, broker })
+        let is_new = missing.contains(&sink.progress_topic);
+        let records = if is_new { Records::default() } else { read_records(&sink, &pipeline, halt)? };
+        Ok(Survey { records, topics, missing, broker })
     })
     .await
 }

@@ -181,9 +181,21 @@ impl Topics {
 
     /// Whether a topic takes less by now than it did when it was looked up: as it was told, and as it is.
     pub(super) fn takes_less(&self, name: &String) -> Option<(usize, usize)> {
+        self.limits(name).filter(|(before, now)| now < before)
+    }
+
+    /// What a topic takes by now, where that is more than before; from now on it is what is known.
+    pub(super) fn takes_more(&mut self, name: &String) -> Option<usize> {
+        let (_, now) = self.limits(name).filter(|(before, now)| now > before)?;
+        self.known.get_mut(name)?.record_bytes = now;
+        Some(now)
+    }
+
+    /// `max.message.bytes` as it is known, and as it is; nothing where it may not be read, or nobody answers.
+    fn limits(&self, name: &String) -> Option<(usize, usize)> {
         let before = self.known(name)?.record_bytes;
         let now = record_bytes(self.settings_of(&[name]).ok()?.get(name)?)?;
-        (now < before).then_some((before, now))
+        Some((before, now))
     }
 
     /// Which of the known topics hold a record; only some are looked at.
