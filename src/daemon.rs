@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config, ConfigError, Environment};
@@ -95,7 +95,7 @@ pub async fn run(
         notifier,
         log_level,
     };
-    daemon.start_missing();
+    daemon.start_missing(None);
     daemon.notifier.ready();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pipelines = daemon.pipelines.len(), "walrelay runs");
     while wishes.next().await == Wish::Reload {
@@ -139,10 +139,11 @@ impl Daemon {
         Settings { pipeline: pipeline.clone(), primary: self.config.primary.clone(), spool_dir: self.spool_dir.clone() }
     }
 
-    /// Starts every configured pipeline that does not run.
-    fn start_missing(&mut self) {
+    /// Starts every configured pipeline that does not run, or only the one of this name.
+    fn start_missing(&mut self, only: Option<&PipelineName>) {
         for pipeline in &self.config.pipelines {
-            if !self.pipelines.contains_key(&pipeline.name) {
+            let is_meant = only.is_none_or(|name| *name == pipeline.name);
+            if is_meant && !self.pipelines.contains_key(&pipeline.name) {
                 let settings = self.settings(pipeline);
                 let running = pipeline::start(settings.clone());
                 self.board.add(running.report.clone());
@@ -210,12 +211,18 @@ impl Daemon {
                 self.leaving.push(running);
             }
         }
-        let limit = self.config.shutdown_timeout;
-        futures_util::future::join_all(self.leaving.iter_mut().map(|running| end(running, limit))).await;
-        for running in std::mem::take(&mut self.leaving) {
-            self.board.remove(&running.report.borrow().name);
+        let deadline = Instant::now() + self.config.shutdown_timeout;
+        while !self.leaving.is_empty() {
+            let ending = self.leaving.iter_mut().map(|running| Box::pin(end(running, deadline)));
+            let (_, place, _) = futures_util::future::select_all(ending).await;
+            let running = self.leaving.swap_remove(place);
+            let name = running.report.borrow().name.clone();
+            self.board.remove(&name);
+            // One that drains for long does not hold up the others: commits may wait for those.
+            self.start_missing(Some(&name));
         }
-        self.start_missing();
+        // Behind all that ended: under a new name it may be one of those.
+        self.start_missing(None);
         tracing::info!(pipelines = self.pipelines.len(), "the configuration was read again");
     }
 
@@ -223,13 +230,14 @@ impl Daemon {
     async fn stop(mut self, wishes: &mut Wishes) {
         self.notifier.stopping();
         let limit = self.config.shutdown_timeout;
+        let deadline = Instant::now() + limit;
         tracing::info!(limit_seconds = limit.as_secs_f64(), "stopping");
         for (_, running) in self.pipelines.values() {
             running.stop.cancel();
         }
         let all = async {
             let running = self.pipelines.values_mut().map(|(_, running)| running).chain(&mut self.leaving);
-            futures_util::future::join_all(running.map(|running| end(running, limit))).await;
+            futures_util::future::join_all(running.map(|running| end(running, deadline))).await;
         };
         tokio::select! {
             () = all => {}
@@ -243,10 +251,10 @@ async fn until_stop(wishes: &mut Wishes) {
     while wishes.next().await != Wish::Stop {}
 }
 
-async fn end(running: &mut Running, limit: Duration) {
+async fn end(running: &mut Running, deadline: Instant) {
     let name = running.report.borrow().name.clone();
     // A task that ended must not be asked again: a reload that was cut off may have seen it.
-    if !running.task.is_finished() && timeout(limit, &mut running.task).await.is_err() {
+    if !running.task.is_finished() && timeout_at(deadline, &mut running.task).await.is_err() {
         running.task.abort();
         tracing::warn!(
             pipeline = %name,

@@ -1,4 +1,4 @@
-//! What the process's environment says, read once. The only place that reads it.
+//! What the process's environment says of the settings, read once. Nobody else reads those there.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -79,15 +79,25 @@ fn is_cut_short(rest: &str) -> bool {
         return false;
     }
     let path = tail.split('?').next().unwrap_or("");
-    let is_port =
-        |entry: &str| entry.rsplit_once(':').is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let is_port = |entry: &str| entry.rsplit_once(':').is_none_or(|(_, port)| has_digits_only(port));
     authority.contains(':') && (path.contains('@') || !authority.split(',').all(is_port))
+}
+
+/// Whether `user:password` stands where the hosts belong, of somebody who left `@host` out: then the port is no number.
+fn lacks_host(rest: &str) -> bool {
+    let authority = rest.split(['/', '?']).next().unwrap_or("");
+    let is_odd = |entry: &str| name_and_port(entry).is_ok_and(|(_, port)| !has_digits_only(port));
+    !authority.contains('@') && authority.split(',').any(is_odd)
+}
+
+fn has_digits_only(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The URL with its password covered, for messages: what is not known to be harmless is not shown.
 pub(super) fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return "(not shown)".to_owned() };
-    if is_cut_short(rest) {
+    if is_cut_short(rest) || lacks_host(rest) {
         return format!("{scheme}://(not shown)");
     }
     let (main, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -268,6 +278,11 @@ fn name_and_port(entry: &str) -> Result<(&str, &str), String> {
 
 /// One host; an empty name is localhost, an empty port 5432.
 fn host(name: &str, port: &str) -> Result<Host, String> {
+    if !has_digits_only(port) {
+        // It may be a password: that is never shown.
+        return Err("has a port that is no number from 1 to 65535; after user:password an @ and the host must follow"
+            .to_owned());
+    }
     let port = if port.is_empty() { "5432" } else { port };
     let port = port
         .parse::<u16>()
@@ -372,6 +387,8 @@ mod tests {
         check("postgres://h/?user=u&dbname=d", Ok(("h:5432", "u", "d")));
         check("mysql://h", Err("must be a url like"));
         check("postgres://h:0/d", Err("port 0"));
+        check("postgres://h:70000/d", Err("port 70000"));
+        check("postgres://h/d?port=x", Err("a port that is no number"));
         check("postgres://h/d?sslmode=on", Err("sslmode=on"));
         check("postgres://u@h/d?gssencmode=prefer", Ok(("h:5432", "u", "d")));
         check("postgres://u@h/d?gssencmode=require", Err("speaks no GSSAPI"));
@@ -398,8 +415,15 @@ mod tests {
             url.to_string(),
             without_password("postgres://u:s3cret@h/d?a=b"),
             without_password("postgres://h/d?password=s3cret&x=y"),
+            without_password("postgres://u:s3cret/d"),
+            without_password("postgres://u:s3cret"),
+            without_password("postgres://u:7s3cret,h:1/d?sslmode=disable"),
+            parse("postgres://u:s3cret/d", &environment).unwrap_err(),
         ] {
             assert!(!text.contains("s3cret"), "{text}");
+        }
+        for harmless in ["postgres://h:5433,[::1]:1,%2Frun:2/d", "postgres:///d?host=/run"] {
+            assert_eq!(without_password(harmless), harmless);
         }
     }
 

@@ -10,6 +10,7 @@ use super::{Lsn, QualifiedName};
 struct Copy {
     snapshot_lsn: Lsn,
     oid: Option<u32>,
+    standby_oid: Option<u32>,
 }
 
 /// What the standby's record says of finished copies.
@@ -26,12 +27,13 @@ pub struct Copied {
 }
 
 impl Copied {
-    /// Notes a copy of the table, with its OID on the primary if that is recorded.
-    pub fn insert(&mut self, name: QualifiedName, oid: Option<u32>, snapshot_lsn: Lsn) {
+    /// Notes a copy of the table, with its OIDs on the primary and on the standby if they are recorded.
+    pub fn insert(&mut self, name: QualifiedName, oids: (Option<u32>, Option<u32>), snapshot_lsn: Lsn) {
+        let (oid, standby_oid) = oids;
         if let Some(oid) = oid {
             self.names.insert(oid, name.clone());
         }
-        self.tables.insert(name, Copy { snapshot_lsn, oid });
+        self.tables.insert(name, Copy { snapshot_lsn, oid, standby_oid });
     }
 
     /// For a stream that begins at `start`, of a publication that names these tables one by one; the record's names are those that the
@@ -47,9 +49,11 @@ impl Copied {
         copy.map_or(Lsn::ZERO, |copy| copy.snapshot_lsn)
     }
 
-    /// The name in the record of a relation that comes under another one: the older of the two, or the newer.
-    pub fn renamed(&self, oid: u32, name: &QualifiedName) -> Option<&QualifiedName> {
-        self.names.get(&oid).filter(|now| *now != name)
+    /// The name in the record of a relation that comes under another one, the older of the two or the newer, and the OID of its table
+    /// on the standby.
+    pub fn renamed(&self, oid: u32, name: &QualifiedName) -> Option<(&QualifiedName, Option<u32>)> {
+        let now = self.names.get(&oid).filter(|now| *now != name)?;
+        Some((now, self.tables.get(now).and_then(|copy| copy.standby_oid)))
     }
 
     /// Whether a relation that a transaction describes whose commit record starts here may have got the name of the record since.
@@ -100,7 +104,7 @@ mod tests {
             ("again", Some(5), 10),
         ];
         for (table, oid, lsn) in copies {
-            copied.insert(name(table), oid, Lsn(lsn));
+            copied.insert(name(table), (oid, oid.map(|oid| 100 + oid)), Lsn(lsn));
         }
         copied.at(Lsn(20), Lsn(25), [name("again"), name("log")])
     }
@@ -122,7 +126,8 @@ mod tests {
         ] {
             let (copied, table) = (copied(), name(table));
             assert_eq!(copied.skip_until(oid, &table), Lsn(skip_until), "{oid} {table}");
-            assert_eq!(copied.renamed(oid, &table), renamed.map(name).as_ref(), "{oid} {table}");
+            let found = copied.renamed(oid, &table);
+            assert_eq!(found, renamed.map(name).as_ref().map(|now| (now, Some(100 + oid))), "{oid} {table}");
             assert_eq!(copied.is_made_again(oid, &table), is_made_again, "{oid} {table}");
         }
         assert_eq!(copied().last(), Lsn(30));

@@ -26,7 +26,7 @@ pub struct PipelineReport {
     pub replay_lsn: Option<Lsn>,
     /// Bytes of WAL between the primary's current position and `replay_lsn`.
     pub lag_bytes: Option<u64>,
-    /// Age of the oldest transaction not yet applied, seconds; 0 when there is none.
+    /// Age of the oldest transaction not yet applied, or of the primary's oldest position that has not come yet, seconds; 0 when there is none.
     pub lag_seconds: Option<f64>,
     /// The primary's `write_lag`, `flush_lag`, `replay_lag`, seconds.
     pub server_lags_seconds: [Option<f64>; 3],

@@ -12,14 +12,21 @@ use crate::wire::sql::SqlClient;
 use super::PipelineError;
 use super::monitor::primary_session;
 use super::ownership;
+use super::primary::refuse_another;
 use super::removed::Removed;
 use super::to_kafka::copy_producers;
 
-/// A session on the primary that owns the pipeline; refuses while a daemon does.
-pub(super) async fn own(config: &config::Config, name: &PipelineName) -> Result<Connection, PipelineError> {
+/// A session on the primary, beside `sql`, that owns the pipeline; refuses while a daemon does.
+pub(super) async fn own(
+    config: &config::Config,
+    sql: &SqlClient,
+    name: &PipelineName,
+) -> Result<Connection, PipelineError> {
     let session = primary_session(name, "drop");
     let connecting = SourceError::wire("connecting to the primary");
     let mut connection = Connection::connect(&config.primary, &session).await.map_err(connecting)?;
+    // A lock on another server would keep nobody out.
+    refuse_another(sql, &mut connection).await?;
     if ownership::try_lock(&mut connection, &ownership::primary_lock(name)).await? {
         return Ok(connection);
     }

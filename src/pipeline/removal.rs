@@ -1,7 +1,9 @@
 //! `walrelay drop`: takes away what a pipeline made, slot first, so that the primary stops retaining WAL whatever happens
 //! afterwards. Refuses while a daemon runs it; leaves what it may not drop, or what may be somebody else's, and says so.
 
-use postgres_protocol::escape::escape_literal;
+use std::collections::BTreeMap;
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use crate::config::{self, Config, PostgresSink};
 use crate::model::{PipelineName, SlotName};
@@ -10,11 +12,11 @@ use crate::source::{
     SlotFacts, SourceError, drop_publication, drop_slot, lists_standby, slot_facts, synchronous_standby_names,
 };
 use crate::wire::Connection;
-use crate::wire::sql::{self, SqlClient};
+use crate::wire::sql::SqlClient;
 
 use super::PipelineError;
-use super::monitor::primary_session;
 use super::ownership;
+use super::primary::errand;
 use super::removed::Removed;
 
 /// The primary that is spoken to.
@@ -54,8 +56,7 @@ impl Recorded {
 /// Removes slot, managed publication, guards, record, copy records and origin of a pipeline.
 pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<Removed>, PipelineError> {
     let name = &pipeline.name;
-    let connecting = SourceError::wire("connecting to the primary");
-    let sql = sql::connect(&config.primary, &primary_session(name, "drop")).await.map_err(connecting)?;
+    let sql = errand(&config.primary, name, "drop").await?;
     refuse_running(&sql, pipeline).await?;
     let here = Here::read(&sql).await?;
     #[cfg(not(feature = "kafka"))]
@@ -65,7 +66,7 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
     #[cfg(feature = "kafka")]
     let kafka = match &pipeline.sink {
         config::Sink::Kafka(sink) => {
-            let lock = super::forget_kafka::own(config, name).await?;
+            let lock = super::forget_kafka::own(config, &sql, name).await?;
             Some((lock, sink, super::forget_kafka::read(sink, name).await))
         }
         config::Sink::Postgres(_) | config::Sink::Stdout => None,
@@ -83,12 +84,16 @@ pub async fn remove(config: &Config, pipeline: &config::Pipeline) -> Result<Vec<
         Some(Err(error)) => Recorded::unreadable(error),
         None => Recorded::Nothing("a pipeline to stdout keeps no progress record".to_owned()),
     };
+    let heirs = match &mut standby {
+        Some(Ok((connection, _))) => heirs(connection, name, &here).await,
+        _ => Heirs::new(),
+    };
     #[cfg(feature = "kafka")]
     let recorded = kafka.as_ref().map_or(recorded, |(_, _, read)| recorded_in_kafka(read, pipeline, &here));
     let mut report = Vec::new();
     report.extend(warn_if_listed(&sql, name).await?);
-    report.extend(drop_slots(&sql, pipeline, &here.database, &recorded).await?);
-    report.extend(drop_managed_publication(&sql, pipeline).await);
+    report.extend(drop_slots(&sql, pipeline, &here.database, (&recorded, &heirs)).await?);
+    report.extend(drop_managed_publication(&sql, pipeline, &heirs).await);
     match standby {
         // The lock is held until everything is gone.
         Some(Ok((lock, sink))) => {
@@ -115,6 +120,31 @@ fn done(was_there: bool, what: &str) -> Removed {
     Removed::Done(if was_there { format!("dropped {what}") } else { format!("{what} is not there") })
 }
 
+/// Gives a row where the standby has progress records.
+const HAS_RECORDS: &str = "SELECT 1 WHERE pg_catalog.to_regclass('walrelay.progress') IS NOT NULL";
+
+/// Slots of this database of the primary that the standby's other records name, each with its pipeline.
+type Heirs = BTreeMap<String, String>;
+
+/// A pipeline that was given another name may go on with the slot of the old one. Where the records cannot be read there are none to be
+/// seen, as where the standby is gone.
+async fn heirs(connection: &mut Connection, name: &PipelineName, here: &Here) -> Heirs {
+    let query = format!(
+        "SELECT pg_catalog.string_agg(slot || ' ' || pipeline, E'\\n') FROM walrelay.progress \
+         WHERE pipeline <> {} AND system_identifier = {} AND database = {}",
+        escape_literal(name.as_str()),
+        escape_literal(&here.system_identifier),
+        escape_literal(&here.database)
+    );
+    let doing = "reading the other progress rows on the standby";
+    let text = match ownership::first_value(connection, HAS_RECORDS, doing).await {
+        Ok(Some(_)) => ownership::first_value(connection, &query, doing).await.ok().flatten().unwrap_or_default(),
+        _ => String::new(),
+    };
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs.map(|(slot, pipeline)| (slot.to_owned(), pipeline.to_owned())).collect()
+}
+
 /// What the progress row says, which stands at 0/0 where a start was cut off before its slot was made.
 async fn recorded_on_standby(connection: &mut Connection, name: &PipelineName, here: &Here) -> Recorded {
     match recorded_text(connection, name, here).await {
@@ -136,8 +166,7 @@ async fn recorded_text(
     here: &Here,
 ) -> Result<Option<String>, PipelineError> {
     let doing = "reading the progress row on the standby";
-    let exists = "SELECT 1 WHERE pg_catalog.to_regclass('walrelay.progress') IS NOT NULL";
-    if ownership::first_value(connection, exists, doing).await?.is_none() {
+    if ownership::first_value(connection, HAS_RECORDS, doing).await?.is_none() {
         return Ok(None);
     }
     let query = format!(
@@ -170,7 +199,7 @@ async fn drop_slots(
     sql: &SqlClient,
     pipeline: &config::Pipeline,
     database: &str,
-    recorded: &Recorded,
+    (recorded, heirs): (&Recorded, &Heirs),
 ) -> Result<Vec<Removed>, PipelineError> {
     let mut slots = vec![pipeline.slot_name()];
     if let Recorded::Slot { slot, .. } = recorded
@@ -181,7 +210,8 @@ async fn drop_slots(
     let mut report = Vec::new();
     for slot in &slots {
         let facts = slot_facts(sql, slot).await?;
-        let doubt = doubt(slot, &pipeline.name, database, recorded);
+        let heir = heirs.get(slot.as_str()).map(|heir| format!("the progress record of \"{heir}\" names it"));
+        let doubt = heir.or_else(|| doubt(slot, &pipeline.name, database, recorded));
         report.push(match facts.and_then(|facts| reason_to_leave(slot, &facts, database, doubt)) {
             Some(reason) => Removed::Left(reason),
             None => done(drop_slot(sql, slot).await?, &format!("the slot \"{slot}\"")),
@@ -230,12 +260,20 @@ fn is_of_pgoutput(facts: &SlotFacts) -> bool {
     facts.slot_type == "logical" && facts.plugin.as_deref() == Some("pgoutput")
 }
 
-/// Drops the publication, where it is ours.
-async fn drop_managed_publication(sql: &SqlClient, pipeline: &config::Pipeline) -> Option<Removed> {
+/// Drops the publication, where it is ours. Who took the slot over may stream from it.
+async fn drop_managed_publication(sql: &SqlClient, pipeline: &config::Pipeline, heirs: &Heirs) -> Option<Removed> {
     if pipeline.publication.is_some() {
         return None;
     }
     let publication = pipeline.publication_name();
+    let slot = pipeline.slot_name();
+    if let Some(heir) = heirs.get(slot.as_str()) {
+        return Some(Removed::Left(format!(
+            "the publication \"{publication}\": it may be that of \"{heir}\", whose progress record names the slot \"{slot}\". If nobody needs \
+             it: DROP PUBLICATION {}",
+            escape_identifier(&publication)
+        )));
+    }
     Some(match drop_publication(sql, &publication).await {
         Ok(was_there) => done(was_there, &format!("the publication \"{publication}\"")),
         Err(error) => Removed::Left(error.to_string()),
@@ -256,11 +294,27 @@ async fn refuse_running(sql: &SqlClient, pipeline: &config::Pipeline) -> Result<
         )));
     }
     let process_id = facts.active_pid.unwrap_or(0);
+    if let Some(other) = session_name(sql, process_id).await?.filter(|other| other != pipeline.name.as_str()) {
+        return Err(PipelineError::Refused(format!(
+            "the slot \"{slot}\" is in use (walsender process {process_id} on the primary) by \"{other}\" (its application_name), not by \
+             \"{}\". If another pipeline took the slot over, take \"{}\" out of the configuration and drop nothing; else end what uses the \
+             slot, then drop again",
+            pipeline.name, pipeline.name
+        )));
+    }
     Err(PipelineError::Refused(format!(
         "the slot \"{slot}\" is in use (walsender process {process_id} on the primary): a daemon streams \"{}\". Stop it first, or take \
          the pipeline out of its configuration, send it SIGHUP, and drop with a file that still has it (--config)",
         pipeline.name
     )))
+}
+
+/// What the session of this process calls itself, if it is there still.
+async fn session_name(sql: &SqlClient, process_id: i32) -> Result<Option<String>, SourceError> {
+    let query = "SELECT application_name FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+    let row = sql.query_opt(query, &[&process_id]).await;
+    let row = row.map_err(SourceError::sql(format!("asking whose the walsender process {process_id} is")))?;
+    Ok(row.and_then(|row| row.get(0)))
 }
 
 async fn warn_if_listed(sql: &SqlClient, name: &PipelineName) -> Result<Option<Removed>, PipelineError> {

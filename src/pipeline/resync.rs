@@ -10,14 +10,14 @@ use crate::config::{Config, KafkaSink, Pipeline, Sink, TablePattern};
 use crate::model::{PipelineName, QualifiedName};
 use crate::sink::kafka::transport::{CopiedTable, Records, mark_copied, read_records};
 use crate::source::{
-    Additions, SourceError, ensure_publication, lists_standby, partitioned_above, slot_facts, synchronous_standby_names,
+    Additions, ensure_publication, lists_standby, partitioned_above, slot_facts, synchronous_standby_names,
 };
-use crate::wire::sql::{self, SqlClient};
+use crate::wire::sql::SqlClient;
 
 use super::PipelineError;
 use super::forget_kafka::stranger;
 use super::joining::{RESYNC_ROLE, listed};
-use super::monitor::primary_session;
+use super::primary::errand;
 
 /// The daemon looks every few seconds; one that has not stopped its stream by then is busy, or runs another version.
 const WAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -40,7 +40,7 @@ pub async fn resync(
             pipeline.sink.kind()
         )));
     };
-    let sql = connect(config, name, ERRAND_ROLE).await?;
+    let sql = errand(&config.primary, name, ERRAND_ROLE).await?;
     let records = read_records(sink, name).await?;
     refuse_unready(&sql, pipeline, sink, &records).await?;
     let publication =
@@ -71,11 +71,6 @@ pub async fn resync(
     said.push(format!("to be sent again: {}", listed(&names)));
     said.push(wake(config, &sql, pipeline).await?);
     Ok(said)
-}
-
-async fn connect(config: &Config, name: &PipelineName, role: &str) -> Result<SqlClient, PipelineError> {
-    let opened = sql::connect(&config.primary, &primary_session(name, role)).await;
-    Ok(opened.map_err(SourceError::wire("connecting to the primary"))?)
 }
 
 /// What speaks against it.
@@ -142,7 +137,7 @@ async fn wake(config: &Config, sql: &SqlClient, pipeline: &Pipeline) -> Result<S
         return Ok("no daemon streams now: its next start sends them".to_owned());
     };
     // As long as this session is there the daemon knows that it is asked; by now the marks are there to be read.
-    let _asking = connect(config, &pipeline.name, RESYNC_ROLE).await?;
+    let _asking = errand(&config.primary, &pipeline.name, RESYNC_ROLE).await?;
     let began = Instant::now();
     while began.elapsed() < WAKE_LIMIT {
         if streams().await? != Some(before) {

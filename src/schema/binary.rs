@@ -38,6 +38,7 @@ pub const TYPE_PARTS: &str = "(WITH RECURSIVE reached(oid) AS (
       JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
       WHERE x.oid >= 10000 AND d.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND d.objid = x.oid AND d.deptype = 'e'
         AND d.refclassid = 'pg_catalog.pg_extension'::pg_catalog.regclass),
+    'form', CASE WHEN x.oid IN (1186, 1187) AND pg_catalog.current_setting('server_version_num')::int4 >= 170000 THEN 'infinite' END,
     'parts', COALESCE((SELECT pg_catalog.json_agg(o.oid::int8 ORDER BY o.place) FROM (
         SELECT 0 AS place, x.typbasetype AS oid
         UNION ALL SELECT 0, x.typelem
@@ -66,6 +67,9 @@ pub struct TypePart {
     /// Name and version of the extension that it belongs to.
     #[serde(default)]
     extension: Option<String>,
+    /// What not every version knows of its binary form: from 17 on an interval may be infinite, which an older server takes for a number.
+    #[serde(default)]
+    form: Option<String>,
     /// A domain's base, an array's element, a composite's columns, a range's subtype, a multirange's range.
     parts: Vec<u32>,
 }
@@ -99,10 +103,11 @@ impl ColumnType {
     /// Whether two parts have the same binary form. OIDs of user types inside arrays and composites differ: from 14 on the
     /// receive functions complain of an unlike OID only where both are built in (`array_recv`, `record_recv`).
     fn is_same(&self, oid: u32, theirs: &ColumnType, their_oid: u32) -> bool {
-        if oid < FIRST_UNSTABLE_OID || their_oid < FIRST_UNSTABLE_OID {
-            return oid == their_oid && is_portable(oid);
-        }
         let find = |of: &'_ ColumnType, oid: u32| of.0.iter().position(|part| part.oid == oid);
+        if oid < FIRST_UNSTABLE_OID || their_oid < FIRST_UNSTABLE_OID {
+            let form = |of: &ColumnType, oid: u32| find(of, oid).and_then(|at| of.0[at].form.clone());
+            return oid == their_oid && is_portable(oid) && form(self, oid) == form(theirs, their_oid);
+        }
         let (Some(ours_at), Some(theirs_at)) = (find(self, oid), find(theirs, their_oid)) else { return false };
         let (ours, other) = (&self.0[ours_at], &theirs.0[theirs_at]);
         let is_alike = ours.kind == other.kind
@@ -173,6 +178,7 @@ pub(crate) mod tests {
             is_sent: true,
             is_received: true,
             extension: None,
+            form: None,
             parts: Vec::new(),
         }])
     }
@@ -186,6 +192,7 @@ pub(crate) mod tests {
             is_sent: true,
             is_received: true,
             extension: None,
+            form: None,
             parts: parts.iter().map(|part| part.oid()).collect(),
         };
         ColumnType(std::iter::once(own).chain(parts.iter().flat_map(|part| part.0.clone())).collect())
@@ -194,6 +201,13 @@ pub(crate) mod tests {
     fn of_extension(oid: u32, name: &str, extension: &str) -> ColumnType {
         let mut made = user(oid, 'b', name, &[]);
         made.0[0].extension = Some(extension.to_owned());
+        made
+    }
+
+    /// As a server from 17 on says it.
+    fn infinite(oid: u32) -> ColumnType {
+        let mut made = builtin(oid);
+        made.0[0].form = Some("infinite".to_owned());
         made
     }
 
@@ -213,6 +227,10 @@ pub(crate) mod tests {
             ("xml", builtin(142), builtin(142), binary),
             ("int4 to int8", builtin(23), builtin(20), differs),
             ("regclass", builtin(2205), builtin(2205), differs),
+            ("interval", infinite(1186), infinite(1186), binary),
+            ("interval to 16", infinite(1186), builtin(1186), differs),
+            ("interval[] from 16", builtin(1187), infinite(1187), differs),
+            ("composite to 16", pair(16400, &infinite(1186)), pair(16500, &builtin(1186)), differs),
             ("regclass[]", builtin(2210), builtin(2210), differs),
             ("aclitem", builtin(1033), builtin(1033), differs),
             ("aclitem[]", builtin(1034), builtin(1034), differs),

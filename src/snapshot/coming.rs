@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{OnExistingRows, Pipeline, ServerUrl};
 use crate::model::{PipelineName, QualifiedName};
+use crate::source::published_tables;
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, names, server};
@@ -133,10 +134,14 @@ pub async fn note_set(
     if recorded.is_empty() {
         return Ok(Vec::new());
     }
-    let coming = match returning {
-        Returning::Uncopied => Vec::new(),
-        _ => coming_back(primary, &client, &recorded, published).await?,
-    };
+    refuse_other_names(primary, published).await?;
+    let (mut coming, others) = coming_back(&recorded, published);
+    match returning {
+        Returning::Uncopied => coming.clear(),
+        // What may have streamed from the first row on goes on.
+        Returning::Later => {}
+        _ => coming.extend(come_with_others(primary, &client, &recorded, published, others).await?),
+    }
     let (back, stay_out) = match returning {
         _ if coming.is_empty() => (Vec::new(), Vec::new()),
         Returning::Later => {
@@ -167,15 +172,22 @@ pub async fn note_set(
     Ok(stay_out)
 }
 
-/// Those of the wanted tables whose rows are to be copied: that were left out, that somebody has added to the publication by name, made again
-/// or not, and those that came with a parent or a schema which is new to it and of which the standby holds nothing. Others that came so have
-/// streamed from their first row on.
-async fn coming_back(
-    primary: &SqlClient,
-    client: &SqlClient,
+/// The record has followed names since the publication was listed: both must speak of the same tables.
+async fn refuse_other_names(primary: &SqlClient, published: Published<'_>) -> Result<(), SnapshotError> {
+    let now: BTreeSet<_> = published_tables(primary, published.publication).await?.into_iter().collect();
+    let listed: BTreeSet<_> = published.wanted.iter().chain(published.others).cloned().collect();
+    if now == listed && published::named(primary, published.publication).await? == *published.named {
+        return Ok(());
+    }
+    Err(SnapshotError::Disturbed("the publication's tables have changed while they were looked at".to_owned()))
+}
+
+/// Those of the wanted tables whose rows are to be copied: that were left out, and that somebody has added to the publication by name, made
+/// again or not. And those that came otherwise, and are not recorded.
+fn coming_back(
     recorded: &BTreeMap<QualifiedName, TableState>,
     published: Published<'_>,
-) -> Result<Vec<QualifiedName>, SnapshotError> {
+) -> (Vec<QualifiedName>, Vec<QualifiedName>) {
     let (mut coming, mut others) = (Vec::new(), Vec::new());
     for table in published.wanted.iter().filter(|table| table.schema != OWN_SCHEMA) {
         match (recorded.get(table), published.named.get(table)) {
@@ -187,14 +199,24 @@ async fn coming_back(
             (Some(_), _) => {}
         }
     }
+    (coming, others)
+}
+
+/// Those of `others` that came with a parent or a schema which is new to the publication, and of which the standby holds nothing. The rest has
+/// streamed from its first row on.
+async fn come_with_others(
+    primary: &SqlClient,
+    client: &SqlClient,
+    recorded: &BTreeMap<QualifiedName, TableState>,
+    published: Published<'_>,
+    others: Vec<QualifiedName>,
+) -> Result<Vec<QualifiedName>, SnapshotError> {
     let copied = recorded.iter().filter(|(_, state)| **state != TableState::Left).map(|(name, _)| name.clone());
     let copied: Vec<QualifiedName> = copied.collect();
     let new = members::without_a_known_way(primary, published.publication, &copied, &others).await?;
-    let empty = standby::empty_or_missing(client, &new).await?;
     // What holds rows of a stream tells of its way as well as what was copied.
-    let full: Vec<_> = new.into_iter().filter(|table| !empty.contains(table)).collect();
-    coming.extend(members::without_a_known_way(primary, published.publication, &full, &empty).await?);
-    Ok(coming)
+    let (empty, full) = standby::empty_and_full(client, &new).await?;
+    members::without_a_known_way(primary, published.publication, &full, &empty).await
 }
 
 /// Copied tables that somebody has taken out of the publication: what is written to them is not in the stream.

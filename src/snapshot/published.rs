@@ -1,6 +1,6 @@
 //! Reads from the primary what its publication holds: tables, columns, filters, sizes. Writes nothing; locks nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use tokio_postgres::Row;
 
@@ -90,17 +90,20 @@ pub(super) async fn planned_or_named(
     if !left.iter().all(&is_planned) {
         let client = session::primary_sql(primary, pipeline).await?;
         let named = named(&client, publication).await?;
-        left.retain(|name| named.contains(name) || is_planned(name));
+        left.retain(|name| named.contains_key(name) || is_planned(name));
     }
     Ok(left)
 }
 
-/// The tables that the publication names one by one. The others come into it with a schema, a partitioned parent or the
+/// The tables that the publication names one by one, with their OIDs. The others come into it with a schema, a partitioned parent or the
 /// database. Reads catalogs only, so no lock on a table holds it up.
-pub(super) async fn named(client: &SqlClient, publication: &str) -> Result<HashSet<QualifiedName>, SnapshotError> {
+pub(super) async fn named(
+    client: &SqlClient,
+    publication: &str,
+) -> Result<BTreeMap<QualifiedName, u32>, SnapshotError> {
     let rows = client
         .query(
-            "SELECT n.nspname, c.relname FROM pg_catalog.pg_publication_rel r \
+            "SELECT n.nspname, c.relname, c.oid FROM pg_catalog.pg_publication_rel r \
              JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
              JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
@@ -108,7 +111,8 @@ pub(super) async fn named(client: &SqlClient, publication: &str) -> Result<HashS
         )
         .await
         .map_err(|error| server(Side::Primary, format!("read the publication \"{publication}\""), error))?;
-    Ok(rows.iter().map(|row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1))).collect())
+    let name = |row: &Row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1));
+    Ok(rows.iter().map(|row| (name(row), row.get(2))).collect())
 }
 
 /// Behind a first field: its name, whether it is generated, its type.

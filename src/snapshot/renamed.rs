@@ -37,6 +37,7 @@ pub(super) async fn follow(
             tracing::info!(tables = done, "tables were renamed since they were copied; their record follows them");
         }
     }
+    transaction.execute(NOTE_STANDBY, &[&pipeline.as_str()]).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)?;
     Ok(true)
 }
@@ -45,14 +46,14 @@ pub(super) async fn follow(
 async fn has_columns(standby: &SqlClient) -> Result<bool, SnapshotError> {
     let failed = |error: tokio_postgres::Error| server(Side::Standby, "look at walrelay.copy", error);
     let query = "SELECT pg_catalog.pg_has_role(c.relowner, 'USAGE'), EXISTS (SELECT FROM pg_catalog.pg_attribute a \
-                 WHERE a.attrelid = c.oid AND a.attname = 'has_left' AND NOT a.attisdropped) FROM pg_catalog.pg_class c \
+                 WHERE a.attrelid = c.oid AND a.attname = 'standby_oid' AND NOT a.attisdropped) FROM pg_catalog.pg_class c \
                  WHERE c.oid = pg_catalog.to_regclass('walrelay.copy')";
     let Some(facts) = standby.query_opt(query, &[]).await.map_err(failed)? else { return Ok(false) };
     let (is_owned, has_columns): (bool, bool) = (facts.get(0), facts.get(1));
     if !has_columns && is_owned {
         // Whoever reads the record waits behind us: not for long, and the next attempt tries again.
         let add = "BEGIN; SET LOCAL lock_timeout = '2s'; ALTER TABLE walrelay.copy ADD COLUMN IF NOT EXISTS relation_oid int8, \
-                   ADD COLUMN IF NOT EXISTS has_left bool NOT NULL DEFAULT false; COMMIT";
+                   ADD COLUMN IF NOT EXISTS has_left bool NOT NULL DEFAULT false, ADD COLUMN IF NOT EXISTS standby_oid int8; COMMIT";
         standby
             .batch_execute(add)
             .await
@@ -75,12 +76,19 @@ const DROP_OVERTAKEN: &str = "DELETE FROM walrelay.copy c USING unnest($2::text[
 /// name need not be ours.
 const MOVE: &str = "WITH moved AS (DELETE FROM walrelay.copy c USING unnest($2::text[], $3::text[], $4::int8[]) AS p(s, t, o) \
      WHERE c.pipeline = $1 AND c.relation_oid = p.o AND (c.schema_name, c.table_name) <> (p.s, p.t) \
-     RETURNING p.s, p.t, p.o, c.state, c.snapshot_lsn, c.rows, c.bytes, c.has_left) \
-     INSERT INTO walrelay.copy (pipeline, schema_name, table_name, relation_oid, state, snapshot_lsn, rows, bytes, has_left) \
-     SELECT $1, s, t, o, CASE state WHEN 'copying' THEN 'pending' ELSE state END, snapshot_lsn, rows, bytes, has_left \
+     RETURNING p.s, p.t, p.o, c.state, c.snapshot_lsn, c.rows, c.bytes, c.has_left, c.standby_oid) \
+     INSERT INTO walrelay.copy (pipeline, schema_name, table_name, relation_oid, state, snapshot_lsn, rows, bytes, has_left, standby_oid) \
+     SELECT $1, s, t, o, CASE state WHEN 'copying' THEN 'pending' ELSE state END, snapshot_lsn, rows, bytes, has_left, standby_oid \
      FROM moved ORDER BY s, t";
 
 /// One that is to be copied is another than the one that had its name.
 const NOTE: &str = "UPDATE walrelay.copy c SET relation_oid = p.o FROM unnest($2::text[], $3::text[], $4::int8[]) AS p(s, t, o) \
      WHERE c.pipeline = $1 AND (c.schema_name, c.table_name) = (p.s, p.t) \
      AND (c.relation_oid IS NULL OR (c.relation_oid <> p.o AND c.state <> 'done'))";
+
+/// Which table of the standby it is, by the name that it has there as long as nobody has renamed either of both. One that is made again on the
+/// standby is known by its name anew.
+const NOTE_STANDBY: &str = "UPDATE walrelay.copy c SET standby_oid = k.oid::int8 FROM pg_catalog.pg_class k \
+     JOIN pg_catalog.pg_namespace n ON n.oid = k.relnamespace \
+     WHERE c.pipeline = $1 AND (n.nspname, k.relname) = (c.schema_name, c.table_name) AND c.standby_oid IS DISTINCT FROM k.oid::int8 \
+     AND (c.state <> 'done' OR NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid::int8 = c.standby_oid))";

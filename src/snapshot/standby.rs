@@ -92,18 +92,20 @@ pub(super) async fn non_empty(
     Ok(full)
 }
 
-/// Those that hold no row, or are not there.
-pub(super) async fn empty_or_missing(
+/// Those that hold no row, and those that hold some; a table that is not there is neither.
+pub(super) async fn empty_and_full(
     client: &SqlClient,
     tables: &[QualifiedName],
-) -> Result<Vec<QualifiedName>, SnapshotError> {
+) -> Result<(Vec<QualifiedName>, Vec<QualifiedName>), SnapshotError> {
     let found = read(client, &tables.iter().collect::<Vec<_>>()).await?;
     let there = tables.iter().zip(&found).filter_map(|(name, found)| match found {
         Some((b'r' | b'p', table)) => Some((name, table)),
         _ => None,
     });
-    let full = non_empty(client, &there.collect::<Vec<_>>()).await?;
-    Ok(tables.iter().filter(|table| !full.contains(table)).cloned().collect())
+    let there: Vec<_> = there.collect();
+    let full = non_empty(client, &there).await?;
+    let empty = there.into_iter().map(|(name, _)| name).filter(|name| !full.contains(name)).cloned().collect();
+    Ok((empty, full))
 }
 
 pub(super) type Found = Option<(u8, StandbyTable)>;

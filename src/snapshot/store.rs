@@ -28,6 +28,7 @@ const CREATE: &str = "CREATE TABLE IF NOT EXISTS walrelay.copy ( \
      bytes bigint NOT NULL DEFAULT 0, \
      updated_at timestamptz NOT NULL DEFAULT pg_catalog.now(), \
      relation_oid int8, \
+     standby_oid int8, \
      has_left bool NOT NULL DEFAULT false, \
      PRIMARY KEY (pipeline, schema_name, table_name))";
 
@@ -48,8 +49,10 @@ pub enum TableState {
         rows: u64,
         /// Bytes of COPY data.
         bytes: u64,
-        /// The table's OID on the primary, if that is recorded.
+        /// The table's OID on the primary, if that is recorded, …
         relation_oid: Option<u32>,
+        /// … and on the standby.
+        standby_oid: Option<u32>,
     },
 }
 
@@ -81,8 +84,8 @@ impl CopyState {
     pub fn copied(&self) -> Copied {
         let mut copied = Copied::default();
         for (name, state) in &self.tables {
-            if let TableState::Done { snapshot_lsn, relation_oid, .. } = state {
-                copied.insert(name.clone(), *relation_oid, *snapshot_lsn);
+            if let TableState::Done { snapshot_lsn, relation_oid, standby_oid, .. } = state {
+                copied.insert(name.clone(), (*relation_oid, *standby_oid), *snapshot_lsn);
             }
         }
         copied
@@ -115,7 +118,7 @@ pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopySta
             // Its last columns are missing in a record of an older walrelay.
             "SELECT schema_name, table_name, state, snapshot_lsn::text, rows, bytes, \
                     COALESCE((pg_catalog.to_jsonb(c) ->> 'has_left')::bool, false), \
-                    (pg_catalog.to_jsonb(c) ->> 'relation_oid')::int8 FROM walrelay.copy c WHERE pipeline = $1",
+                    (pg_catalog.to_jsonb(c) ->> 'relation_oid')::int8, (pg_catalog.to_jsonb(c) ->> 'standby_oid')::int8 FROM walrelay.copy c WHERE pipeline = $1",
             &[&pipeline.as_str()],
         )
         .await
@@ -130,8 +133,9 @@ pub async fn load(client: &SqlClient, pipeline: &PipelineName) -> Result<CopySta
             ("copying", _) => TableState::Copying,
             ("done", Some(snapshot_lsn)) => {
                 let count = |at: usize| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0);
-                let relation_oid = row.get::<_, Option<i64>>(7).and_then(|oid| u32::try_from(oid).ok());
-                TableState::Done { snapshot_lsn, rows: count(4), bytes: count(5), relation_oid }
+                let oid = |at: usize| row.get::<_, Option<i64>>(at).and_then(|oid| u32::try_from(oid).ok());
+                let (relation_oid, standby_oid) = (oid(7), oid(8));
+                TableState::Done { snapshot_lsn, rows: count(4), bytes: count(5), relation_oid, standby_oid }
             }
             (state, _) => {
                 return Err(SnapshotError::Refused(format!(
@@ -243,7 +247,13 @@ mod tests {
 
     #[test]
     fn only_finished_tables_are_skipped_and_counted() {
-        let done = |lsn| TableState::Done { snapshot_lsn: Lsn(lsn), rows: 10, bytes: 100, relation_oid: None };
+        let done = |lsn| TableState::Done {
+            snapshot_lsn: Lsn(lsn),
+            rows: 10,
+            bytes: 100,
+            relation_oid: None,
+            standby_oid: None,
+        };
         let name = |name: &str| QualifiedName::new("public", name);
         let mut state = CopyState {
             tables: [

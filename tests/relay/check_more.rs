@@ -212,3 +212,25 @@ async fn tables_that_the_role_may_not_analyze_are_named_by_check_and_in_the_log(
         assert_eq!(rows, "-1", "{major}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_begun_is_to_be_finished_before_there_is_to_be_none() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let mut relay = pair.relay("").await;
+    assert!(relay.stop().await.success());
+    let without = pair.config("initial_copy = false");
+    Checked::of(&without).passes();
+    pair.on_standby("UPDATE walrelay.copy SET state = 'pending', snapshot_lsn = NULL").await;
+    let said = "the copy of \"standby1\" was begun and is not finished (table walrelay.copy on the standby): rows are missing there";
+    let checked = Checked::of(&without);
+    checked.refused();
+    checked.names("error", "standby1", said, "");
+    relay.rewrite_config(&without);
+    relay.start_again().await;
+    relay.fails_with(&[said, "initial_copy = true to finish it"]).await;
+    Checked::of(&pair.config("")).passes();
+    relay.rewrite_config(&pair.config(""));
+    relay.signal(libc::SIGHUP);
+    relay.wait_state("streaming").await;
+}

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
+use walrelay::throwaway::Server;
+
 use super::harness::{Pair, Relay, server, values};
+use super::rights::{drop_with, slots};
 
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
@@ -52,16 +55,22 @@ async fn waits_for(relay: &Relay, part: &str) {
     relay.wait("standby1", part, is_met).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_comes_to_another_server_than_the_rules_of_resume_waits_for_the_right_one() {
-    let pair = Pair::start(18).await;
-    pair.on_both(TABLES).await;
-    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+/// Another server with a database `shop`, in recovery.
+async fn physical_standby() -> Server {
     let mut other = server(18).await;
     values(&other, "postgres", "CREATE DATABASE shop").await;
     other.stop_fast();
     other.write("standby.signal", "").unwrap();
     other.start_again().await.unwrap();
+    other
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_comes_to_another_server_than_the_rules_of_resume_waits_for_the_right_one() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    let other = physical_standby().await;
     let stream_port = Arc::new(AtomicU16::new(other.port()));
     let port = fork(pair.primary.port(), Arc::clone(&stream_port)).await;
     let direct = format!(":{}/shop", pair.primary.port());
@@ -73,4 +82,26 @@ async fn a_stream_that_comes_to_another_server_than_the_rules_of_resume_waits_fo
     relay.wait_state("streaming").await;
     pair.on_primary("INSERT INTO orders VALUES (2, 'after')").await;
     pair.equal_after_catching_up(&["orders"]).await;
+}
+
+/// The first of two hosts came back as a physical standby: it has no slot, and does not know who streams.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_that_comes_to_a_physical_standby_takes_nothing() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    let relay = pair.relay("").await;
+    let other = physical_standby().await;
+    let direct = format!(":{}/shop", pair.primary.port());
+    let drop_over = |query: &str| {
+        let both = format!(":{},127.0.0.1{direct}{query}", other.port());
+        drop_with(&pair.config("").replace(&direct, &both))
+    };
+    let (code, text) = drop_over("");
+    assert!(code == Some(5) && text.contains("leads to is no primary: it is in recovery"), "{code:?}: {text}");
+    // What it names as the remedy brings it to the primary, which knows.
+    assert!(text.contains("target_session_attrs=read-write"), "{text}");
+    let (code, text) = drop_over("?target_session_attrs=read-write");
+    assert!(code == Some(5) && text.contains("a daemon streams \"standby1\""), "{code:?}: {text}");
+    assert_eq!(slots(&pair).await, "walrelay_standby1");
+    assert_eq!(relay.report("standby1").await.unwrap()["state"], "streaming");
 }

@@ -12,7 +12,7 @@ use super::harness::{Pair, Relay, client, eventually, value, values};
 const TABLES: &str = "CREATE TABLE orders (id int PRIMARY KEY, item text)";
 
 /// `walrelay drop standby1 --yes` with this configuration: exit code, and what it says.
-fn drop_with(config: &str) -> (Option<i32>, String) {
+pub(super) fn drop_with(config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("walrelay.toml");
     std::fs::write(&path, config).unwrap();
@@ -23,14 +23,18 @@ fn drop_with(config: &str) -> (Option<i32>, String) {
 }
 
 /// The names of the primary's slots.
-async fn slots(pair: &Pair) -> String {
+pub(super) async fn slots(pair: &Pair) -> String {
     let sql = "SELECT string_agg(slot_name::text, ' ' ORDER BY slot_name) FROM pg_replication_slots";
     value(&pair.primary, "shop", sql).await
 }
 
 /// A relay that streamed from this slot and is stopped.
 async fn streamed_from(pair: &Pair, slot: &str) {
-    let mut relay = pair.relay(&format!("slot = \"{slot}\"")).await;
+    stop(pair, &mut pair.relay(&format!("slot = \"{slot}\"")).await).await;
+}
+
+/// Stops it, and waits until the primary has noticed.
+async fn stop(pair: &Pair, relay: &mut Relay) {
     assert!(relay.stop().await.success());
     eventually("its walsender has ended", || async {
         let active = "SELECT count(*) FROM pg_replication_slots WHERE active";
@@ -256,4 +260,28 @@ async fn a_drop_leaves_a_slot_of_another_kind_or_database() {
     let (code, text) = drop_with(&pair.config(""));
     assert!(code == Some(5) && text.contains("it belongs to the database \"postgres\""), "{code:?}: {text}");
     assert_eq!(slots(&pair).await, "physical walrelay_standby1");
+}
+
+/// A pipeline that was given another name goes on with the slot and the publication that the old name made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drop_of_an_old_name_leaves_what_another_pipeline_took_over() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    streamed_from(&pair, "walrelay_standby1").await;
+    let lines = "slot = \"walrelay_standby1\"\npublication = \"walrelay_standby1\"\ninitial_copy = false";
+    let mut relay = Relay::start(&pair.config(lines).replace("name = \"standby1\"", "name = \"eu1\"")).await;
+    relay.wait("eu1", "it streams", |report| report["state"] == "streaming").await;
+    let (code, text) = drop_with(&pair.config(""));
+    assert!(code == Some(5) && text.contains("by \"eu1\" (its application_name)"), "{code:?}: {text}");
+    stop(&pair, &mut relay).await;
+    let (code, text) = drop_with(&pair.config(""));
+    assert!(code == Some(5) && text.contains("the progress record of \"eu1\" names it"), "{code:?}: {text}");
+    assert!(text.contains("left: the publication \"walrelay_standby1\""), "{text}");
+    assert_eq!(slots(&pair).await, "walrelay_standby1");
+    assert_eq!(value(&pair.primary, "shop", "SELECT count(*) FROM pg_publication").await, "1");
+    relay.start_again().await;
+    relay.wait("eu1", "it streams again", |report| report["state"] == "streaming").await;
+    pair.on_primary("INSERT INTO orders VALUES (1, 'x')").await;
+    pair.caught_up("eu1").await;
+    pair.assert_equal(&["orders"]).await;
 }

@@ -173,6 +173,43 @@ async fn a_stop_does_not_wait_for_a_reload_that_drains() {
     assert_eq!(relay.log().matches("not drained within shutdown_timeout").count(), 2);
 }
 
+/// Commits may wait for the one that has drained.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipeline_that_changed_starts_again_though_another_still_drains() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    values(&pair.standby, "postgres", "CREATE DATABASE second").await;
+    values(&pair.standby, "second", TABLES).await;
+    let config = |lines: &str| {
+        format!(
+            "shutdown_timeout = \"5m\"\n{}[[pipeline]]\nname = \"second\"\n{lines}\n[pipeline.sink]\ntype = \"postgres\"\nurl = \"{}\"\n",
+            pair.config(lines),
+            pair.standby.url("second")
+        )
+    };
+    let relay = Relay::start(&config("")).await;
+    relay.wait_state("streaming").await;
+    relay.wait("second", "streaming", |report| report["state"] == "streaming").await;
+    let blocker = super::harness::client(&pair.standby, "second").await;
+    blocker.batch_execute("BEGIN; LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    pair.on_primary("INSERT INTO orders VALUES (1, 'blocked')").await;
+    relay.wait("second", "it waits for the lock", |report| report["waiting_for"] == "a lock on the standby").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    relay.rewrite_config(&config("copy_workers = 3"));
+    relay.signal(libc::SIGHUP);
+    relay
+        .wait("standby1", "it began anew", |report| report["transactions"] == 0 && report["state"] == "streaming")
+        .await;
+    pair.on_primary("INSERT INTO orders VALUES (2, 'goes on')").await;
+    pair.equal_after_catching_up(&["orders"]).await;
+    assert_eq!(relay.report("second").await.unwrap()["waiting_for"], "a lock on the standby");
+    blocker.batch_execute("COMMIT").await.unwrap();
+    pair.caught_up("second").await;
+    let count = "SELECT count(*) FROM orders";
+    eventually("the second has both", || async { (value(&pair.standby, "second", count).await == "2").then_some(()) })
+        .await;
+}
+
 /// The file may have been written anew since a reload that still drains has read it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_asked_for_while_another_drains_follows_it() {

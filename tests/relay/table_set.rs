@@ -128,3 +128,24 @@ async fn renamed_tables_are_those_that_they_were() {
         assert_eq!(value(&pair.standby, "shop", done).await, expected, "{major}");
     }
 }
+
+/// The record follows the primary's names at once; what the standby's tables are called is another matter.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_before_two_tables_changed_their_names_goes_where_it_belongs_before_the_standby_follows() {
+    let pair = Pair::start(18).await;
+    pair.on_both("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)").await;
+    pair.on_primary("INSERT INTO a VALUES (1); INSERT INTO b VALUES (2)").await;
+    let mut relay = pair.relay("").await;
+    pair.equal_after_catching_up(&["a", "b"]).await;
+    relay.kill9();
+    pair.on_primary("INSERT INTO a VALUES (3)").await;
+    let swap = "BEGIN; ALTER TABLE a RENAME TO c; ALTER TABLE b RENAME TO a; ALTER TABLE c RENAME TO b; COMMIT";
+    pair.on_primary(swap).await;
+    relay.start_again().await;
+    pair.caught_up("standby1").await;
+    let rows = "SELECT string_agg(id::text, ' ' ORDER BY id) FROM a";
+    assert_eq!(value(&pair.standby, "shop", rows).await, "1 3");
+    pair.on_standby(swap).await;
+    pair.on_primary("INSERT INTO a VALUES (4); INSERT INTO b VALUES (5)").await;
+    pair.equal_after_catching_up(&["a", "b"]).await;
+}

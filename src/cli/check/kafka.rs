@@ -25,6 +25,10 @@ pub(super) async fn examine(
             for finding in judge(place, sink, &survey) {
                 findings.push(finding);
             }
+            // What stands in an open transaction is judged by a start alone.
+            if !pipeline.initial_copy && survey.records.is_unfinished() && !survey.records.is_undecided {
+                findings.push(unfinished(place, sink));
+            }
             Record::Read(survey.records.progress)
         }
         Err(error @ SinkError::Refused(_)) => {
@@ -46,6 +50,16 @@ pub(super) async fn examine(
             Record::Unknown
         }
     }
+}
+
+/// A start that is to copy nothing refuses where a copy was begun.
+fn unfinished(place: &str, sink: &KafkaSink) -> Finding {
+    let message = format!(
+        "initial_copy = false, but the copy of \"{place}\" was begun and is not finished (records in the topic \"{}\"): rows were never sent",
+        sink.progress_topic
+    );
+    let remedy = format!("set initial_copy = true to finish it, or start over: walrelay drop {place} --yes");
+    Finding::error(place, message, remedy)
 }
 
 /// What is wrong with what was found. Pure.

@@ -147,7 +147,7 @@ impl Look<'_> {
         if !is_superuser {
             self.rights(version, &role, findings).await?;
         }
-        own_store::examine(self.standby, self.place(), &role, findings).await?;
+        own_store::examine(self.standby, self.pipeline, &role, findings).await?;
         Ok(true)
     }
 
@@ -368,7 +368,8 @@ impl Look<'_> {
                         Level::Info,
                         self.place(),
                         message,
-                        "values go over as text; one that does not fit stops the pipeline",
+                        "values are converted as by an assignment there: one that does not fit stops the pipeline, a coarser type rounds or cuts, and a \
+                         timestamp without a zone is read as UTC",
                     ));
                 }
                 Some(_) => {}
@@ -412,10 +413,7 @@ impl Look<'_> {
 
     /// The relay's own tables that are there and can be read.
     async fn readable(&self) -> Result<Vec<String>, WireError> {
-        let query = "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                     WHERE n.nspname = 'walrelay' AND c.relname IN ('progress', 'copy') \
-                       AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
-        Ok(self.standby.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+        own_store::readable(self.standby).await
     }
 
     /// Whether the standby has a record of this pipeline, or of its copy: then the rows are ours.

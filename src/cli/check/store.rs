@@ -2,20 +2,24 @@
 
 use postgres_protocol::escape::escape_identifier;
 
+use crate::config::Pipeline;
 use crate::sink::postgres::store::{foreign_objects_query, hand_over_sql};
+use crate::snapshot::store as copy_record;
 use crate::wire::WireError;
 use crate::wire::sql::SqlClient;
 
 use super::finding::{Finding, Findings};
 
-/// Rights on them, and whose they are. `role` is the session's own.
+/// Rights on them, whose they are, and a copy that was left unfinished. `role` is the session's own.
 pub(super) async fn examine(
     standby: &SqlClient,
-    place: &str,
+    pipeline: &Pipeline,
     role: &str,
     findings: &mut Findings,
 ) -> Result<(), WireError> {
+    let place = pipeline.name.as_str();
     rights(standby, place, role, findings).await?;
+    unfinished(standby, pipeline, findings).await?;
     for row in standby.query(&foreign_objects_query(), &[]).await? {
         let (object, owner): (String, String) = (row.get(0), row.get(1));
         let message = format!(
@@ -25,6 +29,36 @@ pub(super) async fn examine(
         let remedy = "look through its triggers, rules and defaults, then hand it over; where another pipeline's role made it, and you trust \
                       that role, grant it to this one instead (GRANT owner TO role); where no pipeline needs it, DROP SCHEMA walrelay CASCADE";
         findings.push(Finding::error(place, message, remedy).with_sql([hand_over_sql(&object, role)]));
+    }
+    Ok(())
+}
+
+/// Those of them that are there and can be read.
+pub(super) async fn readable(standby: &SqlClient) -> Result<Vec<String>, WireError> {
+    let query = "SELECT c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = 'walrelay' AND c.relname IN ('progress', 'copy') \
+                   AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT')";
+    Ok(standby.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// A start that is to copy nothing refuses where a copy was begun.
+async fn unfinished(standby: &SqlClient, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), WireError> {
+    // A right that is missing was found above.
+    if pipeline.initial_copy || !readable(standby).await?.iter().any(|table| table == "copy") {
+        return Ok(());
+    }
+    let name = &pipeline.name;
+    match copy_record::load(standby, name).await {
+        Ok(state) if state.is_unfinished() => {
+            let message = format!(
+                "initial_copy = false, but the copy of \"{name}\" was begun and is not finished (table walrelay.copy on the standby): rows \
+                 are missing there"
+            );
+            let remedy = format!("set initial_copy = true to finish it, or start over: walrelay drop {name} --yes");
+            findings.push(Finding::error(name.as_str(), message, remedy));
+        }
+        Ok(_) => {}
+        Err(error) => findings.push(Finding::error(name.as_str(), error.to_string(), "")),
     }
     Ok(())
 }

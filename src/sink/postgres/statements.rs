@@ -143,7 +143,8 @@ fn found(target: &Target, form: &Form) -> String {
             (None, _) => as_text(),
         });
     }
-    conditions.extend(form.null.iter().map(|at| format!("{} IS NULL", name(target, at))));
+    // Of a row of nothing but NULLs IS NULL is true as well.
+    conditions.extend(form.null.iter().map(|at| format!("{} IS NOT DISTINCT FROM NULL", name(target, at))));
     let condition = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") };
     if target.search != RowSearch::WholeRow {
         return condition;
@@ -234,7 +235,7 @@ mod tests {
         let full = target(ReplicaIdentity::Full, &[("a", true, ""), ("j", true, "json")], &[]);
         let delete = concat!(
             r#"z AS (DELETE FROM ONLY "public"."t" WHERE ctid = (SELECT ctid FROM ONLY "public"."t" WHERE "#,
-            r#""j"::pg_catalog.text COLLATE "C" OPERATOR(pg_catalog.=) $1::pg_catalog.text COLLATE "C" AND "a" IS NULL LIMIT 1) RETURNING 1)"#
+            r#""j"::pg_catalog.text COLLATE "C" OPERATOR(pg_catalog.=) $1::pg_catalog.text COLLATE "C" AND "a" IS NOT DISTINCT FROM NULL LIMIT 1) RETURNING 1)"#
         );
         check(&full, Operation::Delete, [&[], &[1], &[0]], &one(delete, "z"));
     }

@@ -139,11 +139,11 @@ impl Tables {
 
     fn unresolved(&self, relation: &Relation) -> Known {
         let Opening { filter, copied, .. } = &self.opening;
-        let wanted = match filter.wants(&relation.name) {
-            Wanted::Yes if copied.is_made_again(relation.oid, &relation.name) => Wanted::Unknown,
-            wanted => wanted,
-        };
-        Known { wanted, skip_until: copied.skip_until(relation.oid, &relation.name), target: None }
+        Known {
+            wanted: filter.wants(&relation.name),
+            skip_until: copied.skip_until(relation.oid, &relation.name),
+            target: None,
+        }
     }
 
     /// Notes a Relation message, if it says something new: what was made from the old description is void.
@@ -177,7 +177,10 @@ impl Tables {
         commit_lsn: Lsn,
     ) -> Result<(), ApplyError> {
         let relation = Arc::clone(self.relations.get(oid)?);
-        if self.known.get(&oid).is_some_and(|known| known.wanted == Wanted::Unknown) {
+        let copied = &self.opening.copied;
+        // What was made again before the record was looked at is planned, or came back.
+        let is_new = copied.is_made_again(oid, &relation.name) && !copied.is_before(commit_lsn);
+        if is_new || self.known.get(&oid).is_some_and(|known| known.wanted == Wanted::Unknown) {
             return Err(SinkError::NewTable(relation.name.clone()).into());
         }
         let (relation, shape) = self.find(session, relation, commit_lsn).await?;
@@ -201,8 +204,8 @@ impl Tables {
         Ok(())
     }
 
-    /// The relation's table on the standby. A name from before the record's may be another table's by now, on the standby too. One from
-    /// behind is what the standby's table is to be called.
+    /// The relation's table on the standby. A name from before the record's may be another table's by now, on the standby too, if somebody
+    /// has renamed it there as well. One from behind is what the standby's table is to be called.
     async fn find(
         &self,
         session: &mut Pipelined,
@@ -210,7 +213,7 @@ impl Tables {
         commit_lsn: Lsn,
     ) -> Result<(Arc<Relation>, Option<TableShape>), ApplyError> {
         let copied = &self.opening.copied;
-        let Some(now) = copied.renamed(relation.oid, &relation.name) else {
+        let Some((now, standby_oid)) = copied.renamed(relation.oid, &relation.name) else {
             let shape = shape(session, &relation.name).await?;
             return Ok((relation, shape));
         };
@@ -221,9 +224,8 @@ impl Tables {
             );
             return Err(SinkError::Shape(reason).into());
         }
-        if copied.is_before(commit_lsn)
-            && let Some(shape) = shape(session, now).await?
-        {
+        let found = if copied.is_before(commit_lsn) { shape(session, now).await? } else { None };
+        if let Some(shape) = found.filter(|shape| Some(shape.oid) == standby_oid) {
             tracing::info!(table = %relation.name, %now, "written to the table that has another name by now");
             return Ok((Arc::new(Relation { name: now.clone(), ..Relation::clone(&relation) }), Some(shape)));
         }

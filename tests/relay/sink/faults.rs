@@ -129,7 +129,7 @@ async fn changes_that_the_copy_holds_are_skipped() {
     replay.on_primary("INSERT INTO t VALUES (1); INSERT INTO u VALUES (1)").await;
     replay.on_primary("INSERT INTO t VALUES (2)").await;
     let transactions = replay.capture().await;
-    replay.copied.insert(QualifiedName::new("public", "t"), None, transactions[1].commit_lsn);
+    replay.copied.insert(QualifiedName::new("public", "t"), (None, None), transactions[1].commit_lsn);
     let receipt = replay.apply(transactions).await.unwrap();
     assert_eq!((receipt.transactions, receipt.rows), (2, 2));
     assert_eq!(replay.found("SELECT * FROM t").await, ["(2)"]);

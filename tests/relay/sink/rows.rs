@@ -165,6 +165,21 @@ async fn rows_of_one_layout_go_into_another_partitioning() {
     assert_eq!(replay.equal("SELECT a, b FROM k").await, 3);
 }
 
+/// IS NULL is true of both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_nulls_and_no_row_at_all_are_told_apart_without_a_key() {
+    let tables = "CREATE TYPE pair AS (a int, b int); CREATE TABLE k (id int, p pair, n int); ALTER TABLE k REPLICA IDENTITY FULL";
+    let mut replay = Replay::new(18, tables).await;
+    let statements = [
+        "INSERT INTO k VALUES (1, ROW(NULL, NULL), 1), (1, NULL, 1), (2, ROW(NULL, NULL), 1), (2, NULL, 1)",
+        "DELETE FROM k WHERE id = 1 AND p IS NOT DISTINCT FROM NULL",
+        "UPDATE k SET n = 2 WHERE id = 2 AND p IS NOT DISTINCT FROM NULL",
+    ];
+    all(&replay, &statements).await;
+    replay.relay().await.unwrap();
+    assert_eq!(replay.equal("SELECT * FROM k").await, 3);
+}
+
 /// The primary names the same row by its partition, then by the table that this is attached to; on the standby it always was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_sent_by_its_partition_and_by_its_root_ends_as_the_last_says() {
