@@ -126,12 +126,13 @@ const HAS_RECORDS: &str = "SELECT 1 WHERE pg_catalog.to_regclass('walrelay.progr
 /// Slots of this database of the primary that the standby's other records name, each with its pipeline.
 type Heirs = BTreeMap<String, String>;
 
-/// A pipeline that was given another name may go on with the slot of the old one. Where the records cannot be read there are none to be
-/// seen, as where the standby is gone.
+/// A pipeline that was given another name may go on with the slot of the old one. A record that is behind our own is one of the past.
+/// Where the records cannot be read there are none to be seen, as where the standby is gone.
 async fn heirs(connection: &mut Connection, name: &PipelineName, here: &Here) -> Heirs {
     let query = format!(
-        "SELECT pg_catalog.string_agg(slot || ' ' || pipeline, E'\\n') FROM walrelay.progress \
-         WHERE pipeline <> {} AND system_identifier = {} AND database = {}",
+        "SELECT pg_catalog.string_agg(slot || ' ' || pipeline, E'\\n') FROM walrelay.progress p \
+         WHERE pipeline <> {0} AND system_identifier = {1} AND database = {2} AND NOT EXISTS (SELECT FROM walrelay.progress o \
+         WHERE o.pipeline = {0} AND o.slot = p.slot AND (o.lsn, o.updated_at) > (p.lsn, p.updated_at))",
         escape_literal(name.as_str()),
         escape_literal(&here.system_identifier),
         escape_literal(&here.database)

@@ -224,13 +224,19 @@ impl Tables {
             );
             return Err(SinkError::Shape(reason).into());
         }
-        let found = if copied.is_before(commit_lsn) { shape(session, now).await? } else { None };
-        if let Some(shape) = found.filter(|shape| Some(shape.oid) == standby_oid) {
-            tracing::info!(table = %relation.name, %now, "written to the table that has another name by now");
-            return Ok((Arc::new(Relation { name: now.clone(), ..Relation::clone(&relation) }), Some(shape)));
+        let before = shape(session, &relation.name).await?;
+        let is_it = |shape: &TableShape| Some(shape.oid) == standby_oid;
+        if !copied.is_before(commit_lsn) || before.as_ref().is_some_and(is_it) {
+            return Ok((relation, before));
         }
-        let shape = shape(session, &relation.name).await?;
-        Ok((relation, shape))
+        // Also where neither is the one that was noted: somebody has made it anew there, under the name of now.
+        match shape(session, now).await? {
+            Some(shape) => {
+                tracing::info!(table = %relation.name, %now, "written to the table that has another name by now");
+                Ok((Arc::new(Relation { name: now.clone(), ..Relation::clone(&relation) }), Some(shape)))
+            }
+            None => Ok((relation, before)),
+        }
     }
 
     async fn put_guards(&self, session: &mut Pipelined, name: &QualifiedName) -> Result<(), ApplyError> {
