@@ -113,12 +113,12 @@ impl Attempt<'_> {
     /// partition that has come since, or was one; where the publication holds other tables too it may be anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
         let set = &self.settings.pipeline.tables;
-        // An old change of what had a name of the set then is of ours.
-        let (of_the_set, sought): (Vec<_>, Vec<_>) = self
-            .refusals
-            .sought_in_vain(&publication.tables)
-            .into_iter()
-            .partition(|name| set.contains(name) && !publication.others.contains(name));
+        // An old change of what had a name of the set then is of ours, and so is one of a partition that is gone where nothing else is published.
+        let (of_the_set, sought): (Vec<_>, Vec<_>) =
+            self.refusals.sought_in_vain(&publication.tables).into_iter().partition(|name| {
+                let may_be_ours = set.contains(name) || !publication.has_strangers;
+                may_be_ours && !publication.others.contains(name)
+            });
         if !sought.is_empty() {
             let tables = listed(&sought);
             tracing::warn!(
@@ -130,7 +130,8 @@ impl Attempt<'_> {
             set: set.clone(),
             names: publication.tables.iter().cloned().chain(of_the_set).collect(),
             others: publication.others.iter().cloned().chain(sought).collect(),
-            newcomers: if publication.has_strangers { Wanted::Unknown } else { Wanted::Yes },
+            // What is in a table before somebody adds it is not in the stream.
+            newcomers: if publication.has_strangers || publication.may_gain { Wanted::Unknown } else { Wanted::Yes },
         }
     }
 

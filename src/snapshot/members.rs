@@ -49,7 +49,7 @@ fn query(has_schemas: bool) -> String {
 }
 
 /// Of these copied tables those that are there on the primary and not published any more, neither they nor a table above them.
-pub(super) async fn unpublished(
+pub(crate) async fn unpublished(
     primary: &SqlClient,
     published: &[&QualifiedName],
     copied: &[QualifiedName],

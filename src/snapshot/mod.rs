@@ -60,6 +60,8 @@ use worker::{Finished, Sessions, TableWork, Work};
 pub use agreement::{Agreement, agreement};
 pub use coming::{Published, Returning, note_set, plan_coming, plan_published};
 pub use error::{Side, SnapshotError};
+#[cfg(feature = "kafka")]
+pub(crate) use members::unpublished;
 pub use plan::SMALLEST_RANGE_PAGES;
 pub use progress::CopyProgress;
 pub use session::COPY_ROLE;

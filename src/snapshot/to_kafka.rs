@@ -42,7 +42,7 @@ pub struct KafkaCopy<'a> {
     /// What earlier attempts recorded.
     pub earlier: &'a HashMap<QualifiedName, CopiedTable>,
     /// Which of them.
-    pub part: Part<'a>,
+    pub part: Part,
     /// A table is cut only into ranges of at least so many pages.
     pub smallest_range_pages: u64,
     /// Where to tell how far it is.
@@ -53,14 +53,13 @@ pub struct KafkaCopy<'a> {
 
 /// Which tables are copied, which decides where in the stream.
 #[derive(Clone, Copy, Debug)]
-pub enum Part<'a> {
+pub enum Part {
     /// All that the initial copy has to send. Nothing was sent before: their rows go before the stream, which leaves out what the
     /// snapshot holds.
     Initial,
-    /// These, which come into the publication now: the same.
-    Coming(&'a [QualifiedName]),
     /// Those of which consumers may hold something, because their copy was cut off, they streamed before they were copied, or `walrelay resync`
-    /// has marked them: their rows go between their changes, so that what became of it is told.
+    /// has marked them: their rows go between their changes, so that what became of it is told. Those too that come into the publication
+    /// now: they may have streamed, without a record, as a partition or under another name.
     Again,
     /// Of those only the first: where the others had better wait.
     CutOff,
@@ -133,7 +132,6 @@ async fn wanted(copy: &KafkaCopy<'_>) -> Result<Vec<QualifiedName>, SnapshotErro
     let wants_copy = copy.pipeline.initial_copy;
     let wanted = match copy.part {
         Part::Initial => left(copy).await?,
-        Part::Coming(coming) => those(&|name| coming.contains(name)),
         Part::CutOff => those(&|name| wants_copy && recorded(CopiedTable::is_unfinished)(name)),
         Part::Again => {
             let left = if wants_copy { left(copy).await? } else { Vec::new() };
@@ -161,7 +159,7 @@ impl PreparedKafka {
         let planned = |table: &PublishedTable| {
             let before = self.earlier.get(&table.name).copied().unwrap_or_default();
             let skip_until = if self.is_again { before.skip_until } else { self.snapshot_lsn };
-            (table.name.clone(), CopiedTable { skip_until, ..CopiedTable::default() })
+            (table.name.clone(), CopiedTable { skip_until, oid: Some(table.oid), ..CopiedTable::default() })
         };
         self.locked.iter().flat_map(|locked| &locked.tables).map(planned).collect()
     }

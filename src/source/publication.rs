@@ -34,6 +34,8 @@ pub struct Publication {
     pub named: BTreeMap<QualifiedName, u32>,
     /// Whether it may hold tables that are not of the set, whatever names come up under them.
     pub has_strangers: bool,
+    /// Whether somebody else may add tables to it.
+    pub may_gain: bool,
 }
 
 /// What to do with tables that have come into the set of a managed publication since it was made.
@@ -100,7 +102,7 @@ async fn ensure_once(
     additions: &Additions,
 ) -> Result<Publication, SourceError> {
     let wanted = if is_managed { publishable_tables(sql, tables).await? } else { Vec::new() };
-    let mut has_strangers = !is_managed;
+    let (mut has_strangers, mut may_gain) = (!is_managed, !is_managed);
     match existing(sql, name).await? {
         None if is_managed => create_publication(sql, name, &wanted).await?,
         None => {
@@ -125,8 +127,8 @@ async fn ensure_once(
                 if wanted.is_empty() {
                     refuse_empty_set(name, &strangers)?;
                 }
-                // Whoever may add to it may do so while it streams, and what is in a table before that is not in the stream.
-                has_strangers = !strangers.is_empty() || !is_all_ours(sql, &existing, &wanted).await?;
+                has_strangers = !strangers.is_empty();
+                may_gain = !is_all_ours(sql, &existing, &wanted).await?;
                 add_missing(sql, name, &existing, &wanted, additions).await?;
             }
         }
@@ -138,6 +140,7 @@ async fn ensure_once(
         others: Vec::new(),
         named: BTreeMap::new(),
         has_strangers,
+        may_gain,
     };
     list_again(sql, &mut publication, tables).await?;
     if publication.tables.is_empty() {

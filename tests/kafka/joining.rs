@@ -225,3 +225,73 @@ async fn a_set_made_wider_within_somebodys_publication_sends_what_was_left_out()
     feed.reader().read_count(&["shop.public.t"], 3).await;
     assert_eq!(events(&feed.reader().read_one("shop.public.u").await), [("c".to_owned(), 1)]);
 }
+
+/// Somebody's publication: what is another table now, or was out of it for a time, is known by its OID and by the record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_somebodys_publication_that_was_made_again_or_taken_out_is_sent_again() {
+    let feed = Feed::start().await;
+    feed.on_primary(
+        "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1); \
+         INSERT INTO u VALUES (1)",
+    )
+    .await;
+    feed.on_primary("CREATE PUBLICATION mine FOR TABLE t, u").await;
+    let mut relay = feed.relay_with("initial_copy = true\npublication = \"mine\"", "").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    feed.on_primary("INSERT INTO t VALUES (2)").await;
+    feed.on_primary("DROP TABLE t; CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (3)").await;
+    feed.on_primary("ALTER PUBLICATION mine ADD TABLE t").await;
+    feed.on_primary("INSERT INTO t VALUES (4)").await;
+    feed.on_primary("ALTER PUBLICATION mine DROP TABLE u").await;
+    relay.start_again().await;
+    let found = events(&feed.reader().read_count(&["shop.public.t"], 5).await);
+    let found: Vec<(&str, i64)> = found.iter().map(|(op, id)| (op.as_str(), *id)).collect();
+    assert_eq!(found, [("r", 1), ("c", 2), ("c", 4), ("r", 3), ("r", 4)]);
+    feed.caught_up().await;
+    relay.stop().await;
+    feed.on_primary("INSERT INTO u VALUES (2)").await;
+    feed.on_primary("ALTER PUBLICATION mine ADD TABLE u").await;
+    relay.start_again().await;
+    let found = events(&feed.reader().read_count(&["shop.public.u"], 3).await);
+    assert_eq!(found, [("r".to_owned(), 1), ("r".to_owned(), 1), ("r".to_owned(), 2)]);
+    // What was sent again is not another any more.
+    feed.caught_up().await;
+    relay.stop().await;
+    relay.start_again().await;
+    feed.on_primary("INSERT INTO t VALUES (5)").await;
+    let found = events(&feed.reader().read_count(&["shop.public.t"], 6).await);
+    assert_eq!(found[5..], [("c".to_owned(), 5)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_takes_the_name_of_one_that_was_sent_is_sent_under_it() {
+    let feed = Feed::start().await;
+    feed.on_primary(
+        "CREATE TABLE prices (id int PRIMARY KEY); CREATE TABLE prices_new (id int PRIMARY KEY); \
+         INSERT INTO prices VALUES (1); INSERT INTO prices_new VALUES (10)",
+    )
+    .await;
+    let mut relay = feed.relay_with("initial_copy = true", "").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    feed.on_primary("DROP TABLE prices; ALTER TABLE prices_new RENAME TO prices").await;
+    relay.start_again().await;
+    let found = events(&feed.reader().read_count(&["shop.public.prices"], 2).await);
+    assert_eq!(found, [("r".to_owned(), 1), ("r".to_owned(), 10)]);
+}
+
+/// The catalog is asked for the table that was written to, not for the one that has its name by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_changes_of_a_renamed_table_keep_its_key() {
+    let feed = Feed::start().await;
+    feed.on_primary("CREATE TABLE k (a int, b int, PRIMARY KEY (b, a))").await;
+    let mut relay = feed.relay("").await;
+    feed.caught_up().await;
+    relay.stop().await;
+    feed.on_primary("INSERT INTO k VALUES (1, 2)").await;
+    feed.on_primary("ALTER TABLE k RENAME TO k_old; CREATE TABLE k (a int, b int)").await;
+    relay.start_again().await;
+    let records = feed.reader().read_count(&["shop.public.k"], 1).await;
+    assert_eq!(records[0].key_text(), r#"{"b":2,"a":1}"#);
+}

@@ -114,6 +114,31 @@ async fn a_table_that_the_role_may_not_publish_does_not_stop_what_streams() {
     pair.equal_after_catching_up(&["orders", "later"]).await;
 }
 
+/// Who may not add to the publication does not know what comes up in it; but nothing beside the set ever was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_to_a_partition_before_it_was_detached_arrives_under_few_rights_too() {
+    let pair = Pair::start(18).await;
+    pair.on_both(TABLES).await;
+    pair.on_both(
+        "CREATE TABLE events (id int PRIMARY KEY) PARTITION BY RANGE (id); \
+         CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM (0) TO (100); \
+         CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM (100) TO (200)",
+    )
+    .await;
+    let config = with_few_rights(&pair).await;
+    pair.on_primary("ALTER PUBLICATION walrelay_standby1 SET TABLE events").await;
+    let config = config.replace("name = \"standby1\"", "name = \"standby1\"\ntables = [\"public.events\"]");
+    let mut relay = Relay::start(&config).await;
+    relay.wait_state("streaming").await;
+    pair.on_primary("INSERT INTO events VALUES (1), (101)").await;
+    pair.equal_after_catching_up(&["events"]).await;
+    relay.kill9();
+    pair.on_primary("INSERT INTO events VALUES (2), (102)").await;
+    pair.on_primary("ALTER TABLE events DETACH PARTITION events_1").await;
+    relay.start_again().await;
+    pair.equal_after_catching_up(&["events_1", "events_2"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_free_walsender_is_enough() {
     let options = Options::default().with("max_wal_senders", "1");

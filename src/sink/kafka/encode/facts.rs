@@ -148,6 +148,11 @@ pub fn catalog_query<'a>(tables: impl IntoIterator<Item = &'a QualifiedName>) ->
     )
 }
 
+/// The same for the table of this OID, whatever its name is.
+pub fn catalog_query_of(oid: u32) -> String {
+    format!("SELECT {FACTS}::text FROM {FROM} WHERE c.oid = {oid}")
+}
+
 /// Reads the texts of `catalog_query`.
 pub fn read_facts<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<TableFacts>, ShapeError> {
     texts.into_iter().map(|text| serde_json::from_str(text).map_err(ShapeError::from)).collect()

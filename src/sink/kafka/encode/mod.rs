@@ -7,9 +7,9 @@
 //! * For each whole transaction: [`Encoder::begin`], then [`Encoder::message`] for every pgoutput message of its body *in order*
 //!   (Relation, Type and Origin messages too, also in a transaction that is skipped: see [`Encoder::note`]), then
 //!   [`Encoder::end`]. A non-transactional logical message is a unit of its own: [`Encoder::outside_message`].
-//! * [`Step::NeedFacts`] means: nothing was sent, nothing was noted. Run [`catalog_query`] for that table on the primary, hand
-//!   the answer to [`Encoder::describe`] (an empty answer, for a table that is gone by now, to [`Encoder::describe_missing`]),
-//!   and give the *same* message again. Each Relation message asks at most once; facts that were given before it came spare the
+//! * [`Step::NeedFacts`] means: nothing was sent, nothing was noted. Run [`catalog_query_of`] for the relation's OID on the primary, or
+//!   [`catalog_query`] for its name where that finds nothing, hand the answer, under the relation's name, to
+//!   [`Encoder::describe`] (an empty answer, for a table that is gone by now, to [`Encoder::describe_missing`]), and give the *same* message again. Each Relation message asks at most once; facts that were given before it came spare the
 //!   asking, if they agree with it.
 //! * What is sent goes to the [`Outlet`] at once, in the order of the topic. A borrowed [`Record`] is valid during the call.
 //! * An error of the outlet comes back unchanged and leaves the encoder unusable: begin a new one, as after any restart.
@@ -63,7 +63,7 @@ use source::SourceFacts;
 use tables::{Tables, Target};
 use writer::Writer;
 
-pub use facts::{ColumnFacts, IndexFacts, TableFacts, TypeFacts, catalog_query, read_facts};
+pub use facts::{ColumnFacts, IndexFacts, TableFacts, TypeFacts, catalog_query, catalog_query_of, read_facts};
 pub use outbox::may_route_to;
 pub use review::{Remark, review};
 

@@ -8,7 +8,7 @@ use crate::wire::sql::{self, SqlClient};
 use crate::wire::{Session, WireError};
 
 use crate::sink::SinkError;
-use crate::sink::kafka::encode::{Encoder, TableFacts, catalog_query, read_facts};
+use crate::sink::kafka::encode::{Encoder, TableFacts, catalog_query, catalog_query_of, read_facts};
 
 /// A lock on a table is not waited for any longer: a commit that waits for us may hold it. The attempt then ends, and says so.
 const LOCK_TIMEOUT: &str = "10s";
@@ -48,15 +48,33 @@ impl Catalog {
         Ok(())
     }
 
+    /// Tells the encoder about the table of a Relation message, which may have another name by now, while another has this one. One that is
+    /// gone is looked for by its name.
+    pub(super) fn describe_relation(
+        &mut self,
+        oid: u32,
+        table: QualifiedName,
+        encoder: &mut Encoder,
+    ) -> Result<(), SinkError> {
+        match self.answers(&catalog_query_of(oid))?.pop() {
+            Some(facts) => encoder.describe(TableFacts { schema: table.schema, name: table.name, ..facts }),
+            None => self.describe(&[table], encoder)?,
+        }
+        Ok(())
+    }
+
     /// What the catalog says now.
     pub(super) fn facts(&mut self, tables: &[QualifiedName]) -> Result<Vec<TableFacts>, SinkError> {
-        let query = catalog_query(tables);
+        self.answers(&catalog_query(tables))
+    }
+
+    fn answers(&mut self, query: &str) -> Result<Vec<TableFacts>, SinkError> {
         let runtime = self.runtime.clone();
         let rows = match self.client.take().filter(|client| !client.is_closed()) {
-            Some(client) => runtime.block_on(ask(client, &query)),
+            Some(client) => runtime.block_on(ask(client, query)),
             None => runtime.block_on(async {
                 let client = sql::connect(&self.primary, &self.session).await?;
-                ask(client, &query).await
+                ask(client, query).await
             }),
         };
         let (client, texts) = rows.map_err(SinkError::wire("reading the primary's catalog"))?;

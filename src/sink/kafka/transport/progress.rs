@@ -57,6 +57,9 @@ struct CopiedValue {
     /// It is not of the set any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     left: bool,
+    /// Older versions did not record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    oid: Option<u32>,
     version: u32,
 }
 
@@ -75,6 +78,8 @@ pub struct CopiedTable {
     pub again: bool,
     /// Not of the set any more: its changes are left out, and if it comes back it is to be sent again.
     pub left: bool,
+    /// `pg_class.oid` on the primary of the table that was sent, if it is known: another may have its name by now.
+    pub oid: Option<u32>,
 }
 
 impl CopiedTable {
@@ -167,6 +172,7 @@ pub(super) fn copied_value(table: &QualifiedName, copied: CopiedTable) -> Vec<u8
         rows: copied.rows,
         resync: copied.again,
         left: copied.left,
+        oid: copied.oid,
         version: VERSION,
     };
     serde_json::to_vec(&value).unwrap_or_default()
@@ -279,7 +285,14 @@ impl<'a> Reading<'a> {
         };
         let snapshot_lsn = position(read.snapshot_lsn, "snapshot_lsn")?;
         let skip_until = position(read.skip_until, "skip_until")?.or(snapshot_lsn).unwrap_or(Lsn::ZERO);
-        Ok(CopiedTable { snapshot_lsn, skip_until, rows: read.rows, again: read.resync, left: read.left })
+        Ok(CopiedTable {
+            snapshot_lsn,
+            skip_until,
+            rows: read.rows,
+            again: read.resync,
+            left: read.left,
+            oid: read.oid,
+        })
     }
 }
 
@@ -367,7 +380,7 @@ mod tests {
         assert_eq!(read(false, &[(&key, Some(&value)), (&key, None)]).unwrap(), Records::default());
         // What is to be sent again still holds what was sent, and is no part of the initial copy.
         let left = CopiedTable { left: true, ..copied };
-        let again = CopiedTable { again: true, ..copied };
+        let again = CopiedTable { again: true, oid: Some(16_385), ..copied };
         for copied in [again, left, CopiedTable { again: true, ..CopiedTable::default() }] {
             let records = read(false, &[(&key, Some(&copied_value(&table, copied)))]).unwrap();
             assert_eq!(records.copied[&table], copied);

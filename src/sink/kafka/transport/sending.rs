@@ -294,7 +294,10 @@ impl Session {
             };
             match step {
                 Step::Done => return Ok(()),
-                Step::NeedFacts(table) => self.catalog.describe(&[table], encoder)?,
+                Step::NeedFacts(table) => match &message {
+                    Message::Relation(body) => self.catalog.describe_relation(body.oid, table, encoder)?,
+                    _ => self.catalog.describe(&[table], encoder)?,
+                },
             }
         }
     }
