@@ -78,8 +78,12 @@ pub struct TableSet {
 impl TableSet {
     /// Whether the table belongs to the set.
     pub fn contains(&self, name: &QualifiedName) -> bool {
-        self.include.iter().any(|pattern| pattern.matches(name))
-            && !self.exclude.iter().any(|pattern| pattern.matches(name))
+        self.include.iter().any(|pattern| pattern.matches(name)) && !self.excludes(name)
+    }
+
+    /// Whether a pattern leaves it out.
+    pub fn excludes(&self, name: &QualifiedName) -> bool {
+        self.exclude.iter().any(|pattern| pattern.matches(name))
     }
 }
 

@@ -68,7 +68,9 @@ impl Attempt<'_> {
         }
         let Publication { name, tables, others, named, .. } = &publication;
         let published = Published { publication: name, wanted: tables, others, named };
-        let stay_out = snapshot::note_set(&primary.sql, &sink.url, pipeline, published, returning).await?;
+        let noted = snapshot::note_set(&primary.sql, &sink.url, pipeline, published, returning).await?;
+        self.refusals.note_ours(noted.copied);
+        let stay_out = noted.stay_out;
         publication.tables.retain(|table| !stay_out.contains(table));
         publication.others.extend(stay_out);
         Ok(publication)
@@ -113,11 +115,12 @@ impl Attempt<'_> {
     /// partition that has come since, or was one; where the publication holds other tables too it may be anything, and is looked for once.
     pub(super) fn filter(&self, publication: &Publication) -> TableFilter {
         let set = &self.settings.pipeline.tables;
-        // An old change of what had a name of the set then is of ours, and so is one of a partition that is gone where nothing else is published.
+        // An old change of what had a name of the set then is of ours, and so is one of a partition that is gone and was copied, where nothing
+        // beside the set is published.
         let (of_the_set, sought): (Vec<_>, Vec<_>) =
             self.refusals.sought_in_vain(&publication.tables).into_iter().partition(|name| {
-                let may_be_ours = set.contains(name) || !publication.has_strangers;
-                may_be_ours && !publication.others.contains(name)
+                let was_ours = !publication.has_strangers && !set.excludes(name) && self.refusals.was_ours(name);
+                (set.contains(name) || was_ours) && !publication.others.contains(name)
             });
         if !sought.is_empty() {
             let tables = listed(&sought);

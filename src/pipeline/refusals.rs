@@ -23,6 +23,8 @@ struct State {
     text_until: Option<Lsn>,
     /// Tables for which the publication's were listed again.
     sought: BTreeSet<QualifiedName>,
+    /// Tables that were of the set by the record of an attempt.
+    ours: BTreeSet<QualifiedName>,
 }
 
 impl Refusals {
@@ -48,6 +50,16 @@ impl Refusals {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.sought.retain(|name| !listed.contains(name));
         state.sought.iter().cloned().collect()
+    }
+
+    /// These are recorded as of the set: old changes of one are, though it is published no more.
+    pub(super) fn note_ours(&self, recorded: impl IntoIterator<Item = QualifiedName>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).ours.extend(recorded);
+    }
+
+    /// Whether it was so recorded.
+    pub(super) fn was_ours(&self, name: &QualifiedName) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).ours.contains(name)
     }
 
     /// Whether a stream that begins here would meet such a transaction.

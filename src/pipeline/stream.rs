@@ -106,7 +106,7 @@ pub(super) async fn run(
     let ended = tokio::select! {
         biased;
         ended = flow.run(stop) => ended,
-        error = joining::watch(&settings, noticed) => Err(error),
+        error = joining::watch(&settings, noticed), if until.is_none() => Err(error),
         error = ownership::keep(ownership, &settings.pipeline.name, &lock_in, looks, reporter) => Err(error),
         () = monitor::watch_primary(&settings.primary, &settings.pipeline.name, &slot, process_id, &view_in) => Ok(()),
     };

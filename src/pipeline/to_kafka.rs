@@ -193,7 +193,9 @@ impl Attempt<'_> {
             return Err(self.refuse_unfinished(sink));
         }
         let additions = self.additions(&primary, first_look).await?;
-        let publication = self.publish_for_feed(&primary, sink, additions, &before).await?;
+        let (publication, coming) = self.publish_for_feed(&primary, sink, additions, &before).await?;
+        let sent = before.copied.iter().filter(|(_, copied)| copied.is_finished() && !copied.left);
+        self.refusals.note_ours(sent.map(|(table, _)| table.clone()));
         let left_copies = if before.may_have_left_copies() { copy_producers(&self.settings.pipeline) } else { 0 };
         let opening = Opening { left_copies, ..self.kafka_opening(sink, &publication) };
         let (mut opened, mut records) = KafkaSink::open(opening.clone()).await?;
@@ -207,7 +209,7 @@ impl Attempt<'_> {
         }
         let is_resumed = matches!(beginning, Beginning::Resume(_));
         if is_resumed && wants_copy && records.copied.is_empty() {
-            self.plan_all(&mut opened, &mut records, &publication).await?;
+            self.plan_all(&mut opened, &mut records, &publication, &coming).await?;
         }
         if is_resumed {
             note_set(&primary.sql, &mut opened, &mut records, &publication, wants_copy).await?;
@@ -258,14 +260,15 @@ impl Attempt<'_> {
     /// Records, where tables were copied before, those that are about to come into the publication: it alone does not tell a partition
     /// that came with a new table from one of an old table, whose rows the stream has carried from the first on. One that has a record is
     /// another under its name, or was missing for a time, and is to be sent again: consumers hold its rows. One that has none may have streamed
-    /// all the same, as a partition or under another name: it counts as one whose copy was cut off, so that deletes are told.
+    /// all the same, as a partition or under another name: it counts as one whose copy was cut off, so that deletes are told. Gives those
+    /// that come.
     async fn publish_for_feed(
         &self,
         primary: &Primary,
         sink: &SinkConfig,
         additions: Additions,
         before: &Records,
-    ) -> Result<Publication, PipelineError> {
+    ) -> Result<(Publication, Vec<QualifiedName>), PipelineError> {
         let coming = self.coming(primary, &additions).await?;
         let additions = planned(&coming, additions, self.settings.pipeline.initial_copy);
         // What was sent of one before still counts, and its changes of the time between go out with the others.
@@ -281,27 +284,31 @@ impl Attempt<'_> {
         };
         plan(&coming.leaves).await?;
         let mut publication = self.publication(primary, &additions).await?;
+        let mut late = Vec::new();
         if additions.is_open() {
-            let late = self.late_leaves(primary, &coming, &[]).await?;
+            late = self.late_leaves(primary, &coming, &[]).await?;
             plan(&late).await?;
             let later = self.commit_publication(primary, &mut publication, &coming, &late).await?;
             plan(&later).await?;
+            late.extend(later);
         }
-        Ok(publication)
+        Ok((publication, coming.leaves.into_iter().chain(late).collect()))
     }
 
     /// A feed that has streamed without a copy is to have one: all tables are marked before the first is sent, so that a copy that is cut off
-    /// knows what is left. As if somebody asked for them again: consumers have had every change until now, and go on to.
+    /// knows what is left. As if somebody asked for them again: consumers have had every change until now, and go on to; of those that only
+    /// come they have had none.
     async fn plan_all(
         &self,
         opened: &mut KafkaSink,
         records: &mut Records,
         publication: &Publication,
+        coming: &[QualifiedName],
     ) -> Result<(), PipelineError> {
         let Some(progress) = records.progress.clone() else { return Ok(()) };
         let tables = publication.tables.iter().filter(|table| table.schema != snapshot::OWN_SCHEMA);
-        let asked_for = CopiedTable { again: true, ..CopiedTable::default() };
-        let planned: Vec<_> = tables.map(|table| (table.clone(), asked_for)).collect();
+        let asked_for = |table| CopiedTable { again: !coming.contains(table), ..CopiedTable::default() };
+        let planned: Vec<_> = tables.map(|table| (table.clone(), asked_for(table))).collect();
         opened.record(progress, planned.clone()).await?;
         records.copied.extend(planned);
         Ok(())

@@ -118,21 +118,30 @@ pub struct Published<'a> {
     pub named: &'a BTreeMap<QualifiedName, u32>,
 }
 
+/// What the record said before, and what becomes of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Noted {
+    /// Tables that come into the set, and are to stay out.
+    pub stay_out: Vec<QualifiedName>,
+    /// Those that were copied, and not left out since.
+    pub copied: Vec<QualifiedName>,
+}
+
 /// Notes which published tables are not of the set, before their changes are left out: one that comes into it lacks them, and is to be
-/// copied. Gives those that come and are to stay out. A start that is refused changes nothing.
+/// copied. A start that is refused changes nothing.
 pub async fn note_set(
     primary: &SqlClient,
     url: &ServerUrl,
     pipeline: &Pipeline,
     published: Published<'_>,
     returning: Returning,
-) -> Result<Vec<QualifiedName>, SnapshotError> {
+) -> Result<Noted, SnapshotError> {
     // A new name may be what takes a table out of the set.
     let (mut client, has_record) = by_the_names_of_now(primary, url, &pipeline.name).await?;
     let recorded = if has_record { store::load(&client, &pipeline.name).await?.tables } else { BTreeMap::new() };
     // Without a record nothing was copied, and all that is published is of one kind.
     if recorded.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Noted::default());
     }
     refuse_other_names(primary, published, &recorded).await?;
     let (mut coming, others) = coming_back(&recorded, published);
@@ -179,7 +188,9 @@ pub async fn note_set(
         // It notes which tables these are: one may get a name of the set.
         renamed::follow(primary, &mut client, &pipeline.name).await?;
     }
-    Ok(stay_out)
+    let is_copied = |(_, state): &(&QualifiedName, &TableState)| matches!(state, TableState::Done { .. });
+    let copied = recorded.iter().filter(is_copied).map(|(name, _)| name.clone()).collect();
+    Ok(Noted { stay_out, copied })
 }
 
 /// The record has followed names since the publication was listed: both must speak of the same tables.

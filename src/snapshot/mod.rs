@@ -58,7 +58,7 @@ use store::{CopyState, TableState};
 use worker::{Finished, Sessions, TableWork, Work};
 
 pub use agreement::{Agreement, agreement};
-pub use coming::{Published, Returning, note_set, plan_coming, plan_published};
+pub use coming::{Noted, Published, Returning, note_set, plan_coming, plan_published};
 pub use error::{Side, SnapshotError};
 #[cfg(feature = "kafka")]
 pub(crate) use members::unpublished;
