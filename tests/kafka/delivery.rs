@@ -236,7 +236,7 @@ async fn a_transaction_longer_than_its_time_stops_the_feed_and_shows_nothing() {
     assert!(relay.log().contains("longer than the broker allows"), "{}", relay.log());
     feed.on_primary("INSERT INTO t VALUES (-1, 'before')").await;
     feed.caught_up().await;
-    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 300000) i").await;
+    feed.on_primary("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 2000000) i").await;
     fails_with(
         &relay,
         &[
