@@ -2,7 +2,7 @@
 //! transaction. Copies nothing.
 
 use crate::config::PostgresSink as SinkConfig;
-use crate::model::{Copied, Lsn, QualifiedName};
+use crate::model::{Copied, Lsn, QualifiedName, listed};
 use crate::sink::postgres::{TableFilter, Wanted};
 use crate::snapshot::{self, Published, Returning, SnapshotError};
 use crate::source::{
@@ -12,7 +12,6 @@ use crate::source::{
 
 use super::PipelineError;
 use super::attempt::Attempt;
-use super::joining::listed;
 use super::primary::Primary;
 use super::resume::Beginning;
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::backoff::every;
 use crate::config;
-use crate::model::QualifiedName;
+use crate::model::{QualifiedName, listed};
 use crate::source::{
     Additions, SourceError, ensure_publication, joining_tables, lists_standby, synchronous_standby_names,
 };
@@ -22,8 +22,6 @@ use super::{PipelineError, Settings};
 const EVERY: Duration = Duration::from_secs(5);
 /// An answer that takes longer is given up, and the session with it.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// More names are only counted.
-const SHOWN: usize = 5;
 
 /// Role of the session of a `walrelay resync` that waits for us.
 pub(super) const RESYNC_ROLE: &str = "resync";
@@ -141,13 +139,6 @@ async fn new_tables(
         );
     }
     Ok(Vec::new())
-}
-
-pub(super) fn listed(tables: &[QualifiedName]) -> String {
-    let names: Vec<String> = tables.iter().take(SHOWN).map(ToString::to_string).collect();
-    let more = tables.len().saturating_sub(SHOWN);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", names.join(", "))
 }
 
 #[cfg(test)]

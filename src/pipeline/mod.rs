@@ -20,6 +20,8 @@ mod create;
 mod durability;
 mod error;
 #[cfg(feature = "kafka")]
+mod feed_set;
+#[cfg(feature = "kafka")]
 mod forget_kafka;
 mod joining;
 mod monitor;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, KafkaSink, Pipeline, Sink, TablePattern};
-use crate::model::{PipelineName, QualifiedName};
+use crate::model::{PipelineName, QualifiedName, listed};
 use crate::sink::kafka::transport::{CopiedTable, Records, mark_copied, read_records};
 use crate::source::{
     Additions, ensure_publication, lists_standby, partitioned_above, slot_facts, synchronous_standby_names,
@@ -16,7 +16,7 @@ use crate::wire::sql::SqlClient;
 
 use super::PipelineError;
 use super::forget_kafka::stranger;
-use super::joining::{RESYNC_ROLE, listed};
+use super::joining::RESYNC_ROLE;
 use super::primary::errand;
 
 /// The daemon looks every few seconds; one that has not stopped its stream by then is busy, or runs another version.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::{OnExistingRows, Pipeline, ServerUrl};
 use crate::model::{PipelineName, QualifiedName};
-use crate::source::published_tables;
+use crate::source::{named_tables, published_tables};
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, names, server};
@@ -200,7 +200,7 @@ async fn refuse_other_names(
     recorded: &BTreeMap<QualifiedName, TableState>,
 ) -> Result<(), SnapshotError> {
     let now: BTreeSet<_> = published_tables(primary, published.publication).await?.into_iter().collect();
-    let named = published::named(primary, published.publication).await?;
+    let named = named_tables(primary, published.publication).await?;
     let listed: BTreeSet<_> = published.wanted.iter().chain(published.others).cloned().collect();
     // Others come and go as they like.
     let is_other = |table: &QualifiedName| {

@@ -67,6 +67,7 @@ pub use progress::CopyProgress;
 pub use session::COPY_ROLE;
 #[cfg(feature = "kafka")]
 pub use to_kafka::{KafkaCopy, Part, PreparedKafka, prepare_kafka};
+pub use worker::MAY_ANALYZE;
 
 /// Fails where a transaction that the process waits for, a walsender that makes a slot, waits for the locks of this pipeline's copy.
 pub async fn refuse_lock_knot(sql: &SqlClient, process_id: i32, pipeline: &PipelineName) -> Result<(), SnapshotError> {

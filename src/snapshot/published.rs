@@ -1,12 +1,13 @@
 //! Reads from the primary what its publication holds: tables, columns, filters, sizes. Writes nothing; locks nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Row;
 
 use crate::config::ServerUrl;
 use crate::model::{PipelineName, QualifiedName};
 use crate::schema::binary::{ColumnType, TYPE_PARTS};
+use crate::source::named_tables;
 use crate::wire::sql::SqlClient;
 
 use super::error::{Side, SnapshotError, server};
@@ -89,30 +90,10 @@ pub(super) async fn planned_or_named(
 ) -> Result<Vec<QualifiedName>, SnapshotError> {
     if !left.iter().all(&is_planned) {
         let client = session::primary_sql(primary, pipeline).await?;
-        let named = named(&client, publication).await?;
+        let named = named_tables(&client, publication).await?;
         left.retain(|name| named.contains_key(name) || is_planned(name));
     }
     Ok(left)
-}
-
-/// The tables that the publication names one by one, with their OIDs. The others come into it with a schema, a partitioned parent or the
-/// database. Reads catalogs only, so no lock on a table holds it up.
-pub(super) async fn named(
-    client: &SqlClient,
-    publication: &str,
-) -> Result<BTreeMap<QualifiedName, u32>, SnapshotError> {
-    let rows = client
-        .query(
-            "SELECT n.nspname, c.relname, c.oid FROM pg_catalog.pg_publication_rel r \
-             JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
-             JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
-             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1",
-            &[&publication],
-        )
-        .await
-        .map_err(|error| server(Side::Primary, format!("read the publication \"{publication}\""), error))?;
-    let name = |row: &Row| QualifiedName::new(row.get::<_, String>(0), row.get::<_, String>(1));
-    Ok(rows.iter().map(|row| (name(row), row.get(2))).collect())
 }
 
 /// Behind a first field: its name, whether it is generated, its type.

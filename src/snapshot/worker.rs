@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_protocol::message::frontend;
 
-use crate::model::{Lsn, PipelineName, QualifiedName};
+use crate::model::{Lsn, PipelineName, QualifiedName, listed};
 use crate::schema::name_list;
 use crate::wire::{Connection, QueryResult, WireError};
 
@@ -21,10 +21,8 @@ use super::pump::{Passed, pass_through};
 
 /// ANALYZE gives up on a table that others hold; statistics come with autovacuum too.
 const ANALYZE_LOCK_TIMEOUT: &str = "5s";
-/// True where the session's role may ANALYZE the table `c`; `walrelay check` asks the same.
-const MAY_ANALYZE: &str = include_str!("may_analyze.sql");
-/// Most tables that a warning names.
-const SHOWN: usize = 5;
+/// SQL: true where the session's role may ANALYZE the table `c`; `walrelay check` asks the same.
+pub const MAY_ANALYZE: &str = include_str!("may_analyze.sql");
 
 /// One table and what is left of it.
 pub(super) struct TableWork {
@@ -229,11 +227,8 @@ fn warn_of_denied(tables: &[QualifiedName], role: &str, has_right: bool) {
     } else {
         format!("let {role} own them")
     };
-    let shown: Vec<String> = tables.iter().take(SHOWN).map(ToString::to_string).collect();
-    let more = tables.len().saturating_sub(SHOWN);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
     tracing::warn!(
-        tables = format!("{}{rest}", shown.join(", ")),
+        tables = listed(tables),
         "the role may not ANALYZE these tables of the standby: they have no statistics until autovacuum gathers them; run ANALYZE as \
          their owner, and for the next copy: {remedy}"
     );

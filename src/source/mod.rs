@@ -16,7 +16,7 @@ pub use identity::{identify, identity_difference, timeline_switch_point};
 pub use passing_publications::PassingPublications;
 pub use publication::{
     Additions, Coming, Publication, all_operations_sql, coming_tables, commit_publication, create_publication_sql,
-    drop_publication, ensure_publication, joining_tables, list_again, missing_tables_sql,
+    drop_publication, ensure_publication, joining_tables, list_again, missing_tables_sql, named_tables,
 };
 pub use receive::ReceivePolicy;
 pub use slot::{CreatedSlot, SlotFacts, SnapshotUse, create_slot, drop_slot, slot_facts};

@@ -181,7 +181,9 @@ async fn existing(sql: &SqlClient, name: &str) -> Result<Option<Existing>, Sourc
     }))
 }
 
-async fn named_tables(sql: &SqlClient, name: &str) -> Result<BTreeMap<QualifiedName, u32>, SourceError> {
+/// The tables that the publication names one by one, partitioned ones too, with their OIDs. The others come into it with a schema, a partitioned
+/// parent or the database. Reads catalogs only, so no lock on a table holds it up.
+pub async fn named_tables(sql: &SqlClient, name: &str) -> Result<BTreeMap<QualifiedName, u32>, SourceError> {
     let query = "SELECT n.nspname::text, c.relname::text, c.oid FROM pg_catalog.pg_publication_rel pr \
                  JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid JOIN pg_catalog.pg_class c ON c.oid = pr.prrelid \
                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE p.pubname = $1";

@@ -137,15 +137,6 @@ impl Findings {
     }
 }
 
-/// The first of them, and how many more there are.
-pub(super) fn listed(names: &[impl AsRef<str>]) -> String {
-    const SHOWN: usize = 5;
-    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
-    let more = names.len().saturating_sub(SHOWN);
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{}{rest}", shown.join(", "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

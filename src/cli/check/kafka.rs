@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use crate::cli::Exit;
 use crate::config::{KafkaSink, Pipeline};
-use crate::model::{QualifiedName, Retry};
+use crate::model::{QualifiedName, Retry, listed};
 use crate::sink::SinkError;
 use crate::sink::kafka::transport::{Survey, TopicSurvey, survey};
 
 use super::beginning::Record;
-use super::finding::{Finding, Findings, Level, listed};
+use super::finding::{Finding, Findings, Level};
 
 /// Examines the pipeline's cluster.
 pub(super) async fn examine(

@@ -1,12 +1,12 @@
 //! Who owns the replicated tables of a standby: what he hangs on them runs with the rights of the relay's role. Judges nobody whom
 //! that role has to trust anyway.
 
-use crate::model::QualifiedName;
+use crate::model::{QualifiedName, listed};
 use crate::sink::postgres::store::trusted_owner_sql;
 use crate::wire::WireError;
 use crate::wire::sql::SqlClient;
 
-use super::finding::{Finding, Findings, Level, listed};
+use super::finding::{Finding, Findings, Level};
 use super::named::NAMED_TABLES;
 
 /// Names the owners who have no rights over `role`, the session's own, and would get them.

@@ -3,15 +3,13 @@
 
 use postgres_protocol::escape::escape_identifier;
 
-use crate::model::QualifiedName;
+use crate::model::{QualifiedName, listed};
+use crate::snapshot::MAY_ANALYZE;
 use crate::wire::WireError;
 use crate::wire::sql::SqlClient;
 
-use super::finding::{Finding, Findings, listed};
+use super::finding::{Finding, Findings};
 use super::named::NAMED_TABLES;
-
-/// True where the session's role may ANALYZE the table `c`; the copy asks the same (`snapshot/worker.rs`).
-const MAY_ANALYZE: &str = include_str!("../../snapshot/may_analyze.sql");
 
 /// Names those of the tables that are to be copied, and that `role`, the session's own, may not ANALYZE.
 pub(super) async fn examine(

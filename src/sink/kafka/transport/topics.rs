@@ -11,6 +11,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::runtime::Handle;
 
 use crate::config::KafkaSink;
+use crate::model;
 
 use super::client::{self, Events};
 use super::fault::Fault;
@@ -356,12 +357,9 @@ fn record_bytes(settings: &HashMap<String, String>) -> Option<usize> {
 
 /// `the topic "a"`, `the topics "a", "b" and 3 more`.
 pub(super) fn listed(names: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("\"{name}\"")).collect();
-    let more = names.len().saturating_sub(SHOWN);
     let noun = if names.len() == 1 { "the topic" } else { "the topics" };
-    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("{noun} {}{rest}", shown.join(", "))
+    let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+    format!("{noun} {}", model::listed(&quoted))
 }
 
 #[cfg(test)]
