@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 use crate::config::{Environment, ServerUrl, parse_url};
 use crate::wire::{Connection, Session};
 
@@ -19,14 +21,18 @@ use super::{Account, Programs, ThrowawayError};
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What a folder's name may not hold as the value of a URL's parameter in a quoted text.
+const SPELT_OUT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
 
 /// What to start.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Settings beside those that every server gets.
     pub settings: Vec<(String, String)>,
-    /// The whole of pg_hba.conf; by default everybody on this machine is trusted.
+    /// The whole of pg_hba.conf; by default everybody who reaches the server is trusted.
     pub hba: Option<String>,
+    /// Reached only through a Unix socket in a folder that nobody else may enter; else by everybody on this machine.
+    pub is_private: bool,
     /// More arguments of initdb, e.g. another encoding.
     pub initdb: Vec<String>,
     /// Keep the folder when dropped.
@@ -34,6 +40,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// For a server that stands while its user looks around: a superuser of it may run programs as its account.
+    pub fn private() -> Self {
+        Self { is_private: true, ..Self::default() }
+    }
+
     /// With one more setting.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
@@ -172,8 +183,9 @@ impl Server {
         command.arg("-D").arg(self.data_dir()).stdout(Stdio::null()).stderr(log).process_group(0);
         let port = self.port.to_string();
         let socket_folder = self.path.display().to_string();
+        let addresses = if self.options.is_private { "" } else { "127.0.0.1" };
         let fixed =
-            [("port", port.as_str()), ("listen_addresses", "127.0.0.1"), ("unix_socket_directories", &socket_folder)];
+            [("port", port.as_str()), ("listen_addresses", addresses), ("unix_socket_directories", &socket_folder)];
         for (name, value) in fixed {
             command.arg("-c").arg(format!("{name}={value}"));
         }
@@ -196,14 +208,19 @@ impl Server {
         }
     }
 
-    /// The superuser's URL of a database, over TCP.
+    /// The superuser's URL of a database, over TCP unless the server is private.
     pub fn url(&self, database: &str) -> String {
         self.url_for("postgres", database)
     }
 
-    /// A role's URL of a database, over TCP.
+    /// A role's URL of a database, over TCP unless the server is private.
     pub fn url_for(&self, role: &str, database: &str) -> String {
-        format!("postgres://{role}@127.0.0.1:{}/{database}", self.port)
+        if !self.options.is_private {
+            return format!("postgres://{role}@127.0.0.1:{}/{database}", self.port);
+        }
+        let folder = self.path.display().to_string();
+        let folder = utf8_percent_encode(&folder, SPELT_OUT);
+        format!("postgres://{role}@/{database}?host={folder}&port={}", self.port)
     }
 
     /// The superuser's URL, parsed.
@@ -212,7 +229,7 @@ impl Server {
             .map_err(|rule| ThrowawayError::Program { program: "url".to_owned(), output: rule })
     }
 
-    /// Its TCP port.
+    /// Its TCP port, which is part of the Unix socket's name too.
     pub fn port(&self) -> u16 {
         self.port
     }

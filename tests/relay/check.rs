@@ -203,6 +203,12 @@ async fn a_primary_with_wrong_settings_is_mended_by_what_check_prints() {
             "max_replication_slots = 7",
         );
         assert!(!first.answer.to_string().contains("free for \\\"walrelay_standby1"), "{:#}", first.answer);
+        first.names(
+            "warning",
+            "primary",
+            "no replication slot is left beside \"walrelay_standby1\"",
+            "max_replication_slots = 7",
+        );
         first.names("warning", "primary", "public.plain has no replica identity", "REPLICA IDENTITY FULL");
         first.names("info", "primary", "max_slot_wal_keep_size is -1", "");
         first.mend(&mut pair).await;

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Sink};
 use crate::model::{PipelineName, QualifiedName};
 use crate::source::{
     PublishableTable, SlotFacts, SourceError, all_operations_sql, coming_tables, create_publication_sql, lists_standby,
@@ -185,11 +185,17 @@ fn examine_slot(primary: &Primary, pipeline: &config::Pipeline, slot: Option<&Sl
     let name = pipeline.slot_name();
     let Some(slot) = slot else {
         primary.free_slots.set(primary.free_slots.get() - 1);
+        let remedy = "raise it and restart the server, or drop a slot that nobody uses (pg_replication_slots)";
+        let sql = format!("ALTER SYSTEM SET max_replication_slots = {}", primary.max_slots + SPARE);
         if primary.free_slots.get() < 0 {
-            let remedy = "raise it and restart the server, or drop a slot that nobody uses (pg_replication_slots)";
             let message = format!("no replication slot is free for \"{name}\" (max_replication_slots)");
-            let sql = format!("ALTER SYSTEM SET max_replication_slots = {}", primary.max_slots + SPARE);
             findings.push(Finding::error(PLACE, message, remedy).with_sql([sql]));
+        } else if primary.free_slots.get() == 0 && pipeline.initial_copy && !matches!(pipeline.sink, Sink::Stdout) {
+            let message = format!(
+                "no replication slot is left beside \"{name}\" (max_replication_slots): a copy that is cut off needs one more, for the \
+                 seconds of its new snapshot, and so do tables that join later"
+            );
+            findings.push(Finding::warning(PLACE, message, remedy).with_sql([sql]));
         }
         if lists_standby(&primary.standby_names, pipeline.name.as_str()) {
             findings.push(listed_too_early(&pipeline.name, &primary.standby_names));

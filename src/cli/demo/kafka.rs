@@ -67,12 +67,12 @@ pub(super) async fn tell(programs: &Programs, broker: &BrokerPrograms, keep: boo
 async fn open(programs: &Programs, broker: &BrokerPrograms) -> Result<Stage, DemoError> {
     step(1, "A real PostgreSQL server and a real Kafka broker");
     say(&format!("programs: {}, {}", programs.path("").display(), broker.class_path().display()));
-    let primary = Server::start(programs, Options::default()).await?;
+    let primary = Server::start(programs, Options::private()).await?;
     let options = BrokerOptions::default().with("num.partitions", "3");
     let broker = Broker::start(broker, options).await?;
     session(&primary, "postgres").await?.batch_execute("CREATE DATABASE shop").await?;
     let on_primary = session(&primary, "shop").await?;
-    proven(&format!("primary on port {}, broker on {}", primary.port(), broker.address()));
+    proven(&format!("primary on port {} (Unix socket), broker on {}", primary.port(), broker.address()));
     on_primary.batch_execute(TABLES).await?;
     let fill = format!(
         "INSERT INTO customers SELECT i, 'customer ' || i FROM generate_series(1, {CUSTOMERS}) i;

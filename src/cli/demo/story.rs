@@ -56,15 +56,15 @@ pub(super) async fn tell(programs: &Programs, keep: bool) -> Result<(), DemoErro
 async fn open(programs: &Programs) -> Result<Stage, DemoError> {
     step(1, "Two real PostgreSQL servers");
     say(&format!("programs: {}", programs.path("").display()));
-    let primary = Server::start(programs, Options::default()).await?;
-    let standby = Server::start(programs, Options::default()).await?;
+    let primary = Server::start(programs, Options::private()).await?;
+    let standby = Server::start(programs, Options::private()).await?;
     for server in [&primary, &standby] {
         session(server, "postgres").await?.batch_execute("CREATE DATABASE shop").await?;
     }
     let on_primary = session(&primary, "shop").await?;
     let on_standby = session(&standby, "shop").await?;
     let version = text(&on_primary, "SELECT version()").await?;
-    proven(&format!("primary on port {}, standby on port {}", primary.port(), standby.port()));
+    proven(&format!("primary on port {}, standby on port {} (Unix sockets)", primary.port(), standby.port()));
     say(version.split(" on ").next().unwrap_or(""));
     on_primary.batch_execute(TABLES).await?;
     on_standby.batch_execute(TABLES).await?;
