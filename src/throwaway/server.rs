@@ -1,8 +1,9 @@
 //! One throw-away server: initdb, start, stop, kill -9, start again; gone with its folder when dropped.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,7 +72,11 @@ impl Server {
     /// server with the thread that started it, so that nothing stays behind a killed test.
     pub async fn start(programs: &Programs, options: Options) -> Result<Self, ThrowawayError> {
         let account = Account::choose()?;
-        let folder = tempfile::Builder::new().prefix("walrelay-server-").tempdir();
+        let mut builder = tempfile::Builder::new();
+        if options.is_private {
+            builder.permissions(Permissions::from_mode(0o700));
+        }
+        let folder = builder.prefix("walrelay-server-").tempdir();
         let folder = folder.map_err(ThrowawayError::io("making a folder for a server"))?;
         account.own(folder.path()).map_err(ThrowawayError::io("giving the server's folder to its account"))?;
         let path = folder.path().to_path_buf();
@@ -146,7 +151,7 @@ impl Server {
             .and_then(|()| self.account.own(&path))
             .and_then(|()| {
                 // A server refuses a key that others may read.
-                fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+                fs::set_permissions(&path, Permissions::from_mode(0o600))
             })
             .map_err(ThrowawayError::io(format!("writing {}", path.display())))
     }

@@ -1,6 +1,11 @@
 //! The throw-away servers themselves: every version starts, survives a crash with its data, and leaves nothing behind.
 
-use super::harness::{major_versions, server, value, values};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+
+use walrelay::throwaway::Options;
+
+use super::harness::{major_versions, server, start_server, value, values};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_version_starts_crashes_and_comes_back_with_its_data() {
@@ -16,5 +21,16 @@ async fn every_version_starts_crashes_and_comes_back_with_its_data() {
         let process = format!("/proc/{}", server.process_id().unwrap());
         drop(server);
         assert!(!folder.exists() && !std::path::Path::new(&process).exists(), "something is left of {major}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_server_is_reached_by_its_own_account_and_by_no_address() {
+    for major in major_versions().into_iter().filter(|major| [14, 18].contains(major)) {
+        let server = start_server(major, Options::private()).await;
+        assert_eq!(value(&server, "postgres", "SELECT current_user").await, "postgres");
+        let mode = std::fs::metadata(server.folder()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "who may not enter the folder cannot reach the socket");
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, server.port())).is_err());
     }
 }
