@@ -8,7 +8,7 @@ KAFKA_TEST_THREADS ?= 3
 .PHONY: help demo demo-kafka check test bench build clean-servers
 
 help:
-	@echo "make demo    two real servers, a copy, a stream, a synchronous commit, a crash: three minutes"
+	@echo "make demo    two real servers, a copy, a stream, a synchronous commit, a crash: five minutes with the build"
 	@echo "make demo-kafka   the same towards a real Kafka broker: events, a commit that waits for it, crashes (needs Java)"
 	@echo "make test    everything, on real servers of versions 14 to 18"
 	@echo "make check   format, lints, documentation and the fast tests: needs no server"
